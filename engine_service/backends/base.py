@@ -1,0 +1,83 @@
+"""What a backend is: the thing the step loop drives. It knows token ids, never text or sockets."""
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine_service.errors import EngineError
+from engine_service.protocol import EngineStats, FinishReason, SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One validated generation.
+
+    key: unique among live requests of this process. prompt_token_ids: at least one id, each in
+    the vocabulary. max_new_tokens: at least 1, prompt and answer together within the context.
+    """
+
+    key: int
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    max_new_tokens: int
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceOutput:
+    """What one step changed for one request.
+
+    token_ids: sampled in this step, an end-of-sequence token included. Exactly one output of a
+    request has ``finish_reason`` or ``error`` set, and it is the last. Counts are totals so far.
+    """
+
+    key: int
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: EngineError | None = None
+    n_cached_tokens: int = 0
+    n_completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a loaded model can take; ``max_model_len`` is bounded by context and KV pool."""
+
+    name: str
+    architecture: str
+    dtype: str
+    device: str
+    backend: str
+    vocab_size: int
+    max_model_len: int
+    block_size: int
+    n_blocks: int
+    max_sequences: int
+    eos_token_ids: frozenset[int]
+
+
+class Backend(Protocol):
+    """Driven by one thread, which alone may call it after construction."""
+
+    info: ModelInfo
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request. Raises RequestError or Overloaded, and then holds nothing of it."""
+
+    def abort(self, key: int) -> None:
+        """End a request; its last output (``finish_reason="abort"``) comes from the next step.
+
+        Idempotent; an unknown key is ignored.
+        """
+
+    def has_work(self) -> bool:
+        """True while ``step`` has something to do or to report."""
+
+    def step(self) -> SequenceOf[SequenceOutput]:
+        """Schedule, execute and sample once. A fault of one request is an output with ``error``."""
+
+    def fail_running(self, error: EngineError) -> SequenceOf[SequenceOutput]:
+        """End every request that was part of the step that raised, free their blocks, go on."""
+
+    def stats(self) -> EngineStats:
+        """Counters now; the loop adds uptime and memory."""
