@@ -1,0 +1,10 @@
+"""Identifiers made by the server."""
+
+import secrets
+import time
+
+
+def new_id(prefix: str) -> str:
+    """Return ``prefix-`` and 32 hex digits that sort by time: 48 bits of milliseconds (as UUID
+    version 7 of RFC 9562 has them), then 80 random bits."""
+    return f"{prefix}-{int(time.time() * 1000):012x}{secrets.token_hex(10)}"

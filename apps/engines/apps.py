@@ -1,0 +1,7 @@
+from django.apps import AppConfig
+
+
+class EnginesConfig(AppConfig):
+    name = "apps.engines"
+    label = "engines"
+    verbose_name = "Engines"

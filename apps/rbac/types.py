@@ -1,0 +1,18 @@
+"""Who a request comes from, as every door hands it to admission."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """An authenticated caller inside one tenant: a program's token or a person in the admin.
+
+    cache_salt: the tenant's, given to the engine to seed its prefix cache.
+    """
+
+    tenant_id: int
+    tenant_slug: str
+    cache_salt: str
+    label: str
+    api_token_id: int | None = None
+    user_id: int | None = None

@@ -1,0 +1,18 @@
+"""Tests: a throw-away key, quick password hashes; the database of DATABASE_URL or SQLite."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("VAR", str(Path(tempfile.gettempdir()) / f"nano-llm-test-{os.getuid()}"))
+
+from config.settings.base import *  # noqa: E402, F403
+from config.settings.base import VAR_DIR  # noqa: E402
+
+VAR_DIR.mkdir(parents=True, exist_ok=True)
+SECRET_KEY = "only-for-tests-0123456789-0123456789-0123456789-0123456789"  # noqa: S105
+DEBUG = False
+ALLOWED_HOSTS = ["*"]
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = True
