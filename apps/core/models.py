@@ -1,4 +1,4 @@
-"""What every room may build on: time stamps and the change stamp that tells processes to refresh."""
+"""What every room builds on: time stamps, and the stamp that tells processes to refresh."""
 
 from django.db import models
 

@@ -14,7 +14,7 @@ _FALSE = {"0", "false", "no", "off"}
 def text(name: str, default: str | None = None) -> str:
     """Return the variable, or ``default``; raises ImproperlyConfigured when neither is there."""
     value = os.environ.get(name, default)
-    if value is None or value == "" and default is None:
+    if value is None or (value == "" and default is None):
         raise ImproperlyConfigured(f"{name} is not set")
     return value
 

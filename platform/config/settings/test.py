@@ -6,8 +6,8 @@ from pathlib import Path
 
 os.environ.setdefault("VAR", str(Path(tempfile.gettempdir()) / f"nano-llm-test-{os.getuid()}"))
 
-from config.settings.base import *  # noqa: E402, F403
-from config.settings.base import VAR_DIR  # noqa: E402
+from config.settings.base import *  # noqa: F403
+from config.settings.base import VAR_DIR
 
 VAR_DIR.mkdir(parents=True, exist_ok=True)
 SECRET_KEY = "only-for-tests-0123456789-0123456789-0123456789-0123456789"  # noqa: S105
