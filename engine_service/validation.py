@@ -1,0 +1,108 @@
+"""Refuses, before anything runs, every generation that a model cannot honour; nothing is clamped.
+
+Called by the frontend for each request; knows token ids and parameters, not text or sockets.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from engine_service.errors import RequestError
+from engine_service.protocol import SamplingParams
+
+if TYPE_CHECKING:
+    from engine_service.backends.base import ModelInfo
+
+MAX_STOP_STRINGS: Final = 4
+MAX_STOP_CHARS: Final = 256
+MAX_TEMPERATURE: Final = 2.0
+_INT64_MIN: Final = -(2**63)
+_INT64_MAX: Final = 2**63 - 1
+
+
+def validate_request(
+    *,
+    prompt_token_ids: Sequence[int],
+    sampling: SamplingParams,
+    max_tokens: int | None,
+    info: "ModelInfo",
+    prompt_param: str,
+) -> int:
+    """Return how many tokens the request may generate.
+
+    Args:
+        prompt_param: the client's name of its prompt, ``messages`` or ``prompt``.
+
+    Raises:
+        RequestError: says which field is wrong and what was expected.
+    """
+    _check_prompt(prompt_token_ids, info=info, param=prompt_param)
+    _check_sampling(sampling)
+    remaining = info.max_model_len - len(prompt_token_ids)
+    if max_tokens is None:
+        return remaining
+    if max_tokens < 1:
+        raise _invalid("max_tokens", f"must be at least 1, not {max_tokens}")
+    if max_tokens > remaining:
+        raise _too_long(
+            f"The model's context is {info.max_model_len} tokens; the prompt has "
+            f"{len(prompt_token_ids)} and max_tokens asks for {max_tokens}, "
+            f"{max_tokens - remaining} more than remain.",
+            param="max_tokens",
+        )
+    return max_tokens
+
+
+def _check_prompt(token_ids: Sequence[int], *, info: "ModelInfo", param: str) -> None:
+    if not token_ids:
+        raise RequestError(f"{param} is empty.", code="invalid_value", param=param)
+    if len(token_ids) >= info.max_model_len:
+        raise _too_long(
+            f"The model's context is {info.max_model_len} tokens; {param} has {len(token_ids)} "
+            "and leaves no room for an answer.",
+            param=param,
+        )
+    if min(token_ids) < 0 or max(token_ids) >= info.vocab_size:
+        outside = next(i for i in token_ids if not 0 <= i < info.vocab_size)
+        raise _invalid(
+            param, f"has token id {outside}; the vocabulary is 0 to {info.vocab_size - 1}"
+        )
+
+
+def _check_sampling(sampling: SamplingParams) -> None:
+    # Comparisons with NaN are false, so each range is written as what must hold.
+    if not (math.isfinite(sampling.temperature) and 0.0 <= sampling.temperature <= MAX_TEMPERATURE):
+        raise _invalid("temperature", f"must be from 0 to 2, not {sampling.temperature}")
+    if not 0.0 < sampling.top_p <= 1.0:
+        raise _invalid("top_p", f"must be above 0 and at most 1, not {sampling.top_p}")
+    if not 0 <= sampling.top_k <= _INT64_MAX:
+        raise _invalid("top_k", f"must be 0 (off) or more, not {sampling.top_k}")
+    if sampling.seed is not None and not _INT64_MIN <= sampling.seed <= _INT64_MAX:
+        raise _invalid("seed", f"must be a 64-bit integer, not {sampling.seed}")
+    if sampling.n != 1:
+        raise RequestError(
+            f"n must be 1, not {sampling.n}: several answers per request are not supported.",
+            code="unsupported_value",
+            param="n",
+        )
+    _check_stop(sampling.stop)
+
+
+def _check_stop(stop: tuple[str, ...]) -> None:
+    if len(stop) > MAX_STOP_STRINGS:
+        raise _invalid("stop", f"may list at most {MAX_STOP_STRINGS} strings, not {len(stop)}")
+    for text in stop:
+        if not text:
+            raise _invalid("stop", "must not contain an empty string")
+        if len(text) > MAX_STOP_CHARS:
+            raise _invalid(
+                "stop", f"strings may have at most {MAX_STOP_CHARS} characters, not {len(text)}"
+            )
+
+
+def _invalid(param: str, expectation: str) -> RequestError:
+    return RequestError(f"{param} {expectation}.", code="invalid_value", param=param)
+
+
+def _too_long(message: str, *, param: str) -> RequestError:
+    return RequestError(message, code="context_length_exceeded", param=param)
