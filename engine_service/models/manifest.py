@@ -76,7 +76,9 @@ def read_manifest(directory: Path) -> Manifest:
             raise ModelError(f"{path} is larger than a manifest can be")
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except OSError as error:
-        raise ModelError(f"{directory} has no readable {MANIFEST_NAME}: {error.strerror}") from error
+        raise ModelError(
+            f"{directory} has no readable {MANIFEST_NAME}: {error.strerror}"
+        ) from error
     except msgspec.MsgspecError as error:
         raise ModelError(f"{path} is not a valid manifest: {error}") from error
     if manifest.format != 1:

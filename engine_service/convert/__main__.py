@@ -1,0 +1,68 @@
+"""``python -m engine_service.convert --source PATH --output DIR``: JSON lines on standard output.
+
+Lines: ``source`` once, ``progress`` as it goes, and last ``done``, or ``error`` with exit code 1.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from engine_service.convert.errors import ConversionError
+from engine_service.convert.pipeline import Progress, convert
+from engine_service.errors import ModelError
+from engine_service.models.manifest import MANIFEST_NAME, ManifestSource, hash_file
+
+_PROGRESS_INTERVAL_S = 0.1
+
+
+def main() -> int:
+    """Convert and report. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m engine_service.convert", description=__doc__)
+    parser.add_argument("--source", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    # SystemExit lets the half-written directory be removed on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        manifest = convert(arguments.source, arguments.output, report=_Reporter())
+    except (ModelError, OSError, MemoryError) as error:
+        field = error.field if isinstance(error, ConversionError) else None
+        _print_event("error", message=str(error) or type(error).__name__, field=field)
+        return 1
+    _print_event(
+        "done",
+        manifest=msgspec.to_builtins(manifest),
+        manifest_sha256=hash_file(arguments.output / MANIFEST_NAME),
+        size_bytes=sum(path.stat().st_size for path in arguments.output.iterdir()),
+    )
+    return 0
+
+
+class _Reporter:
+    """Prints progress, at most some lines a second and always a stage's last."""
+
+    def __init__(self) -> None:
+        self._printed_at = 0.0
+
+    def __call__(self, event: ManifestSource | Progress) -> None:
+        if isinstance(event, ManifestSource):
+            _print_event("source", name=event.name, sha256=event.sha256)
+            return
+        now = time.monotonic()
+        if event.done == event.total or now - self._printed_at >= _PROGRESS_INTERVAL_S:
+            self._printed_at = now
+            _print_event("progress", stage=event.stage, done=event.done, total=event.total)
+
+
+def _print_event(event: str, **fields: object) -> None:
+    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

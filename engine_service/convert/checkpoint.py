@@ -1,0 +1,123 @@
+"""What both kinds of source come down to: a Llama configuration, files, and tensors to read.
+
+The table of a Llama's tensors lives here; a source with one missing, too many or misshapen is
+refused before anything is written.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_service.convert.errors import ConversionError
+
+ARCHITECTURE = "LlamaForCausalLM"
+BFLOAT16 = "bfloat16"
+FLOAT32 = "float32"
+# Raw elements of the stored type: float32, or bfloat16 as its 16 bits.
+RawTensor = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
+
+_LIMITS = {
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 19,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "head_dim": 1 << 10,
+    "vocab_size": 1 << 21,
+    "max_position_embeddings": 1 << 24,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaShape:
+    """The numbers that decide every tensor's shape; field names are Hugging Face's."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+
+    def __post_init__(self) -> None:
+        for name, limit in _LIMITS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= limit:
+                raise ConversionError(
+                    f"{name} is {value!r}; a whole number from 1 to {limit} is expected",
+                    field=name,
+                )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConversionError(
+                f"num_attention_heads {self.num_attention_heads} is no multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}",
+                field="num_key_value_heads",
+            )
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor, in the order in which they are stored."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        q_rows = self.num_attention_heads * self.head_dim
+        kv_rows = self.num_key_value_heads * self.head_dim
+        layer = {
+            "input_layernorm": (hidden,),
+            "self_attn.q_proj": (q_rows, hidden),
+            "self_attn.k_proj": (kv_rows, hidden),
+            "self_attn.v_proj": (kv_rows, hidden),
+            "self_attn.o_proj": (hidden, q_rows),
+            "post_attention_layernorm": (hidden,),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
+        tensors: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocab_size, hidden)
+        }
+        for index in range(self.num_hidden_layers):
+            for part, shape in layer.items():
+                tensors[f"model.layers.{index}.{part}.weight"] = shape
+        tensors["model.norm.weight"] = (hidden,)
+        if not self.tie_word_embeddings:
+            tensors["lm_head.weight"] = (self.vocab_size, hidden)
+        return tensors
+
+    def n_parameters(self) -> int:
+        """Weights stored; a tied head counts once."""
+        return sum(math.prod(shape) for shape in self.tensors().values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A source that passed its checks; ``read`` gives one tensor in ``dtype``, row-major."""
+
+    shape: LlamaShape
+    dtype: str
+    license: str
+    config: Mapping[str, Any]
+    files: Mapping[str, bytes]
+    read: Callable[[str], RawTensor]
+
+
+def check_tensors(*, found: Mapping[str, tuple[int, ...]], shape: LlamaShape) -> None:
+    """Refuse a source whose tensors are not exactly those of the model."""
+    expected = shape.tensors()
+    for name, expected_shape in expected.items():
+        if name not in found:
+            raise ConversionError(f"tensor {name!r} is missing", field=name)
+        if found[name] != expected_shape:
+            raise ConversionError(
+                f"tensor {name!r} has shape {found[name]}; {expected_shape} is expected",
+                field=name,
+            )
+    for name in found:
+        if name not in expected:
+            raise ConversionError(
+                f"tensor {name!r} is no part of a supported {ARCHITECTURE}", field=name
+            )

@@ -1,0 +1,63 @@
+"""Small files of a model directory: bounded reading, JSON objects, and what is never touched."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine_service.convert.errors import ConversionError
+from engine_service.models.manifest import PICKLE_SUFFIXES
+
+MAX_JSON_BYTES = 1 << 20
+MAX_TOKENIZER_BYTES = 1 << 27
+
+
+def plain_files(directory: Path) -> dict[str, Path]:
+    """The files directly in ``directory`` by name. Links and pickled checkpoints are refused."""
+    files: dict[str, Path] = {}
+    for path in sorted(directory.iterdir()):
+        refuse_link(path)
+        refuse_pickle(path)
+        if path.is_file() and not path.name.startswith("."):
+            files[path.name] = path
+    return files
+
+
+def refuse_link(path: Path) -> None:
+    """A link could lead out of the directory that was checked."""
+    if path.is_symlink():
+        raise ConversionError(f"{path.name} is a symbolic link", field=path.name)
+
+
+def refuse_pickle(path: Path) -> None:
+    """Reading a pickle runs the code in it."""
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        raise ConversionError(
+            f"{path.name} is a pickled checkpoint, which can run code; use safetensors",
+            field=path.name,
+        )
+
+
+def read_bounded(path: Path, *, max_bytes: int) -> bytes:
+    """A whole small file; a larger one is refused before it is read."""
+    size_bytes = path.stat().st_size
+    if size_bytes > max_bytes:
+        raise ConversionError(
+            f"{path.name} has {size_bytes} bytes; at most {max_bytes} are read", field=path.name
+        )
+    return path.read_bytes()
+
+
+def parse_json_object(data: bytes, *, name: str) -> dict[str, Any]:
+    """A JSON object, or the reason why it is none."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ConversionError(f"{name} is not valid JSON: {error}", field=name) from error
+    if not isinstance(value, dict):
+        raise ConversionError(f"{name} is not a JSON object", field=name)
+    return value
+
+
+def json_bytes(value: object) -> bytes:
+    """JSON as the model directory's files are written."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"

