@@ -46,6 +46,11 @@ class Deployment(TimestampedModel):
         validators=[MinValueValidator(16)],
         help_text="Prompt and answer together at most. Empty: what the model allows.",
     )
+    generation = models.PositiveIntegerField(
+        default=1,
+        editable=False,
+        help_text="Raised by every change that an engine must be started anew for.",
+    )
 
     class Meta:
         ordering = ["name"]

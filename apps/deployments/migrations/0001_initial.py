@@ -29,6 +29,7 @@ class Migration(migrations.Migration):
                 ('max_sequences', models.PositiveIntegerField(default=64, help_text='Requests in one step at most.', validators=[django.core.validators.MinValueValidator(1)])),
                 ('max_batched_tokens', models.PositiveIntegerField(default=512, help_text='Tokens in one step at most.', validators=[django.core.validators.MinValueValidator(16)])),
                 ('max_model_len', models.PositiveIntegerField(blank=True, help_text='Prompt and answer together at most. Empty: what the model allows.', null=True, validators=[django.core.validators.MinValueValidator(16)])),
+                ('generation', models.PositiveIntegerField(default=1, editable=False, help_text='Raised by every change that an engine must be started anew for.')),
                 ('model_version', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='deployments', to='registry.modelversion')),
             ],
             options={

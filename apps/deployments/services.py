@@ -1,0 +1,126 @@
+"""Writes of deployments. Each is one transaction with its audit event and its change stamp; the
+engine agent then brings the processes in line."""
+
+from typing import Any, Final, Unpack
+
+from django.db import models, transaction
+
+from apps.audit.services import event_record
+from apps.audit.types import Actor
+from apps.core.exceptions import Conflict
+from apps.core.services import change_stamp_bump
+from apps.deployments.models import Deployment
+from apps.deployments.types import DEPLOYMENTS_STAMP, DeploymentFields
+
+# A running engine cannot take these on: it is replaced by one of the next generation.
+_ENGINE_FIELDS: Final = frozenset(
+    {
+        "model_version",
+        "dtype",
+        "kv_cache_tokens",
+        "max_sequences",
+        "max_batched_tokens",
+        "max_model_len",
+    }
+)
+
+
+@transaction.atomic
+def deployment_create(*, actor: Actor, **fields: Unpack[DeploymentFields]) -> Deployment:
+    deployment = Deployment(**fields)
+    deployment.full_clean()
+    deployment.save()
+    facts = {name: _plain(value) for name, value in fields.items()}
+    event_record(action="deployment.created", actor=actor, obj=deployment, changes=facts)
+    change_stamp_bump(DEPLOYMENTS_STAMP)
+    return deployment
+
+
+@transaction.atomic
+def deployment_update(
+    *, deployment: Deployment, actor: Actor, **fields: Unpack[DeploymentFields]
+) -> Deployment:
+    """Set the given fields; a change that engines must be started anew for replaces them."""
+    current = _deployment_lock(deployment)
+    changes: dict[str, Any] = {}
+    for name, value in fields.items():
+        before = getattr(current, name)
+        if before != value:
+            changes[name] = [_plain(before), _plain(value)]
+            setattr(current, name, value)
+    if not changes:
+        return current
+    if _ENGINE_FIELDS & changes.keys():
+        current.generation += 1
+    current.full_clean()
+    current.save()
+    event_record(action="deployment.updated", actor=actor, obj=current, changes=changes)
+    change_stamp_bump(DEPLOYMENTS_STAMP)
+    return current
+
+
+@transaction.atomic
+def deployment_delete(*, deployment: Deployment, actor: Actor) -> None:
+    """Remove the deployment; the agent then stops its engines and removes their rows.
+
+    Raises:
+        Conflict: something still leads to it, such as a route.
+    """
+    current = _deployment_lock(deployment)
+    event_record(action="deployment.deleted", actor=actor, obj=current)
+    try:
+        current.delete()
+    except models.ProtectedError as error:
+        users = ", ".join(sorted(str(obj) for obj in error.protected_objects)[:5])
+        raise Conflict(f"Deployment {current} is still used by: {users}.") from error
+    change_stamp_bump(DEPLOYMENTS_STAMP)
+
+
+def deployment_start(*, deployment: Deployment, actor: Actor) -> Deployment:
+    return _desired_state_set(
+        deployment, state=Deployment.DesiredState.RUNNING, action="deployment.started", actor=actor
+    )
+
+
+def deployment_stop(*, deployment: Deployment, actor: Actor) -> Deployment:
+    """Let its engines drain, then stop."""
+    return _desired_state_set(
+        deployment, state=Deployment.DesiredState.STOPPED, action="deployment.stopped", actor=actor
+    )
+
+
+@transaction.atomic
+def deployment_restart(*, deployment: Deployment, actor: Actor) -> Deployment:
+    """Replace its engines by new ones, also those that failed for good."""
+    current = _deployment_lock(deployment)
+    current.generation += 1
+    current.desired_state = Deployment.DesiredState.RUNNING
+    current.save(update_fields=["generation", "desired_state", "updated_at"])
+    event_record(action="deployment.restarted", actor=actor, obj=current)
+    change_stamp_bump(DEPLOYMENTS_STAMP)
+    return current
+
+
+@transaction.atomic
+def _desired_state_set(
+    deployment: Deployment, *, state: Deployment.DesiredState, action: str, actor: Actor
+) -> Deployment:
+    current = _deployment_lock(deployment)
+    if current.desired_state != state:
+        current.desired_state = state
+        current.save(update_fields=["desired_state", "updated_at"])
+        event_record(action=action, actor=actor, obj=current)
+        change_stamp_bump(DEPLOYMENTS_STAMP)
+    return current
+
+
+def _deployment_lock(deployment: Deployment) -> Deployment:
+    return (
+        Deployment.objects.select_for_update(of=("self",))
+        .select_related("model_version")
+        .get(pk=deployment.pk)
+    )
+
+
+def _plain(value: object) -> Any:
+    return str(value) if isinstance(value, models.Model) else value

@@ -1,0 +1,36 @@
+"""What the room hands to others."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypedDict
+
+if TYPE_CHECKING:
+    from apps.registry.models import ModelVersion
+
+DEPLOYMENTS_STAMP: Final = "deployments"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaEndpoint:
+    """A replica that takes requests now, and the socket where its engine answers."""
+
+    deployment_id: int
+    deployment_name: str
+    model_version_id: int
+    replica_index: int
+    engine_name: str
+    epoch: int
+    socket_path: str
+
+
+class DeploymentFields(TypedDict, total=False):
+    """What a person may set on a deployment, by the names of its columns."""
+
+    name: str
+    model_version: "ModelVersion"
+    desired_state: str
+    n_replicas: int
+    dtype: str
+    kv_cache_tokens: int
+    max_sequences: int
+    max_batched_tokens: int
+    max_model_len: int | None
