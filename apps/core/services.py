@@ -1,5 +1,8 @@
 """Writes of the core room."""
 
+from typing import Any
+
+from django.db import models
 from django.db.models import F
 
 from apps.core.models import ChangeStamp
@@ -11,3 +14,18 @@ def change_stamp_bump(name: str) -> None:
         stamp, created = ChangeStamp.objects.get_or_create(name=name, defaults={"value": 1})
         if not created:
             ChangeStamp.objects.filter(pk=stamp.pk).update(value=F("value") + 1)
+
+
+def model_changes(*, obj: models.Model, stored: models.Model) -> dict[str, list[Any]]:
+    """Return field → [before, after] for the editable fields in which ``obj`` differs from
+    ``stored``, in values that JSON can hold."""
+    changes: dict[str, list[Any]] = {}
+    for field in obj._meta.concrete_fields:
+        before, after = field.value_from_object(stored), field.value_from_object(obj)
+        if field.editable and before != after:
+            changes[field.name] = [_plain(before), _plain(after)]
+    return changes
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

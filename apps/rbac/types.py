@@ -1,6 +1,12 @@
 """Who a request comes from, as every door hands it to admission."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apps.rbac.models import ApiToken
+
+SECRET_MARK = "sk-nano-"  # noqa: S105 - how a secret begins, not one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,3 +22,11 @@ class Principal:
     label: str
     api_token_id: int | None = None
     user_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuedToken:
+    """A new token with its secret, which exists nowhere else and is to be shown once."""
+
+    token: "ApiToken"
+    secret: str = field(repr=False)

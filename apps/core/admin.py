@@ -1,0 +1,161 @@
+"""What every room's admin is built on: pages that read in bounded queries and write through a
+service. It knows no room above it; ``audit.selectors.actor_of`` says who acts."""
+
+from typing import Any
+
+from django.contrib import messages
+from django.core.exceptions import ValidationError
+from django.core.paginator import Paginator
+from django.db import models
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from django.utils.functional import cached_property
+from django.utils.http import urlencode
+from unfold.admin import ModelAdmin, TabularInline
+
+from apps.core.exceptions import AppError
+
+COUNT_BOUND = 10_000
+
+
+class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
+    """Counts and pages no further than ``COUNT_BOUND`` rows, so that a page of a large table costs
+    no more than one of a small table. What lies deeper is found by search and filters."""
+
+    @cached_property
+    def count(self) -> int:
+        rows = self.object_list
+        if isinstance(rows, models.QuerySet):
+            return rows.order_by()[:COUNT_BOUND].count()
+        return len(rows)
+
+
+class BaseAdmin(ModelAdmin):
+    """Look and bounds that all lists share. An object's history is its audit trail."""
+
+    paginator = BoundedPaginator
+    show_full_result_count = False
+    list_per_page = 50
+    list_max_show_all = 100
+    list_fullwidth = True
+    list_filter_sheet = False
+    actions: Any = ()
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        query = urlencode({"object_type": self.model._meta.label, "object_id": object_id})
+        return HttpResponseRedirect(f"{reverse('admin:audit_auditevent_changelist')}?{query}")
+
+    def log_addition(self, request: HttpRequest, obj: models.Model, message: Any) -> None:
+        """The audit event is the log; Django's own would say it twice."""
+
+    def log_change(self, request: HttpRequest, obj: models.Model, message: Any) -> None:
+        """As ``log_addition``."""
+
+    def log_deletions(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> None:
+        """As ``log_addition``."""
+
+
+class ServiceModelAdmin(BaseAdmin):
+    """Writes go through services. A refusal (an AppError, or a ValidationError that the form did
+    not foresee) is shown as a message, and nothing is changed."""
+
+    def service_save(
+        self, request: HttpRequest, obj: Any, *, form: Any, change: bool
+    ) -> models.Model:
+        """Call the one service for this save. ``obj`` carries the form's values and is not saved.
+        Return what the service saved."""
+        raise NotImplementedError
+
+    def service_delete(self, request: HttpRequest, obj: Any) -> None:
+        raise NotImplementedError
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        saved = self.service_save(request, obj, form=form, change=change)
+        obj.__dict__.update(saved.__dict__)
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        self.service_delete(request, obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> None:
+        for obj in queryset:
+            self.service_delete(request, obj)
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        try:
+            return super().changeform_view(request, object_id, form_url, extra_context)  # type: ignore[no-any-return]
+        except (AppError, ValidationError) as error:
+            return refused(request, error, location=request.get_full_path())
+
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        try:
+            return super().delete_view(request, object_id, extra_context)  # type: ignore[no-any-return]
+        except (AppError, models.ProtectedError) as error:
+            return refused(request, error, location=self._list_url())
+
+    def response_action(
+        self, request: HttpRequest, queryset: models.QuerySet[Any]
+    ) -> HttpResponse | None:
+        try:
+            return super().response_action(request, queryset)  # type: ignore[no-any-return]
+        except (AppError, models.ProtectedError) as error:
+            return refused(request, error, location=request.get_full_path())
+
+    def _list_url(self) -> str:
+        opts = self.model._meta
+        return reverse(f"admin:{opts.app_label}_{opts.model_name}_changelist")
+
+
+class ReadOnlyAdmin(BaseAdmin):
+    """A list to look at; nobody adds, changes or deletes here, superusers included."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class ReadOnlyInline(TabularInline):
+    """Rows of another table, capped, to look at."""
+
+    extra = 0
+    max_num = 0
+    can_delete = False
+    show_change_link = True
+    per_page = 20
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+def refused(request: HttpRequest, error: Exception, *, location: str) -> HttpResponseRedirect:
+    """Say why a service refused, and go back to ``location``."""
+    match error:
+        case AppError():
+            texts = [error.message]
+        case ValidationError():
+            texts = error.messages
+        case _:
+            texts = [str(error.args[0])]
+    for text in texts:
+        messages.error(request, text)
+    return HttpResponseRedirect(location)

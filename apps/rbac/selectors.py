@@ -1,0 +1,97 @@
+"""Who comes in: the checks of tokens and users. A read that fails is never a refusal."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.db import DatabaseError, InterfaceError
+from django.utils import timezone
+
+from apps.core.exceptions import AuthenticationFailed, PermissionDenied, Unavailable
+from apps.rbac.models import ApiToken
+from apps.rbac.types import SECRET_MARK, Principal
+from apps.tenants.selectors import tenant_of_user
+
+TOUCH_EVERY = timedelta(minutes=5)
+_SECRET_MAX_CHARS = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenGrant:
+    """What a live token admits, until when, and whether its last use is worth noting anew."""
+
+    principal: Principal
+    expires_at: datetime | None
+    is_touch_due: bool
+
+
+def secret_digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def grant_of_secret(secret: str) -> TokenGrant:
+    """Return what the secret admits, in one query.
+
+    Raises:
+        AuthenticationFailed: unknown, revoked or expired, or its tenant is switched off.
+        Unavailable: the database cannot be asked.
+    """
+    if not secret.startswith(SECRET_MARK) or len(secret) > _SECRET_MAX_CHARS:
+        raise AuthenticationFailed
+    try:
+        token = (
+            ApiToken.objects.select_related("tenant").filter(digest=secret_digest(secret)).first()
+        )
+    except (DatabaseError, InterfaceError) as error:
+        raise Unavailable("The key cannot be checked at the moment.") from error
+    now = timezone.now()
+    if token is None:
+        raise AuthenticationFailed
+    if token.revoked_at is not None:
+        raise AuthenticationFailed("This API key was revoked.")
+    if token.expires_at is not None and token.expires_at <= now:
+        raise AuthenticationFailed("This API key has expired.")
+    if not token.tenant.is_active:
+        raise AuthenticationFailed("The tenant of this API key is not active.")
+    principal = Principal(
+        tenant_id=token.tenant_id,
+        tenant_slug=token.tenant.slug,
+        cache_salt=token.tenant.cache_salt,
+        label=str(token),
+        api_token_id=token.pk,
+    )
+    return TokenGrant(
+        principal=principal,
+        expires_at=token.expires_at,
+        is_touch_due=token.last_used_at is None or now - token.last_used_at > TOUCH_EVERY,
+    )
+
+
+def principal_of_secret(secret: str) -> Principal:
+    """As ``grant_of_secret``, without the times."""
+    return grant_of_secret(secret).principal
+
+
+def principal_of_user(user: AbstractBaseUser) -> Principal:
+    """Return the principal of a signed-in person, in the tenant that they work in.
+
+    Raises:
+        PermissionDenied: switched off, or a member of no active tenant.
+        Unavailable: the database cannot be asked.
+    """
+    if not user.is_active:
+        raise PermissionDenied("This user is not active.")
+    try:
+        tenant = tenant_of_user(user)
+    except (DatabaseError, InterfaceError) as error:
+        raise Unavailable("The user cannot be checked at the moment.") from error
+    if tenant is None:
+        raise PermissionDenied("You are a member of no active tenant.")
+    return Principal(
+        tenant_id=tenant.pk,
+        tenant_slug=tenant.slug,
+        cache_salt=tenant.cache_salt,
+        label=user.get_username(),
+        user_id=user.pk,
+    )
