@@ -1,0 +1,44 @@
+"""What the room hands to others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, TypedDict
+
+from apps.deployments.types import ReplicaEndpoint
+
+if TYPE_CHECKING:
+    from apps.deployments.models import Deployment
+
+ROUTES_STAMP: Final = "routes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteTarget:
+    """An active public name and the deployment that it leads to."""
+
+    name: str
+    deployment_id: int
+    deployment_name: str
+    model_version_id: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingSnapshot:
+    """Every active route, by name, and the replicas that take requests, by deployment."""
+
+    routes: Mapping[str, RouteTarget] = field(default_factory=lambda: MappingProxyType({}))
+    endpoints: Mapping[int, tuple[ReplicaEndpoint, ...]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+
+
+class RouteFields(TypedDict, total=False):
+    """What a person may set on a route, by the names of its columns."""
+
+    name: str
+    deployment: "Deployment"
+    is_active: bool
+    description: str
