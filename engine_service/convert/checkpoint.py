@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from engine_service.convert.errors import ConversionError
@@ -18,7 +17,7 @@ ARCHITECTURE = "LlamaForCausalLM"
 BFLOAT16 = "bfloat16"
 FLOAT32 = "float32"
 # Raw elements of the stored type: float32, or bfloat16 as its 16 bits.
-RawTensor = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
+RawTensor = npt.NDArray[Any]
 
 _LIMITS = {
     "hidden_size": 1 << 17,

@@ -60,4 +60,7 @@ def parse_json_object(data: bytes, *, name: str) -> dict[str, Any]:
 
 def json_bytes(value: object) -> bytes:
     """JSON as the model directory's files are written."""
-    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
+    try:
+        return json.dumps(value, indent=2).encode() + b"\n"
+    except RecursionError as error:
+        raise ConversionError("a JSON file is nested too deeply", field="json") from error

@@ -26,6 +26,7 @@ MAX_ENTRIES = 1 << 16
 MAX_NAME_BYTES = 1 << 10
 MAX_STRING_BYTES = 1 << 22
 MAX_STRINGS_IN_ARRAY = 1 << 21
+MAX_NUMBERS_IN_ARRAY = 1 << 24
 MAX_DIMENSIONS = 4
 MAX_DIMENSION = 1 << 31
 
@@ -163,15 +164,15 @@ class _Header:
         if kind == _ARRAY:
             return self._array(field=field)
         number = self._numbers(kind, 1, field=field)[0].item()
-        return bool(number) if kind == _BOOL else number  # type: ignore[no-any-return]
+        return bool(number) if kind == _BOOL else number
 
     def _array(self, *, field: str) -> list[str] | Numbers:
         kind = self._unsigned(4, field=field)
         if kind == _STRING:
             n_strings = self._count(field, limit=MAX_STRINGS_IN_ARRAY, min_bytes=8)
             return [self._string(field=field) for _ in range(n_strings)]
-        count = self._unsigned(8, field=field)
-        return self._numbers(kind, count, field=field)
+        n_numbers = self._count(field, limit=MAX_NUMBERS_IN_ARRAY, min_bytes=1)
+        return self._numbers(kind, n_numbers, field=field)
 
     def _numbers(self, kind: int, count: int, *, field: str) -> Numbers:
         if kind not in _SCALARS:

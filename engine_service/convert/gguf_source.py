@@ -1,6 +1,5 @@
 """A GGUF file of the llama architecture as a checkpoint: names, numbers and rotary layout."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,8 @@ from engine_service.convert.checkpoint import (
 )
 from engine_service.convert.errors import ConversionError
 from engine_service.convert.files import json_bytes
-from engine_service.convert.gguf_reader import GgufFile, Value
+from engine_service.convert.gguf_metadata import Metadata, integer, positive_real, text, texts
+from engine_service.convert.gguf_reader import GgufFile
 from engine_service.convert.gguf_tokenizer import build_tokenizer_files, special_token_ids
 
 _LAYER_PARTS = {
@@ -55,58 +55,55 @@ def open_gguf(file: GgufFile) -> Checkpoint:
     return Checkpoint(
         shape=shape,
         dtype=dtype,
-        license=_text(file.metadata, "general.license", default=""),
+        license=text(file.metadata, "general.license", default=""),
         config=_config(file, shape=shape, dtype=dtype),
         files={
             **build_tokenizer_files(file.metadata, context_length=shape.max_position_embeddings),
-            "generation_config.json": json_bytes(_generation_config(file.metadata)),
+            "generation_config.json": json_bytes(special_token_ids(file.metadata)),
         },
         read=read,
     )
 
 
-def _refuse_unsupported(metadata: Mapping[str, Value]) -> None:
-    architecture = _text(metadata, "general.architecture")
+def _refuse_unsupported(metadata: Metadata) -> None:
+    architecture = text(metadata, "general.architecture")
     if architecture != "llama":
         raise ConversionError(
             f"architecture {architecture!r} is not supported; 'llama' is",
             field="general.architecture",
         )
-    scaling = _text(metadata, "llama.rope.scaling.type", default="none")
+    scaling = text(metadata, "llama.rope.scaling.type", default="none")
     if scaling != "none":
         raise ConversionError(
             f"rope scaling {scaling!r} is not supported", field="llama.rope.scaling.type"
         )
-    if metadata.get("llama.expert_count", 0) != 0:
+    if integer(metadata, "llama.expert_count", default=0):
         raise ConversionError("mixtures of experts are not supported", field="llama.expert_count")
 
 
 def _shape(file: GgufFile) -> LlamaShape:
     metadata = file.metadata
-    hidden_size = _number(metadata, "llama.embedding_length")
-    n_heads = _number(metadata, "llama.attention.head_count")
+    hidden_size = integer(metadata, "llama.embedding_length")
+    n_heads = integer(metadata, "llama.attention.head_count")
     if not 1 <= n_heads <= hidden_size:
         raise ConversionError(
             f"llama.attention.head_count is {n_heads}", field="llama.attention.head_count"
         )
-    head_dim = _number(metadata, "llama.attention.key_length", default=hidden_size // n_heads)
+    head_dim = integer(metadata, "llama.attention.key_length", default=hidden_size // n_heads)
     for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
-        if _number(metadata, key, default=head_dim) != head_dim:
+        if integer(metadata, key, default=head_dim) != head_dim:
             raise ConversionError(
                 f"{key} differs from the head size {head_dim}: not supported", field=key
             )
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list):
-        raise ConversionError("the vocabulary is missing", field="tokenizer.ggml.tokens")
     return LlamaShape(
         hidden_size=hidden_size,
-        intermediate_size=_number(metadata, "llama.feed_forward_length"),
-        num_hidden_layers=_number(metadata, "llama.block_count"),
+        intermediate_size=integer(metadata, "llama.feed_forward_length"),
+        num_hidden_layers=integer(metadata, "llama.block_count"),
         num_attention_heads=n_heads,
-        num_key_value_heads=_number(metadata, "llama.attention.head_count_kv", default=n_heads),
+        num_key_value_heads=integer(metadata, "llama.attention.head_count_kv", default=n_heads),
         head_dim=head_dim,
-        vocab_size=len(tokens),
-        max_position_embeddings=_number(metadata, "llama.context_length"),
+        vocab_size=len(texts(metadata, "tokenizer.ggml.tokens")),
+        max_position_embeddings=integer(metadata, "llama.context_length"),
         tie_word_embeddings="output.weight" not in file.tensors,
     )
 
@@ -122,17 +119,13 @@ def _config(file: GgufFile, *, shape: LlamaShape, dtype: str) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "rms_norm_eps": _real(metadata, "llama.attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": positive_real(metadata, "llama.attention.layer_norm_rms_epsilon"),
         "rope_parameters": {
             "rope_type": "default",
-            "rope_theta": _real(metadata, "llama.rope.freq_base", default=10_000.0),
+            "rope_theta": positive_real(metadata, "llama.rope.freq_base", default=10_000.0),
         },
         **special_token_ids(metadata),
     }
-
-
-def _generation_config(metadata: Mapping[str, Value]) -> dict[str, Any]:
-    return dict(special_token_ids(metadata))
 
 
 def _hugging_face_name(name: str) -> str:
@@ -172,25 +165,3 @@ def _lossless_dtype(file: GgufFile) -> str:
 
 def _bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     return (np.ascontiguousarray(values).view(np.uint32) >> 16).astype(np.uint16)
-
-
-def _text(metadata: Mapping[str, Value], key: str, *, default: str | None = None) -> str:
-    value = metadata.get(key, default)
-    if not isinstance(value, str):
-        raise ConversionError(f"{key} is missing or not a text", field=key)
-    return value
-
-
-def _number(metadata: Mapping[str, Value], key: str, *, default: int | None = None) -> int:
-    value = metadata.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ConversionError(f"{key} is missing or not one whole number", field=key)
-    return value
-
-
-def _real(metadata: Mapping[str, Value], key: str, *, default: float | None = None) -> float:
-    """A float32 as the decimal number it was written as: 1e-05, not 9.999999747378752e-06."""
-    value = metadata.get(key, default)
-    if not isinstance(value, float) or not 0 < value < 1e9:
-        raise ConversionError(f"{key} is missing or not a positive number", field=key)
-    return float(str(np.float32(value)))

@@ -4,16 +4,16 @@ Only byte-level BPE vocabularies whose pre-tokenizer is known here are taken: a 
 gives a model other tokens than it was trained on, silently.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from engine_service.convert import gguf_metadata
 from engine_service.convert.errors import ConversionError
 from engine_service.convert.files import json_bytes
-from engine_service.convert.gguf_reader import Value
+from engine_service.convert.gguf_metadata import Metadata
 
 _CONTROL, _USER_DEFINED = 3, 4
+_TEMPLATE = "tokenizer.chat_template"
 # tokenizer.ggml.pre -> whether every digit is a token of its own before the byte-level split.
 _SPLITS_DIGITS = {"smollm": True, "gpt-2": False}
 _TOKEN_ROLES = {
@@ -24,13 +24,11 @@ _TOKEN_ROLES = {
 }
 
 
-def build_tokenizer_files(
-    metadata: Mapping[str, Value], *, context_length: int
-) -> dict[str, bytes]:
+def build_tokenizer_files(metadata: Metadata, *, context_length: int) -> dict[str, bytes]:
     """tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja."""
     splits_digits = _known_split(metadata)
-    tokens = _strings(metadata, "tokenizer.ggml.tokens")
-    tokenizer = Tokenizer(_bpe(tokens, _strings(metadata, "tokenizer.ggml.merges")))
+    tokens = gguf_metadata.texts(metadata, "tokenizer.ggml.tokens")
+    tokenizer = Tokenizer(_bpe(tokens, gguf_metadata.texts(metadata, "tokenizer.ggml.merges")))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = (
         pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
@@ -51,15 +49,12 @@ def build_tokenizer_files(
         "tokenizer.json": tokenizer.to_str().encode(),
         "tokenizer_config.json": json_bytes(config),
     }
-    template = metadata.get("tokenizer.chat_template")
-    if template is not None:
-        if not isinstance(template, str):
-            raise ConversionError("the chat template is no text", field="tokenizer.chat_template")
-        files["chat_template.jinja"] = template.encode()
+    if _TEMPLATE in metadata:
+        files["chat_template.jinja"] = gguf_metadata.text(metadata, _TEMPLATE).encode()
     return files
 
 
-def special_token_ids(metadata: Mapping[str, Value]) -> dict[str, int | list[int]]:
+def special_token_ids(metadata: Metadata) -> dict[str, int | list[int]]:
     """bos, eos and pad ids as config.json names them; a separate end-of-turn token ends too."""
     roles = _roles(metadata)
     if "eos" not in roles:
@@ -75,22 +70,22 @@ def special_token_ids(metadata: Mapping[str, Value]) -> dict[str, int | list[int
     return ids
 
 
-def _known_split(metadata: Mapping[str, Value]) -> bool:
-    model = metadata.get("tokenizer.ggml.model")
+def _known_split(metadata: Metadata) -> bool:
+    model = gguf_metadata.text(metadata, "tokenizer.ggml.model")
     if model != "gpt2":
         raise ConversionError(
             f"tokenizer {model!r} is not supported in GGUF files ('gpt2' is): "
             "import the Hugging Face directory instead",
             field="tokenizer.ggml.model",
         )
-    pre = metadata.get("tokenizer.ggml.pre")
-    if not isinstance(pre, str) or pre not in _SPLITS_DIGITS:
+    pre = gguf_metadata.text(metadata, "tokenizer.ggml.pre")
+    if pre not in _SPLITS_DIGITS:
         raise ConversionError(
             f"pre-tokenizer {pre!r} is not supported in GGUF files "
             f"({', '.join(_SPLITS_DIGITS)} are): import the Hugging Face directory instead",
             field="tokenizer.ggml.pre",
         )
-    if metadata.get("tokenizer.ggml.add_eos_token", False) is not False:
+    if gguf_metadata.flag(metadata, "tokenizer.ggml.add_eos_token"):
         raise ConversionError(
             "a tokenizer that appends the end token is not supported",
             field="tokenizer.ggml.add_eos_token",
@@ -114,13 +109,11 @@ def _bpe(tokens: list[str], merges: list[str]) -> models.BPE:
     return models.BPE(vocab=vocabulary, merges=pairs)
 
 
-def _add_special_tokens(
-    tokenizer: Tokenizer, *, tokens: list[str], metadata: Mapping[str, Value]
-) -> None:
-    kinds = metadata.get("tokenizer.ggml.token_type")
-    if not isinstance(kinds, np.ndarray) or len(kinds) != len(tokens):
+def _add_special_tokens(tokenizer: Tokenizer, *, tokens: list[str], metadata: Metadata) -> None:
+    kinds = gguf_metadata.numbers(metadata, "tokenizer.ggml.token_type")
+    if len(kinds) != len(tokens):
         raise ConversionError(
-            "the token types are missing or not one for each token",
+            f"{len(kinds)} token types for {len(tokens)} tokens",
             field="tokenizer.ggml.token_type",
         )
     for kind, add in (
@@ -134,10 +127,8 @@ def _add_special_tokens(
         add([AddedToken(token, normalized=False, special=special) for token in added])
 
 
-def _add_bos_processor(
-    tokenizer: Tokenizer, *, tokens: list[str], metadata: Mapping[str, Value]
-) -> None:
-    if metadata.get("tokenizer.ggml.add_bos_token", False) is not True:
+def _add_bos_processor(tokenizer: Tokenizer, *, tokens: list[str], metadata: Metadata) -> None:
+    if not gguf_metadata.flag(metadata, "tokenizer.ggml.add_bos_token"):
         return
     bos = _token_id(metadata, _TOKEN_ROLES["bos"])
     if bos is None:
@@ -147,23 +138,16 @@ def _add_bos_processor(
     )
 
 
-def _roles(metadata: Mapping[str, Value]) -> dict[str, int]:
+def _roles(metadata: Metadata) -> dict[str, int]:
     ids = {role: _token_id(metadata, key) for role, key in _TOKEN_ROLES.items()}
     return {role: index for role, index in ids.items() if index is not None}
 
 
-def _token_id(metadata: Mapping[str, Value], key: str) -> int | None:
-    index = metadata.get(key)
-    if index is None:
+def _token_id(metadata: Metadata, key: str) -> int | None:
+    if key not in metadata:
         return None
-    n_tokens = len(_strings(metadata, "tokenizer.ggml.tokens"))
-    if not isinstance(index, int) or not 0 <= index < n_tokens:
-        raise ConversionError(f"{key} is {index!r}, no id of the vocabulary", field=key)
+    index = gguf_metadata.integer(metadata, key)
+    n_tokens = len(gguf_metadata.texts(metadata, "tokenizer.ggml.tokens"))
+    if not 0 <= index < n_tokens:
+        raise ConversionError(f"{key} is {index}, no id of the vocabulary", field=key)
     return index
-
-
-def _strings(metadata: Mapping[str, Value], key: str) -> list[str]:
-    value = metadata.get(key)
-    if not isinstance(value, list) or not value:
-        raise ConversionError(f"{key} is missing or not a list of texts", field=key)
-    return value

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from engine_service.convert.checkpoint import (
     ARCHITECTURE,
@@ -52,7 +53,7 @@ def open_hugging_face(directory: Path, *, resources: ExitStack) -> Checkpoint:
         dtype=weights.dtype,
         license=_license(files),
         config={**_without_dtype(config), "dtype": weights.dtype},
-        files=_copied_files(files, config=config),
+        files=_copied_files(files, config=config, vocab_size=shape.vocab_size),
         read=weights.read,
     )
 
@@ -129,6 +130,8 @@ def _shape(config: Mapping[str, Any]) -> LlamaShape:
     if head_dim is None and isinstance(hidden_size, int) and isinstance(n_heads, int) and n_heads:
         head_dim = hidden_size // n_heads
     n_kv_heads = config.get("num_key_value_heads")
+    if n_kv_heads is None:
+        n_kv_heads = n_heads
     numbers: dict[str, Any] = {
         name: config.get(name)
         for name in (
@@ -140,15 +143,17 @@ def _shape(config: Mapping[str, Any]) -> LlamaShape:
             "max_position_embeddings",
         )
     }
+    # LlamaShape refuses what is no number.
+    numbers |= {"num_key_value_heads": n_kv_heads, "head_dim": head_dim}
     return LlamaShape(
         **numbers,
-        num_key_value_heads=n_heads if n_kv_heads is None else n_kv_heads,
-        head_dim=head_dim,
         tie_word_embeddings=config.get("tie_word_embeddings", False) is True,
     )
 
 
-def _copied_files(files: Mapping[str, Path], *, config: Mapping[str, Any]) -> dict[str, bytes]:
+def _copied_files(
+    files: Mapping[str, Path], *, config: Mapping[str, Any], vocab_size: int
+) -> dict[str, bytes]:
     copied: dict[str, bytes] = {}
     for name, (max_bytes, required) in _COPIED.items():
         if name in files:
@@ -164,9 +169,26 @@ def _copied_files(files: Mapping[str, Path], *, config: Mapping[str, Any]) -> di
             "are refused",
             field="auto_map",
         )
-    parse_json_object(copied["tokenizer.json"], name="tokenizer.json")
+    _check_tokenizer(copied["tokenizer.json"], vocab_size=vocab_size)
     copied["generation_config.json"] = _generation_config(files, config=config)
     return copied
+
+
+def _check_tokenizer(data: bytes, *, vocab_size: int) -> None:
+    try:
+        tokenizer = Tokenizer.from_buffer(data)
+    # The library raises nothing narrower.
+    except Exception as error:
+        raise ConversionError(
+            f"tokenizer.json is not valid: {error}", field="tokenizer.json"
+        ) from error
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if largest >= vocab_size:
+        raise ConversionError(
+            f"tokenizer.json has token id {largest}, but the model's vocabulary ends at "
+            f"{vocab_size - 1}",
+            field="tokenizer.json",
+        )
 
 
 def _generation_config(files: Mapping[str, Path], *, config: Mapping[str, Any]) -> bytes:

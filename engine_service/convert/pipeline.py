@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from engine_service.config import ModelConfig
 from engine_service.convert.checkpoint import ARCHITECTURE, BFLOAT16, Checkpoint, RawTensor
 from engine_service.convert.errors import ConversionError
 from engine_service.convert.files import json_bytes
 from engine_service.convert.safetensors_file import write_safetensors
 from engine_service.convert.sources import identify_source, open_source
+from engine_service.errors import ModelError
 from engine_service.models.manifest import Manifest, ManifestSource, ModelFacts, write_manifest
 
 
@@ -50,6 +52,7 @@ def convert(source: Path, output: Path, *, report: Report) -> Manifest:
         for name, content in checkpoint.files.items():
             (model / name).write_bytes(content)
         (model / "config.json").write_bytes(json_bytes(checkpoint.config))
+        _check_config(model)
         _write_weights(model / "model.safetensors", checkpoint=checkpoint, report=report)
         manifest = write_manifest(model, _facts(checkpoint, source=identity))
         for path in [*model.iterdir(), model]:
@@ -57,6 +60,15 @@ def convert(source: Path, output: Path, *, report: Report) -> Manifest:
         model.rename(output)
         _sync(output.parent)
     return manifest
+
+
+def _check_config(model: Path) -> None:
+    """The engine's own reading decides whether it could run the model."""
+    try:
+        ModelConfig.from_dir(model)
+    except ModelError as error:
+        message = str(error).removeprefix(f"{model}/")
+        raise ConversionError(message, field="config.json") from error
 
 
 def _facts(checkpoint: Checkpoint, *, source: ManifestSource) -> ModelFacts:
@@ -79,7 +91,7 @@ def _write_weights(path: Path, *, checkpoint: Checkpoint, report: Report) -> Non
         values = np.ascontiguousarray(checkpoint.read(name))
         _refuse_not_finite(values, name=name)
         report(Progress(stage="convert", done=order[name] + 1, total=len(tensors)))
-        return memoryview(values).cast("B")
+        return values.data.cast("B")
 
     with path.open("xb") as file:
         dtype = "BF16" if checkpoint.dtype == BFLOAT16 else "F32"

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -21,6 +22,17 @@ ARCHIVE_SUFFIXES = frozenset({".whl", ".zip"})
 MAX_ARCHIVE_MEMBERS = 10_000
 _COPY_BYTES = 1 << 20
 
+# What zipfile raises on bytes that are no archive; UnicodeDecodeError is a ValueError.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    NotImplementedError,
+    EOFError,
+    OverflowError,
+    ValueError,
+)
+
 OnBytes = Callable[[int, int], None]
 
 
@@ -31,7 +43,7 @@ def identify_source(path: Path) -> ManifestSource:
     if path.is_file():
         return ManifestSource(name=path.name, sha256=hash_file(path))
     if not path.is_dir():
-        raise ConversionError(f"{path.name or path} does not exist", field="source")
+        raise ConversionError(f"{path} is neither a file nor a directory", field="source")
     digest = hashlib.sha256()
     for name, file in plain_files(path).items():
         digest.update(f"{hash_file(file)} {name}\n".encode())
@@ -73,7 +85,7 @@ def _unpack(path: Path, *, scratch: Path, on_bytes: OnBytes) -> Path:
                 done = _extract(
                     archive, member, into=scratch, done=done, total=total, on_bytes=on_bytes
                 )
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OverflowError) as error:
+    except _DAMAGED as error:
         raise ConversionError(f"{path.name} is damaged: {error}", field="source") from error
     return scratch / model
 
@@ -95,6 +107,10 @@ def _checked_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
             raise ConversionError(f"archive member {name!r} is a symbolic link", field=name)
         if member.flag_bits & 0x1:
             raise ConversionError(f"archive member {name!r} is encrypted", field=name)
+        if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            raise ConversionError(
+                f"archive member {name!r} is compressed in an unsupported way", field=name
+            )
         if name in seen:
             raise ConversionError(f"archive member {name!r} appears twice", field=name)
         seen.add(name)

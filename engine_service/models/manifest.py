@@ -13,7 +13,6 @@ from engine_service.errors import ModelError
 
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
-WEIGHT_SUFFIXES = frozenset({".safetensors"})
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 _CHUNK_BYTES = 1 << 20
 
