@@ -1,0 +1,107 @@
+"""The playground: a page of the admin that chats over the public WebSocket door. It serves the page
+and the list of models; messages never pass here."""
+
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from django.contrib.admin import AdminSite
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.template.response import TemplateResponse
+from django.urls import NoReverseMatch, URLPattern, path, reverse
+from django.views.decorators.http import require_safe
+
+from apps.deployments.selectors import deployments_running
+from apps.routing.selectors import snapshot
+
+API_PATH: Final = "/v1"
+STREAM_PATH: Final = "/v1/stream"
+
+IDEAS: Final = (
+    {"icon": "public", "prompt": "What is the capital of France, and what is it known for?"},
+    {"icon": "lightbulb", "prompt": "Explain in simple words why the sky is blue."},
+    {"icon": "list", "prompt": "Give me three tips for writing clear emails."},
+    {"icon": "code", "prompt": "Write a Python function that reverses a string."},
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaygroundModel:
+    """A route as the picker shows it; without a length while its deployment is stopped."""
+
+    name: str
+    is_ready: bool
+    context_length: int | None
+
+
+def playground_models() -> list[PlaygroundModel]:
+    """Return every active route by name, in three queries."""
+    routing = snapshot()
+    context_lengths = {
+        deployment.pk: deployment.max_model_len or deployment.model_version.context_length
+        for deployment in deployments_running()
+    }
+    return [
+        PlaygroundModel(
+            name=target.name,
+            is_ready=bool(routing.endpoints.get(target.deployment_id)),
+            context_length=context_lengths.get(target.deployment_id),
+        )
+        for _, target in sorted(routing.routes.items())
+    ]
+
+
+def playground_urls(site: AdminSite) -> list[URLPattern]:
+    return [
+        path(
+            "playground/",
+            site.admin_view(playground_page),
+            kwargs={"site": site},
+            name="playground",
+        ),
+        path(
+            "playground/models/",
+            site.admin_view(playground_models_json),
+            name="playground_models",
+        ),
+    ]
+
+
+@require_safe
+def playground_page(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
+    """The page. The site wraps it, so that only staff come this far."""
+    data = {
+        "owner": request.user.pk,
+        "api_path": API_PATH,
+        "stream_path": STREAM_PATH,
+        "models_url": reverse("admin:playground_models"),
+        "ledger_url": _list_url(request, app="metering", model="usagerecord"),
+        "models": [asdict(model) for model in playground_models()],
+    }
+    context = {
+        **site.each_context(request),
+        "title": "Playground",
+        "ideas": IDEAS,
+        "playground_data": data,
+        "tokens_url": _list_url(request, app="rbac", model="apitoken"),
+        "login_url": f"{reverse('admin:login')}?next={request.path}",
+    }
+    return TemplateResponse(request, "console/playground.html", context)
+
+
+@require_safe
+def playground_models_json(request: HttpRequest) -> HttpResponse:
+    """What the page asks for again, so that a model that becomes ready shows without a reload."""
+    response = JsonResponse({"models": [asdict(model) for model in playground_models()]})
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+def _list_url(request: HttpRequest, *, app: str, model: str) -> str:
+    """Return an admin list's address, or nothing for someone who may not see it."""
+    user = request.user
+    if not user.is_authenticated or not user.has_perm(f"{app}.view_{model}"):
+        return ""
+    try:
+        return reverse(f"admin:{app}_{model}_changelist")
+    except NoReverseMatch:
+        return ""
