@@ -6,8 +6,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable
 
-from django.db import DatabaseError, InterfaceError
-
 from apps.core.hop import database_hop
 from apps.core.selectors import change_stamps
 
@@ -69,9 +67,9 @@ class StampWatcher:
         while True:
             try:
                 await self.poll()
-            except (DatabaseError, InterfaceError) as error:
+            except Exception as error:  # noqa: BLE001 - a watcher that ends leaves stale state
                 if self._healthy:
-                    logger.warning("Change stamps cannot be read, trying again: %s", error)
+                    logger.warning("Change stamps cannot be read, trying again: %r", error)
                 self._healthy = False
             else:
                 self._healthy = True

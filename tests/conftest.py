@@ -1,0 +1,27 @@
+"""Fixtures for every test. Rows come from tests.factories, processes from tests.processes."""
+
+import pytest
+from django.test import Client
+
+from apps.audit.types import Actor
+from apps.rbac.models import User
+from tests.factories import UserFactory
+
+
+@pytest.fixture
+def actor() -> Actor:
+    """Who acts when it does not matter who."""
+    return Actor(kind="user", id=7, label="alice", ip_address="192.0.2.7")
+
+
+@pytest.fixture
+def admin_user(db: None) -> User:
+    """A superuser; replaces pytest-django's, whose manager knows no audit."""
+    return UserFactory(username="admin", admin=True)
+
+
+@pytest.fixture
+def admin_client(admin_user: User) -> Client:
+    client = Client()
+    client.force_login(admin_user)
+    return client

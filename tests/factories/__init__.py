@@ -1,0 +1,28 @@
+"""Rows for tests. A factory writes a row as a service would have left it, without audit event."""
+
+from tests.factories.access import (
+    ApiTokenFactory,
+    MembershipFactory,
+    TenantFactory,
+    UserFactory,
+)
+from tests.factories.audit import AuditEventFactory
+from tests.factories.deployments import DeploymentFactory, EngineProcessFactory, ReplicaFactory
+from tests.factories.metering import UsageRecordFactory
+from tests.factories.registry import ModelVersionFactory, RegisteredModelFactory
+from tests.factories.routing import RouteFactory
+
+__all__ = [
+    "ApiTokenFactory",
+    "AuditEventFactory",
+    "DeploymentFactory",
+    "EngineProcessFactory",
+    "MembershipFactory",
+    "ModelVersionFactory",
+    "RegisteredModelFactory",
+    "ReplicaFactory",
+    "RouteFactory",
+    "TenantFactory",
+    "UsageRecordFactory",
+    "UserFactory",
+]

@@ -1,0 +1,73 @@
+"""Tenants, members, users and tokens."""
+
+import hashlib
+from typing import Any
+
+import factory
+from factory.django import DjangoModelFactory
+
+from apps.rbac.models import ApiToken, User
+from apps.tenants.models import Membership, Tenant
+
+
+class TenantFactory(DjangoModelFactory[Tenant]):
+    class Meta:
+        model = Tenant
+
+    name = factory.Sequence(lambda n: f"Tenant {n}")
+    slug = factory.Sequence(lambda n: f"tenant-{n}")
+    cache_salt = factory.Sequence(lambda n: f"{n:064x}")
+
+
+class UserFactory(DjangoModelFactory[User]):
+    """``password`` is given in the clear and defaults to "pass-word-1"."""
+
+    class Meta:
+        model = User
+        skip_postgeneration_save = True
+
+    class Params:
+        admin = factory.Trait(is_staff=True, is_superuser=True)
+
+    username = factory.Sequence(lambda n: f"user{n}")
+    email = factory.LazyAttribute(lambda user: f"{user.username}@example.com")
+
+    @classmethod
+    def _create(cls, model_class: type[User], *args: Any, **kwargs: Any) -> User:
+        password = kwargs.pop("password", "pass-word-1")
+        user = model_class(*args, **kwargs)
+        user.set_password(password)
+        user.save()
+        return user
+
+
+class MembershipFactory(DjangoModelFactory[Membership]):
+    class Meta:
+        model = Membership
+
+    tenant = factory.SubFactory(TenantFactory)
+    user = factory.SubFactory(UserFactory)
+
+
+class ApiTokenFactory(DjangoModelFactory[ApiToken]):
+    """``secret`` may be given; it is what a client sends, and is on the instance afterwards."""
+
+    class Meta:
+        model = ApiToken
+
+    tenant = factory.SubFactory(TenantFactory)
+    name = factory.Sequence(lambda n: f"token {n}")
+
+    @classmethod
+    def _create(cls, model_class: type[ApiToken], *args: Any, **kwargs: Any) -> ApiToken:
+        n = ApiToken.objects.count()
+        secret = kwargs.pop("secret", f"sk-nano-{n:06d}{'x' * 37}")
+        token = model_class(
+            *args,
+            prefix=secret[:14],
+            digest=hashlib.sha256(secret.encode()).hexdigest(),
+            **kwargs,
+        )
+        token.save()
+        token.secret = secret  # type: ignore[attr-defined]
+        return token

@@ -1,0 +1,45 @@
+"""Deployments with replicas and the engine processes behind them, as rows only."""
+
+import factory
+from django.utils import timezone
+from factory.django import DjangoModelFactory
+
+from apps.deployments.models import Deployment, Replica
+from apps.engines.models import EngineProcess
+from tests.factories.registry import ModelVersionFactory
+
+
+class DeploymentFactory(DjangoModelFactory[Deployment]):
+    class Meta:
+        model = Deployment
+
+    name = factory.Sequence(lambda n: f"deployment-{n}")
+    model_version = factory.SubFactory(ModelVersionFactory)
+
+
+class EngineProcessFactory(DjangoModelFactory[EngineProcess]):
+    class Meta:
+        model = EngineProcess
+
+    class Params:
+        ready = factory.Trait(
+            state=EngineProcess.State.READY,
+            pid=4242,
+            socket_path=factory.LazyAttribute(lambda engine: f"/run/{engine.name}.sock"),
+            started_at=factory.LazyFunction(timezone.now),
+            ready_at=factory.LazyFunction(timezone.now),
+            last_pong_at=factory.LazyFunction(timezone.now),
+            ping_ms=0.8,
+        )
+
+    name = factory.Sequence(lambda n: f"engine-{n}")
+    epoch = 1
+
+
+class ReplicaFactory(DjangoModelFactory[Replica]):
+    class Meta:
+        model = Replica
+
+    deployment = factory.SubFactory(DeploymentFactory)
+    index = factory.Sequence(int)
+    engine_process = factory.SubFactory(EngineProcessFactory, ready=True)

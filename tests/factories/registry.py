@@ -1,0 +1,33 @@
+"""Catalogued models; there are no files behind them."""
+
+import factory
+from factory.django import DjangoModelFactory
+
+from apps.registry.models import ModelVersion, RegisteredModel
+
+
+class RegisteredModelFactory(DjangoModelFactory[RegisteredModel]):
+    class Meta:
+        model = RegisteredModel
+
+    name = factory.Sequence(lambda n: f"model-{n}")
+
+
+class ModelVersionFactory(DjangoModelFactory[ModelVersion]):
+    class Meta:
+        model = ModelVersion
+
+    model = factory.SubFactory(RegisteredModelFactory)
+    version = 1
+    source = "weights.gguf"
+    source_sha256 = "ab" * 32
+    path = factory.LazyAttribute(lambda version: f"{version.model.name}/{version.version}")
+    architecture = "LlamaForCausalLM"
+    n_parameters = 134_515_008
+    context_length = 2048
+    vocab_size = 49_152
+    dtype = "bfloat16"
+    license = "apache-2.0"
+    size_bytes = 269_060_552
+    manifest = factory.LazyFunction(dict)
+    manifest_sha256 = "cd" * 32
