@@ -45,7 +45,7 @@ class Value(
 # -- prompts and parameters ----------------------------------------------------------------------
 
 
-class ChatMessage(Value):
+class ChatMessage(Value, frozen=True):
     """One turn of a conversation; ``content`` is plain text (the door joins text parts)."""
 
     role: str
@@ -53,19 +53,19 @@ class ChatMessage(Value):
     name: str | None = None
 
 
-class ChatPrompt(Message):
+class ChatPrompt(Message, frozen=True):
     """Rendered with the model's own chat template, generation prompt added."""
 
     messages: tuple[ChatMessage, ...]
 
 
-class TextPrompt(Message):
+class TextPrompt(Message, frozen=True):
     """Tokenized as it stands, with the special tokens the tokenizer adds by itself."""
 
     text: str
 
 
-class TokenPrompt(Message):
+class TokenPrompt(Message, frozen=True):
     """Token ids taken as they are."""
 
     token_ids: tuple[int, ...]
@@ -74,7 +74,7 @@ class TokenPrompt(Message):
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
-class SamplingParams(Value):
+class SamplingParams(Value, frozen=True):
     """How the next token is chosen. The engine validates; it never clamps.
 
     temperature: 0 (greedy) to 2. top_p: (0, 1]. top_k: 0 turns it off. seed: the same seed gives
@@ -95,14 +95,14 @@ class SamplingParams(Value):
 # -- platform → engine ---------------------------------------------------------------------------
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """First frame of a connection."""
 
     protocol_version: int
     client: str
 
 
-class Prepare(Message):
+class Prepare(Message, frozen=True):
     """Render, tokenize and validate; the answer is ``Prepared`` or ``Failed``.
 
     max_tokens: what the client asked for; None means as much as the context leaves.
@@ -116,20 +116,20 @@ class Prepare(Message):
     cache_salt: str = ""
 
 
-class Start(Message):
+class Start(Message, frozen=True):
     """Run a prepared request for at most ``max_new_tokens``, the number that was reserved."""
 
     request_id: str
     max_new_tokens: int
 
 
-class Abort(Message):
+class Abort(Message, frozen=True):
     """Stop a request in whatever state it is; idempotent, unknown ids are ignored."""
 
     request_id: str
 
 
-class Ping(Message):
+class Ping(Message, frozen=True):
     """Answered by the step thread, so that a ``Pong`` proves that the step loop turns."""
 
     nonce: int
@@ -138,7 +138,7 @@ class Ping(Message):
 # -- engine → platform ---------------------------------------------------------------------------
 
 
-class Welcome(Message):
+class Welcome(Message, frozen=True):
     """Answer to ``Hello``: who is here.
 
     epoch: number of this engine start; frames of another epoch are dropped by the client.
@@ -160,7 +160,7 @@ class Welcome(Message):
     max_sequences: int
 
 
-class Prepared(Message):
+class Prepared(Message, frozen=True):
     """max_new_tokens: the client's ``max_tokens``, or what the context leaves."""
 
     request_id: str
@@ -168,7 +168,7 @@ class Prepared(Message):
     max_new_tokens: int
 
 
-class WireError(Value):
+class WireError(Value, frozen=True):
     """kind: ``request`` is the client's fault (``param`` names the field), ``overloaded`` may be
     retried after ``retry_after_s``, ``engine`` is the engine's own fault."""
 
@@ -179,7 +179,7 @@ class WireError(Value):
     retry_after_s: float | None = None
 
 
-class Delta(Value):
+class Delta(Value, frozen=True):
     """New text of one request. ``n_tokens`` were sampled for it; text may be empty while the
     detokenizer holds back an unfinished character or a possible stop string."""
 
@@ -188,7 +188,7 @@ class Delta(Value):
     n_tokens: int
 
 
-class Finished(Value):
+class Finished(Value, frozen=True):
     """The one good end. Counts are final and authoritative; ``text`` is what was held back.
 
     A token that only completed a stop string counts as completion; tokens sampled after the end
@@ -203,7 +203,7 @@ class Finished(Value):
     text: str = ""
 
 
-class FailedRequest(Value):
+class FailedRequest(Value, frozen=True):
     """The one bad end of a started request, with the tokens it had produced by then."""
 
     request_id: str
@@ -211,7 +211,7 @@ class FailedRequest(Value):
     n_completion_tokens: int = 0
 
 
-class StepOutputs(Message):
+class StepOutputs(Message, frozen=True):
     """All that one step changed for the requests of this connection, in one frame."""
 
     epoch: int
@@ -220,14 +220,14 @@ class StepOutputs(Message):
     failed: tuple[FailedRequest, ...] = ()
 
 
-class Failed(Message):
+class Failed(Message, frozen=True):
     """Answer to a ``Prepare`` (request_id set) or to the connection itself (None) before close."""
 
     error: WireError
     request_id: str | None = None
 
 
-class EngineStats(Value):
+class EngineStats(Value, frozen=True):
     """Counters since start unless the name says otherwise; blocks are exact.
 
     n_blocks_free counts blocks that no sequence holds, those kept by the prefix cache included.
@@ -251,7 +251,7 @@ class EngineStats(Value):
     rss_bytes: int = 0
 
 
-class Pong(Message):
+class Pong(Message, frozen=True):
     """Answer to ``Ping`` from the step thread."""
 
     nonce: int
@@ -269,8 +269,8 @@ class FrameError(ValueError):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_to_engine_decoder = msgspec.msgpack.Decoder(ToEngine)
-_from_engine_decoder = msgspec.msgpack.Decoder(FromEngine)
+_to_engine_decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_from_engine_decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
 
 def encode_frame(message: Message) -> bytes:

@@ -1,0 +1,109 @@
+"""The consumer's end of one generation: text as it comes, then how it ended.
+
+Fed by the client's reader task; knows nothing of the wire.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Self
+
+from apps.engines.exceptions import EngineClientError, EngineUnresponsive
+from apps.engines.types import GenerationResult, TextDelta
+
+
+class EngineStream:
+    """Iterate over it once, by one task; text that was not taken yet is joined into one delta.
+
+    result: set by the one good end. error: set by the one bad end, which iterating raises.
+    n_completion_tokens: known so far, final once either is set.
+    """
+
+    def __init__(
+        self, request_id: str, *, send_abort: Callable[[str], None], forget: Callable[[str], object]
+    ) -> None:
+        self.request_id = request_id
+        self.result: GenerationResult | None = None
+        self.error: EngineClientError | None = None
+        self.n_completion_tokens = 0
+        self._send_abort = send_abort
+        self._forget = forget
+        self._texts: list[str] = []
+        self._n_taken_tokens = 0
+        self._abort_sent = False
+        self._changed = asyncio.Event()
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    # -- for the consumer --------------------------------------------------------------------
+
+    @property
+    def is_ended(self) -> bool:
+        return self._ended.done()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TextDelta:
+        while not self._texts:
+            if self.error is not None:
+                raise self.error
+            if self.is_ended:
+                raise StopAsyncIteration
+            self._changed.clear()
+            await self._changed.wait()
+        text = "".join(self._texts)
+        self._texts.clear()
+        n_tokens = self.n_completion_tokens - self._n_taken_tokens
+        self._n_taken_tokens = self.n_completion_tokens
+        return TextDelta(text=text, n_tokens=n_tokens)
+
+    async def abort(self, *, timeout_s: float = 2.0) -> None:
+        """Stop the generation if it still runs, and wait for its final count.
+
+        Idempotent. The engine is told before the first wait, so a cancellation here loses only
+        the count. An engine that does not confirm in time leaves an EngineUnresponsive as error.
+        """
+        if self.is_ended:
+            return
+        if not self._abort_sent:
+            self._abort_sent = True
+            self._send_abort(self.request_id)
+        await asyncio.wait({self._ended}, timeout=timeout_s)
+        if not self.is_ended:
+            self._forget(self.request_id)
+            self.fail(
+                EngineUnresponsive(
+                    "the engine did not confirm an abort in time",
+                    n_completion_tokens=self.n_completion_tokens,
+                )
+            )
+
+    # -- for the client ----------------------------------------------------------------------
+
+    def push(self, text: str, *, n_tokens: int) -> None:
+        """Add what one step made."""
+        self.n_completion_tokens += n_tokens
+        if text:
+            self._texts.append(text)
+            self._changed.set()
+
+    def finish(self, result: GenerationResult, *, text: str) -> None:
+        """End well, with the text that was held back."""
+        if self.is_ended:
+            return
+        self.n_completion_tokens = result.n_completion_tokens
+        self.result = result
+        self.push(text, n_tokens=0)
+        self._end()
+
+    def fail(self, error: EngineClientError) -> None:
+        """End badly."""
+        if self.is_ended:
+            return
+        self.n_completion_tokens = max(self.n_completion_tokens, error.n_completion_tokens)
+        error.n_completion_tokens = self.n_completion_tokens
+        self.error = error
+        self._end()
+
+    def _end(self) -> None:
+        self._ended.set_result(None)
+        self._changed.set()

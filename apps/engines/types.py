@@ -1,0 +1,115 @@
+"""What an engine tells: plain values that may cross rooms."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal
+
+FinishReason = Literal["stop", "length", "abort"]
+
+REPLICAS_STAMP: Final = "replicas"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """Who answered at the socket. ``max_model_len`` bounds prompt and answer together."""
+
+    epoch: int
+    pid: int
+    model: str
+    architecture: str
+    dtype: str
+    device: str
+    backend: str
+    vocab_size: int
+    max_model_len: int
+    block_size: int
+    n_blocks: int
+    max_sequences: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineHealth:
+    """A round trip through the step loop: counters since start unless the name says otherwise.
+
+    n_blocks_free counts blocks that no sequence holds, those kept by the prefix cache included.
+    """
+
+    epoch: int
+    draining: bool
+    round_trip_s: float
+    n_running: int
+    n_waiting: int
+    n_blocks_total: int
+    n_blocks_free: int
+    n_blocks_cached: int
+    n_steps: int
+    n_preemptions: int
+    n_prompt_tokens: int
+    n_cached_tokens: int
+    n_completion_tokens: int
+    n_finished: int
+    n_aborted: int
+    n_failed: int
+    last_step_ms: float
+    uptime_s: float
+    rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRequest:
+    """``max_new_tokens``: what the client asked for, or what the context leaves."""
+
+    n_prompt_tokens: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextDelta:
+    """New text; ``n_tokens`` were sampled since the delta before."""
+
+    text: str
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationResult:
+    """How a generation ended; the counts are final."""
+
+    finish_reason: FinishReason
+    n_prompt_tokens: int
+    n_cached_tokens: int
+    n_completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What the agent should run in one slot. A spec that differs in anything is another engine.
+
+    process_id: the slot's row. revision: raised to have an equal engine started anew. arguments:
+    of the engine's command line, without those that the agent adds itself.
+    """
+
+    process_id: int
+    name: str
+    revision: int
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineObservation:
+    """What the agent knows of one slot; field by field a row of EngineProcess."""
+
+    process_id: int
+    state: str
+    pid: int | None
+    epoch: int
+    socket_path: str
+    log_path: str
+    started_at: datetime | None
+    ready_at: datetime | None
+    last_pong_at: datetime | None
+    ping_ms: float | None
+    n_restarts: int
+    last_error: str
+    info: dict[str, Any]
+    stats: dict[str, Any]

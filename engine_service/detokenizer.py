@@ -1,0 +1,166 @@
+"""Token ids to text, a few at a time: whole characters only, and never a piece of a stop string.
+
+Knows nothing of requests or sockets; one object serves one generation.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+REPLACEMENT: Final = "\ufffd"
+# Decoding forgets the oldest ids once more than this many are in the window, so that the cost of
+# a token does not grow with the length of the answer.
+WINDOW_TOKENS: Final = 8
+# More ids than this without one whole character are bytes that will never make one.
+MAX_PENDING_TOKENS: Final = 24
+
+
+class Decoder(Protocol):
+    """What is needed of a tokenizer (``tokenizers.Tokenizer`` has it)."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+
+
+class IncrementalDecoder:
+    """Text of a growing list of ids; the pieces joined equal one decode of the whole.
+
+    Ids that end inside a character decode to U+FFFD: one with byte-level tokenizers, one for each
+    byte with byte fallback. Later ids may turn them into the character, so they are held back.
+    """
+
+    def __init__(self, decoder: Decoder, *, special_ids: Collection[int]) -> None:
+        self._decoder = decoder
+        self._special_ids = special_ids
+        self._window: list[int] = []
+        self._n_emitted_chars = 0  # of the window's text
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Return the text that these ids make certain."""
+        # Special ids have no text. Left in the window they could be all of its context, and some
+        # decoders treat the first id that they show unlike the others.
+        new = [token_id for token_id in token_ids if token_id not in self._special_ids]
+        if not new:
+            return ""
+        self._window += new
+        text = self._decode(self._window)
+        n_certain = len(text.rstrip(REPLACEMENT))
+        piece = text[self._n_emitted_chars : n_certain]
+        self._n_emitted_chars = max(self._n_emitted_chars, n_certain)
+        limit = WINDOW_TOKENS if n_certain == len(text) else MAX_PENDING_TOKENS
+        if len(self._window) > limit:
+            piece += self._shrink(text)
+        return piece
+
+    def flush(self) -> str:
+        """Return what was held back: the answer ended inside a character."""
+        text = self._decode(self._window)
+        piece = text[self._n_emitted_chars :]
+        self._n_emitted_chars = len(text)
+        return piece
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self._decoder.decode(token_ids, skip_special_tokens=True)
+
+    def _shrink(self, text: str) -> str:
+        """Forget the ids before a boundary between characters; return their text not yet emitted.
+
+        Where the two sides decode to the text of the whole, no character spans the boundary: each
+        half of one would show as U+FFFD. Some decoders drop a space before the first id.
+        """
+        for n_kept in range(1, WINDOW_TOKENS):
+            head = self._decode(self._window[:-n_kept])
+            tail = self._decode(self._window[-n_kept:])
+            if tail and text in (head + tail, f"{head} {tail}"):
+                n_forgotten = len(text) - len(tail)
+                piece = text[self._n_emitted_chars : n_forgotten]
+                self._n_emitted_chars = max(self._n_emitted_chars - n_forgotten, 0)
+                self._window = self._window[-n_kept:]
+                return piece
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """Text that may be shown; ``stopped`` says that a stop string was completed after it."""
+
+    text: str
+    stopped: bool
+
+
+class StopStrings:
+    """Cuts text before a stop string, however it is split over pieces.
+
+    The stop string that is completed first wins; of several completed by the same character, the
+    one that began first. That does not depend on how the text was split.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+
+    def push(self, text: str) -> TextPiece:
+        """Return the text that can no longer become part of a stop string."""
+        if not self._stop:
+            return TextPiece(text, stopped=False)
+        text = self._held + text
+        ends = [
+            (start + len(stop), start)
+            for stop in self._stop
+            if (start := text.find(stop)) >= 0  # the first occurrence also ends first
+        ]
+        if ends:
+            self._held = ""
+            return TextPiece(text[: min(ends)[1]], stopped=True)
+        cut = min((_partial_start(text, stop) for stop in self._stop), default=len(text))
+        self._held = text[cut:]
+        return TextPiece(text[:cut], stopped=False)
+
+    def flush(self) -> str:
+        """Return what was held back; no more text will come."""
+        text, self._held = self._held, ""
+        return text
+
+
+def _partial_start(text: str, stop: str) -> int:
+    """Return where the longest end of ``text`` begins that is a proper beginning of ``stop``."""
+    start = max(0, len(text) - len(stop) + 1)
+    while (start := text.find(stop[0], start)) >= 0:
+        if stop.startswith(text[start:]):
+            return start
+        start += 1
+    return len(text)
+
+
+class Detokenizer:
+    """The text of one generation: whole characters, stop strings taken out, end tokens unseen."""
+
+    def __init__(
+        self, decoder: Decoder, *, special_ids: Collection[int], stop: Sequence[str] = ()
+    ) -> None:
+        self._ids = IncrementalDecoder(decoder, special_ids=special_ids)
+        self._stop = StopStrings(stop)
+        self._one_by_one = bool(stop)
+        self.n_tokens = 0
+        self.stopped = False
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Return the text to show. Ids after a completed stop string are not counted."""
+        if self._one_by_one:
+            return "".join(self._push([token_id]) for token_id in token_ids)
+        return self._push(token_ids)
+
+    def finish(self) -> str:
+        """Return the text that was held back; call it once, after the last ids."""
+        if self.stopped:
+            return ""
+        piece = self._stop.push(self._ids.flush())
+        self.stopped = piece.stopped
+        return piece.text + self._stop.flush()
+
+    def _push(self, token_ids: Sequence[int]) -> str:
+        if self.stopped:
+            return ""
+        self.n_tokens += len(token_ids)
+        piece = self._stop.push(self._ids.push(token_ids))
+        self.stopped = piece.stopped
+        return piece.text

@@ -1,0 +1,1 @@
+"""The socket side of the engine process: connections, requests and draining. No torch."""

@@ -1,0 +1,285 @@
+"""One client's connection: framing, handshake and the order of messages that the protocol allows.
+
+It decides nothing about the engine; what the client asks for goes to the service.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine_service.errors import EngineError, Overloaded, RequestError
+from engine_service.frontend import PreparedPrompt
+from engine_service.protocol import (
+    HEADER,
+    PROTOCOL_VERSION,
+    Abort,
+    Failed,
+    FailedRequest,
+    FrameError,
+    Hello,
+    Message,
+    Ping,
+    Prepare,
+    Prepared,
+    Start,
+    StepOutputs,
+    ToEngine,
+    WireError,
+    decode_to_engine,
+    encode_frame,
+    frame_length,
+)
+from engine_service.server.listening import peer_uid
+
+if TYPE_CHECKING:
+    from engine_service.server.service import EngineService
+
+logger = logging.getLogger(__name__)
+
+
+class FrameBuffer:
+    """Cuts a stream of bytes into frame bodies; holds at most one unfinished frame."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield each body that is complete. Raises FrameError at a header that is not allowed."""
+        self._data += data
+        while len(self._data) >= HEADER.size:
+            end = HEADER.size + frame_length(bytes(self._data[: HEADER.size]))
+            if len(self._data) < end:
+                return
+            body = bytes(self._data[HEADER.size : end])
+            del self._data[:end]
+            yield body
+
+
+@dataclass(slots=True)
+class _Request:
+    """What this connection knows of one request id; a key means that it was started."""
+
+    task: asyncio.Task[None] | None = None
+    prompt: PreparedPrompt | None = None
+    expiry: asyncio.TimerHandle | None = None
+    key: int | None = None
+
+    def drop(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+        if self.expiry is not None:
+            self.expiry.cancel()
+
+
+class Connection(asyncio.Protocol):
+    """Speaks with one client; all of it runs on the event loop."""
+
+    def __init__(self, service: "EngineService") -> None:
+        self._service = service
+        self._limits = service.limits
+        self._frames = FrameBuffer()
+        self._requests: dict[str, _Request] = {}
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._n_pings = 0
+        self.client: str | None = None  # set by Hello
+
+    # -- what asyncio calls ------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        if peer_uid(transport.get_extra_info("socket")) != os.geteuid():
+            logger.warning("refused a connection of another user")
+            transport.abort()
+            return
+        self._transport = transport
+        self._close_after(self._limits.hello_timeout_s)
+        if (refusal := self._service.opened(self)) is not None:
+            self.refuse(refusal.to_wire())
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._frames.feed(data):
+                if self._transport is None:
+                    return
+                self._handle(decode_to_engine(body))
+        except FrameError as error:
+            self.refuse(_protocol_error(str(error)))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport = None
+        self._drop_requests()
+        self._service.closed(self)
+
+    # -- what the service calls --------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """Queue one frame; a client that leaves too much unread is cut off."""
+        if self._transport is None:
+            return
+        self._transport.write(encode_frame(message))
+        if self._transport.get_write_buffer_size() > self._limits.max_send_bytes:
+            logger.warning("client %s does not read: connection closed", self.client)
+            self._transport.abort()
+            self._transport = None
+            self._drop_requests()
+
+    def ended(self, request_id: str) -> None:
+        """Forget a started request that has had its terminal."""
+        self._requests.pop(request_id, None)
+
+    def refuse(self, error: WireError) -> None:
+        """Say why, then close this connection and drop all that it asked for."""
+        self.send(Failed(error=error))
+        self.close()
+
+    def close(self) -> None:
+        """Close once what is queued has been read, or soon."""
+        if self._transport is None:
+            return
+        self._transport.close()
+        self._close_after(self._limits.close_timeout_s)
+        self._transport = None
+        self._drop_requests()
+
+    # -- messages ----------------------------------------------------------------------------
+
+    def _handle(self, message: ToEngine) -> None:
+        if isinstance(message, Hello) != (self.client is None):
+            raise FrameError("Hello is the first message of a connection and is sent once")
+        match message:
+            case Hello():
+                self._hello(message)
+            case Prepare():
+                self._prepare(message)
+            case Start():
+                self._start(message)
+            case Abort():
+                self._abort(message)
+            case Ping():
+                self._ping(message)
+
+    def _hello(self, message: Hello) -> None:
+        if message.protocol_version != PROTOCOL_VERSION:
+            self.refuse(
+                _protocol_error(
+                    f"protocol version {message.protocol_version} is not spoken here, "
+                    f"only {PROTOCOL_VERSION}"
+                )
+            )
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self.client = message.client
+        self.send(self._service.welcome())
+
+    def _prepare(self, message: Prepare) -> None:
+        if not 1 <= len(message.request_id) <= self._limits.max_request_id_chars:
+            raise FrameError(f"request id of {len(message.request_id)} characters")
+        if message.request_id in self._requests:
+            raise FrameError(f"request id {message.request_id!r} is in use on this connection")
+        n_started = sum(request.key is not None for request in self._requests.values())
+        refusal = self._service.refusal()
+        if refusal is None and len(self._requests) - n_started >= self._limits.max_prepared:
+            refusal = Overloaded("too many requests wait to be started", retry_after_s=1.0)
+        if refusal is None and n_started >= self._limits.max_started:
+            refusal = Overloaded("too many requests run on this connection", retry_after_s=1.0)
+        if refusal is not None:
+            self.send(Failed(request_id=message.request_id, error=refusal.to_wire()))
+            return
+        request = self._requests[message.request_id] = _Request()
+        request.task = asyncio.get_running_loop().create_task(self._answer(message, request))
+
+    async def _answer(self, message: Prepare, request: _Request) -> None:
+        try:
+            prompt = await self._service.prepare(message)
+        except EngineError as error:
+            self._requests.pop(message.request_id, None)
+            self.send(Failed(request_id=message.request_id, error=error.to_wire()))
+            return
+        request.task = None
+        request.prompt = prompt
+        request.expiry = asyncio.get_running_loop().call_later(
+            self._limits.prepared_ttl_s, self._requests.pop, message.request_id, None
+        )
+        self.send(
+            Prepared(
+                request_id=message.request_id,
+                n_prompt_tokens=len(prompt.token_ids),
+                max_new_tokens=prompt.max_new_tokens,
+            )
+        )
+
+    def _start(self, message: Start) -> None:
+        request = self._requests.get(message.request_id)
+        if request is not None and (request.key is not None or request.prompt is None):
+            raise FrameError(f"Start of {message.request_id!r}, which is not waiting for one")
+        try:
+            if request is None or request.prompt is None:
+                raise Overloaded("the prepared request has expired", retry_after_s=0.0)
+            request.drop()
+            _check_max_new_tokens(message, prompt=request.prompt)
+            request.key = self._service.start(
+                self, request_id=message.request_id, prompt=request.prompt, start=message
+            )
+            request.prompt = None
+        except EngineError as error:
+            self._requests.pop(message.request_id, None)
+            failed = FailedRequest(request_id=message.request_id, error=error.to_wire())
+            self.send(StepOutputs(epoch=self._service.epoch, failed=(failed,)))
+
+    def _abort(self, message: Abort) -> None:
+        request = self._requests.get(message.request_id)
+        if request is None:
+            return
+        if request.key is not None:
+            self._service.abort(request.key)
+            return
+        request.drop()
+        del self._requests[message.request_id]
+
+    def _ping(self, message: Ping) -> None:
+        # A stuck step loop answers none: those beyond the bound time out at the client anyway.
+        if self._n_pings < self._limits.max_pings:
+            self._n_pings += 1
+            self._service.ping(self, message.nonce)
+
+    def pong(self, message: Message) -> None:
+        """Answer one ping."""
+        self._n_pings -= 1
+        self.send(message)
+
+    # -- closing -----------------------------------------------------------------------------
+
+    def _drop_requests(self) -> None:
+        requests, self._requests = self._requests, {}
+        for request in requests.values():
+            request.drop()
+            if request.key is not None:
+                self._service.abort(request.key)
+
+    def _close_after(self, timeout_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(timeout_s, self._transport.abort)
+
+
+def _check_max_new_tokens(start: Start, *, prompt: PreparedPrompt) -> None:
+    if not 1 <= start.max_new_tokens <= prompt.max_new_tokens:
+        raise RequestError(
+            f"max_new_tokens is {start.max_new_tokens}, but 1 to {prompt.max_new_tokens} "
+            "were prepared",
+            code="invalid_value",
+            param="max_tokens",
+        )
+
+
+def _protocol_error(message: str) -> WireError:
+    return WireError(kind="request", code="protocol_error", message=message)

@@ -1,0 +1,269 @@
+"""Joins connections, the frontend and the step thread; owns every live request and draining."""
+
+import asyncio
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from engine_service.backends.base import EngineRequest, ModelInfo, SequenceOutput
+from engine_service.errors import EngineError, Overloaded
+from engine_service.frontend import Frontend, PreparedPrompt
+from engine_service.protocol import (
+    PROTOCOL_VERSION,
+    EngineStats,
+    Pong,
+    Prepare,
+    Start,
+    Welcome,
+)
+from engine_service.server.connection import Connection
+from engine_service.server.generation import Generation, Outbox, Update
+from engine_service.server.limits import Limits
+from engine_service.server.listening import SocketFile
+
+logger = logging.getLogger(__name__)
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class StepEngine(Protocol):
+    """What the service needs of the engine; every call returns at once, from any thread."""
+
+    def submit(self, request: EngineRequest) -> None: ...
+
+    def abort(self, key: int) -> None: ...
+
+    def ping(self, callback: Callable[[EngineStats], None]) -> None: ...
+
+
+@dataclass(slots=True)
+class _Live:
+    connection: Connection
+    generation: Generation
+
+
+class EngineService:
+    """Runs on the event loop; ``on_outputs`` alone is called by the step thread.
+
+    Make it inside the running loop, hand ``on_outputs`` to the engine, then ``listen``.
+    """
+
+    def __init__(
+        self, *, frontend: Frontend, info: ModelInfo, epoch: int, limits: Limits | None = None
+    ) -> None:
+        self.epoch = epoch
+        self.limits = limits or Limits()
+        self._frontend = frontend
+        self._info = info
+        self._loop = asyncio.get_running_loop()
+        self._started_at = time.monotonic()
+        self._connections: set[Connection] = set()
+        self._alone = asyncio.Event()
+        self._live: dict[int, _Live] = {}
+        self._keys = itertools.count(1)
+        self._n_preparing = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._drain_s: float | None = None
+        self._engine: StepEngine | None = None
+        self._server: asyncio.Server | None = None
+        self._closed = False
+
+    # -- life --------------------------------------------------------------------------------
+
+    async def listen(self, engine: StepEngine, path: Path) -> SocketFile:
+        """Bind and accept; from now on the process is ready. The caller removes the file."""
+        self._engine = engine
+        file = SocketFile(path)
+        self._server = await self._loop.create_unix_server(
+            lambda: Connection(self), sock=file.socket
+        )
+        return file
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new work and wait for what runs, ``grace_s`` at most; then end the rest."""
+        self._drain_s = grace_s
+        logger.info("draining: %d requests, %g s at most", len(self._live), grace_s)
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout=grace_s)
+        except TimeoutError:
+            self.fail_all(EngineError("the engine stopped before the answer was complete"))
+
+    def fail_all(self, error: EngineError) -> None:
+        """Give every live request its terminal now."""
+        outboxes: dict[Connection, Outbox] = {}
+        for key, live in list(self._live.items()):
+            self._settle(key, live, live.generation.fail(error), outboxes)
+            self._need_engine().abort(key)
+        self._flush(outboxes)
+
+    async def close(self) -> None:
+        """Stop accepting and close every connection once its client has read what is queued."""
+        self._closed = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.close()
+        if self._connections:
+            # Each is cut after close_timeout_s at the latest.
+            await self._alone.wait()
+        self._frontend.close()
+
+    # -- connections -------------------------------------------------------------------------
+
+    def opened(self, connection: Connection) -> Overloaded | None:
+        """Register a connection, or say why it cannot be."""
+        self._connections.add(connection)
+        self._alone.clear()
+        if len(self._connections) > self.limits.max_connections:
+            return Overloaded("too many connections", retry_after_s=1.0)
+        return None
+
+    def closed(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self._connections.discard(connection)
+        if not self._connections:
+            self._alone.set()
+
+    def welcome(self) -> Welcome:
+        """Say who is here."""
+        info = self._info
+        return Welcome(
+            protocol_version=PROTOCOL_VERSION,
+            epoch=self.epoch,
+            pid=os.getpid(),
+            model=info.name,
+            architecture=info.architecture,
+            dtype=info.dtype,
+            device=info.device,
+            backend=info.backend,
+            vocab_size=info.vocab_size,
+            max_model_len=info.max_model_len,
+            block_size=info.block_size,
+            n_blocks=info.n_blocks,
+            max_sequences=info.max_sequences,
+        )
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def refusal(self) -> Overloaded | None:
+        """Return why no new request can be taken, if so."""
+        if self._drain_s is not None:
+            return Overloaded("the engine is stopping", retry_after_s=self._drain_s)
+        if self._n_preparing >= self.limits.max_preparing:
+            return Overloaded("too many prompts are being prepared", retry_after_s=1.0)
+        return None
+
+    async def prepare(self, message: Prepare) -> PreparedPrompt:
+        """Have the frontend do it; whatever goes wrong is an EngineError of this request."""
+        self._n_preparing += 1
+        try:
+            return await self._frontend.prepare(message)
+        except EngineError:
+            raise
+        except Exception as error:
+            logger.exception("preparing a prompt failed")
+            raise EngineError("the engine could not prepare this request") from error
+        finally:
+            self._n_preparing -= 1
+
+    def start(
+        self, connection: Connection, *, request_id: str, prompt: PreparedPrompt, start: Start
+    ) -> int:
+        """Hand a request to the step thread and return its key. Raises Overloaded."""
+        if self._drain_s is not None:
+            raise Overloaded("the engine is stopping", retry_after_s=self._drain_s)
+        key = next(self._keys)
+        generation = Generation(self._frontend, request_id=request_id, prompt=prompt)
+        self._need_engine().submit(
+            EngineRequest(
+                key=key,
+                prompt_token_ids=prompt.token_ids,
+                sampling=prompt.sampling,
+                max_new_tokens=start.max_new_tokens,
+                cache_salt=prompt.cache_salt,
+            )
+        )
+        self._live[key] = _Live(connection, generation)
+        self._idle.clear()
+        return key
+
+    def abort(self, key: int) -> None:
+        """Stop a started request; its terminal comes from a later step."""
+        if key in self._live:
+            self._need_engine().abort(key)
+
+    def ping(self, connection: Connection, nonce: int) -> None:
+        """Send a round trip through the step thread."""
+
+        def answered(stats: EngineStats) -> None:
+            self._call(self._pong, connection, nonce, stats)
+
+        self._need_engine().ping(answered)
+
+    def _pong(self, connection: Connection, nonce: int, stats: EngineStats) -> None:
+        full = msgspec.structs.replace(
+            stats, uptime_s=time.monotonic() - self._started_at, rss_bytes=_rss_bytes()
+        )
+        draining = self._drain_s is not None
+        connection.pong(Pong(nonce=nonce, epoch=self.epoch, stats=full, draining=draining))
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def on_outputs(self, outputs: Sequence[SequenceOutput]) -> None:
+        """Called by the step thread once a step: one hop to the loop for all of it."""
+        self._call(self._deliver, outputs)
+
+    def _call(self, function: Callable[..., None], *args: object) -> None:
+        if not self._closed:
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _deliver(self, outputs: Sequence[SequenceOutput]) -> None:
+        outboxes: dict[Connection, Outbox] = {}
+        for output in outputs:
+            live = self._live.get(output.key)
+            if live is None:
+                continue  # ended by a stop string or by draining; the abort is on its way
+            update = self._update(live, output)
+            self._settle(output.key, live, update, outboxes)
+            if update.is_last and output.finish_reason is None and output.error is None:
+                self._need_engine().abort(output.key)
+        self._flush(outboxes)
+
+    def _update(self, live: _Live, output: SequenceOutput) -> Update:
+        try:
+            return live.generation.update(output)
+        except Exception:  # the other requests of the step must get theirs
+            logger.exception("detokenizing request %s failed", live.generation.request_id)
+            return live.generation.fail(EngineError("the engine could not decode its tokens"))
+
+    def _settle(
+        self, key: int, live: _Live, update: Update, outboxes: dict[Connection, Outbox]
+    ) -> None:
+        outboxes.setdefault(live.connection, Outbox()).add(update)
+        if update.is_last:
+            del self._live[key]
+            live.connection.ended(live.generation.request_id)
+            if not self._live:
+                self._idle.set()
+
+    def _flush(self, outboxes: dict[Connection, Outbox]) -> None:
+        for connection, outbox in outboxes.items():
+            if (message := outbox.message(self.epoch)) is not None:
+                connection.send(message)
+
+    def _need_engine(self) -> StepEngine:
+        if self._engine is None:
+            raise RuntimeError("the service does not listen yet")
+        return self._engine
+
+
+def _rss_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
