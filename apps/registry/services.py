@@ -1,0 +1,126 @@
+"""Writes of the registry room."""
+
+import fcntl
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Max
+
+from apps.audit.services import event_record
+from apps.audit.types import Actor
+from apps.registry.exceptions import ModelImportError, ModelImportRunning
+from apps.registry.importing import run_conversion
+from apps.registry.models import ModelVersion, RegisteredModel
+from apps.registry.types import AlreadyImported, ConversionDone, ImportEvent, SourceIdentified
+
+
+def import_model(
+    *,
+    name: str,
+    source_path: Path,
+    actor: Actor,
+    on_event: Callable[[ImportEvent], None] = lambda event: None,
+) -> ModelVersion:
+    """Convert an artifact into the models directory and register it as a new version.
+
+    The same artifact again gives the version that there is, after an ``AlreadyImported`` event.
+    ``on_event`` may raise to cancel: nothing is left then.
+
+    Raises:
+        ModelImportError: the artifact is refused.
+        ModelImportRunning: another process imports a version of the same model.
+        ValidationError: ``name`` is no name for a model.
+    """
+    model = RegisteredModel.objects.filter(name=name).first() or RegisteredModel(name=name)
+    model.full_clean()
+    directory = Path(settings.MODELS_DIR) / name
+    with _import_lock(directory):
+        version = _next_version(name)
+        path = directory / str(version)
+        # Complete, but never registered: its import was cut off before the database knew of it.
+        shutil.rmtree(path, ignore_errors=True)
+        source: SourceIdentified | None = None
+        done: ConversionDone | None = None
+        events = run_conversion(
+            source=source_path, output=path, project_root=Path(settings.BASE_DIR)
+        )
+        with closing(events):
+            for event in events:
+                on_event(event)
+                if isinstance(event, SourceIdentified):
+                    source = event
+                    if existing := _version_of(name, sha256=event.sha256):
+                        on_event(AlreadyImported(version=existing.version))
+                        return existing
+                elif isinstance(event, ConversionDone):
+                    done = event
+        if source is None or done is None:
+            raise ModelImportError("The converter ended without saying what it did.")
+        return _register(
+            ModelVersion(
+                model=model,
+                version=version,
+                source=source.name[:300],
+                source_sha256=source.sha256,
+                path=str(path.relative_to(settings.MODELS_DIR)),
+                architecture=done.manifest["architecture"],
+                n_parameters=done.manifest["n_parameters"],
+                context_length=done.manifest["context_length"],
+                vocab_size=done.manifest["vocab_size"],
+                dtype=done.manifest["dtype"],
+                license=done.manifest["license"][:120],
+                size_bytes=done.size_bytes,
+                manifest=dict(done.manifest),
+                manifest_sha256=done.manifest_sha256,
+            ),
+            actor=actor,
+        )
+
+
+@transaction.atomic
+def _register(version: ModelVersion, *, actor: Actor) -> ModelVersion:
+    model = version.model
+    if model.pk is None:
+        model.save()
+        event_record(action="registered_model.created", actor=actor, obj=model)
+    version.model = model
+    version.full_clean()
+    version.save()
+    facts = ("source", "source_sha256", "architecture", "n_parameters", "dtype", "manifest_sha256")
+    event_record(
+        action="model_version.imported",
+        actor=actor,
+        obj=version,
+        changes={name: getattr(version, name) for name in facts},
+    )
+    return version
+
+
+def _next_version(name: str) -> int:
+    versions = ModelVersion.objects.filter(model__name=name)
+    return (versions.aggregate(last=Max("version"))["last"] or 0) + 1
+
+
+def _version_of(name: str, *, sha256: str) -> ModelVersion | None:
+    """The newest version of the same artifact whose files are still there."""
+    versions = ModelVersion.objects.filter(model__name=name, source_sha256=sha256)
+    for version in versions.select_related("model").order_by("-version"):
+        if (Path(settings.MODELS_DIR) / version.path / "manifest.json").is_file():
+            return version
+    return None
+
+
+@contextmanager
+def _import_lock(directory: Path) -> Iterator[None]:
+    """One import of a model at a time, over all processes; the system drops it with its holder."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".import-lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ModelImportRunning from error
+        yield
