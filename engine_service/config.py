@@ -231,10 +231,9 @@ def _rope_theta(fields: _Fields) -> float:
 def _eos_token_ids(fields: _Fields, generation: _Fields | None) -> frozenset[int]:
     source = generation if generation and generation.get("eos_token_id") is not None else fields
     value = source.get("eos_token_id")
-    ids = [] if value is None else value if isinstance(value, list) else [value]
+    ids: list[object] = [] if value is None else value if isinstance(value, list) else [value]
     vocab_size = fields.positive_int("vocab_size")
-    for token_id in ids:
-        valid = isinstance(token_id, int) and not isinstance(token_id, bool)
-        if not valid or not 0 <= token_id < vocab_size:
-            raise source.wrong("eos_token_id", expected="ids within the vocabulary")
-    return frozenset(ids)
+    token_ids = frozenset(i for i in ids if isinstance(i, int) and 0 <= i < vocab_size)
+    if len(token_ids) < len(ids):
+        raise source.wrong("eos_token_id", expected="different ids within the vocabulary")
+    return token_ids

@@ -1,0 +1,201 @@
+"""Our own engine behind the backend interface: the scheduler chooses, the runner computes."""
+
+import random
+import time
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import torch
+
+from engine_service.backends.base import EngineRequest, ModelInfo, SequenceOutput
+from engine_service.config import EngineConfig, ModelConfig
+from engine_service.errors import EngineError
+from engine_service.models.registry import load_model
+from engine_service.protocol import EngineStats
+from engine_service.runner.devices import resolve_dtype
+from engine_service.runner.kv_cache import KVCache
+from engine_service.runner.model_runner import ModelRunner
+from engine_service.scheduling.batch import Batch
+from engine_service.scheduling.block_manager import BlockManager
+from engine_service.scheduling.scheduler import Advance, Scheduler
+from engine_service.scheduling.sequence import Sequence
+
+
+@dataclass(slots=True)
+class _Counters:
+    n_steps: int = 0
+    n_completion_tokens: int = 0
+    n_finished: int = 0
+    n_aborted: int = 0
+    n_failed: int = 0
+    last_step_ms: float = 0.0
+
+
+class NativeBackend:
+    """Loads the model when made; raises ModelError if that fails.
+
+    rng: gives the seeds of requests that bring none.
+    """
+
+    def __init__(self, config: EngineConfig, *, rng: random.Random | None = None) -> None:
+        if config.n_threads is not None:
+            torch.set_num_threads(config.n_threads)
+        model_config = ModelConfig.from_dir(config.model_dir)
+        max_model_len = config.effective_max_model_len(model_config.context_length)
+        dtype = resolve_dtype(config.dtype)
+        model = load_model(
+            config.model_dir, config=model_config, max_model_len=max_model_len, dtype=dtype
+        )
+        self.info = ModelInfo(
+            name=config.model_dir.name,
+            architecture=model_config.architecture,
+            dtype=str(dtype).removeprefix("torch."),
+            device="cpu",
+            backend="native",
+            vocab_size=model_config.vocab_size,
+            max_model_len=max_model_len,
+            block_size=config.block_size,
+            n_blocks=config.n_blocks,
+            max_sequences=config.max_sequences,
+            eos_token_ids=model_config.eos_token_ids,
+        )
+        self._runner = ModelRunner(
+            model,
+            kv_cache=KVCache(
+                model_config, n_blocks=config.n_blocks, block_size=config.block_size, dtype=dtype
+            ),
+            block_size=config.block_size,
+            dtype=dtype,
+        )
+        self._scheduler = Scheduler(
+            blocks=BlockManager(n_blocks=config.n_blocks, block_size=config.block_size),
+            max_sequences=config.max_sequences,
+            max_batched_tokens=config.max_batched_tokens,
+            max_waiting=config.max_waiting,
+            max_model_len=max_model_len,
+            eos_token_ids=model_config.eos_token_ids,
+        )
+        self._rng = rng or random.SystemRandom()
+        self._live: dict[int, Sequence] = {}
+        self._outputs: list[SequenceOutput] = []
+        self._batch: Batch | None = None
+        self._counters = _Counters()
+
+    def add(self, request: EngineRequest) -> None:
+        if request.key in self._live:
+            raise EngineError(f"the key {request.key} belongs to a live request")
+        seed = request.sampling.seed
+        sequence = Sequence(
+            key=request.key,
+            prompt_token_ids=request.prompt_token_ids,
+            sampling=request.sampling,
+            max_new_tokens=request.max_new_tokens,
+            cache_salt=request.cache_salt,
+            seed=self._rng.getrandbits(63) if seed is None else seed,
+        )
+        self._scheduler.add(sequence)
+        self._live[request.key] = sequence
+
+    def abort(self, key: int) -> None:
+        sequence = self._live.pop(key, None)
+        if sequence is None:
+            return
+        self._scheduler.remove(sequence)
+        self._counters.n_aborted += 1
+        self._outputs.append(
+            SequenceOutput(
+                key=key,
+                finish_reason="abort",
+                n_cached_tokens=sequence.n_cached or 0,
+                n_completion_tokens=sequence.n_generated,
+            )
+        )
+
+    def has_work(self) -> bool:
+        return bool(self._live or self._outputs)
+
+    def step(self) -> SequenceOf[SequenceOutput]:
+        started = time.perf_counter()
+        self._batch = None
+        batch = self._batch = self._scheduler.schedule()
+        if batch.rows:
+            token_ids = self._runner.run(batch)
+            self._discard_not_finite(batch, token_ids=token_ids)
+            advances = self._scheduler.update(
+                batch, token_ids=[-1 if token_id is None else token_id for token_id in token_ids]
+            )
+            self._outputs += [self._output_of(advance) for advance in advances]
+            self._counters.n_steps += 1
+            self._counters.last_step_ms = (time.perf_counter() - started) * 1000.0
+        return self._take_outputs()
+
+    def fail_running(self, error: EngineError) -> SequenceOf[SequenceOutput]:
+        # Without a batch it was scheduling itself that raised: any running one may be the cause.
+        sequences = (
+            self._scheduler.running
+            if self._batch is None
+            else tuple(row.sequence for row in self._batch.rows)
+        )
+        self._batch = None
+        for sequence in sequences:
+            if self._live.get(sequence.key) is sequence:
+                self._scheduler.remove(sequence)
+                self._report_failed(sequence, error=error)
+        return self._take_outputs()
+
+    def stats(self) -> EngineStats:
+        counters = self._counters
+        blocks = self._scheduler.blocks
+        return EngineStats(
+            n_running=self._scheduler.n_running,
+            n_waiting=self._scheduler.n_waiting,
+            n_blocks_total=blocks.n_blocks,
+            n_blocks_free=blocks.n_free,
+            n_blocks_cached=blocks.n_cached,
+            n_preemptions=self._scheduler.n_preemptions,
+            n_steps=counters.n_steps,
+            n_prompt_tokens=self._scheduler.n_prompt_tokens,
+            n_cached_tokens=self._scheduler.n_cached_tokens,
+            n_completion_tokens=counters.n_completion_tokens,
+            n_finished=counters.n_finished,
+            n_aborted=counters.n_aborted,
+            n_failed=counters.n_failed,
+            last_step_ms=counters.last_step_ms,
+        )
+
+    def _discard_not_finite(self, batch: Batch, *, token_ids: SequenceOf[int | None]) -> None:
+        for sequence, token_id in zip(batch.sampled, token_ids, strict=True):
+            if token_id is None:
+                self._runner.clear(self._scheduler.discard(sequence))
+                error = EngineError("the model's output for this request is not finite")
+                self._report_failed(sequence, error=error)
+
+    def _report_failed(self, sequence: Sequence, *, error: EngineError) -> None:
+        del self._live[sequence.key]
+        self._counters.n_failed += 1
+        self._outputs.append(
+            SequenceOutput(
+                key=sequence.key,
+                error=error,
+                n_cached_tokens=sequence.n_cached or 0,
+                n_completion_tokens=sequence.n_generated,
+            )
+        )
+
+    def _output_of(self, advance: Advance) -> SequenceOutput:
+        sequence = advance.sequence
+        self._counters.n_completion_tokens += 1
+        if advance.finish_reason is not None:
+            del self._live[sequence.key]
+            self._counters.n_finished += 1
+        return SequenceOutput(
+            key=sequence.key,
+            token_ids=(advance.token_id,),
+            finish_reason=advance.finish_reason,
+            n_cached_tokens=sequence.n_cached or 0,
+            n_completion_tokens=sequence.n_generated,
+        )
+
+    def _take_outputs(self) -> list[SequenceOutput]:
+        outputs, self._outputs = self._outputs, []
+        return outputs

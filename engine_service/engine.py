@@ -1,0 +1,171 @@
+"""The step loop: one thread that alone drives the backend, fed through a bounded inbox.
+
+Knows requests as keys and token ids. No tokenizing, no JSON and no socket happens here.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from engine_service.backends.base import Backend, EngineRequest, SequenceOutput
+from engine_service.errors import EngineError, Overloaded
+from engine_service.protocol import EngineStats
+
+MAX_FAILED_STEPS_IN_A_ROW = 5
+_RETRY_AFTER_S = 1.0
+_STATM = Path("/proc/self/statm")
+_PAGE_BYTES = 4096
+
+logger = logging.getLogger(__name__)
+
+StatsCallback = Callable[[EngineStats], None]
+
+
+@dataclass(slots=True)
+class _Inbox:
+    requests: list[EngineRequest] = field(default_factory=list)
+    aborts: list[int] = field(default_factory=list)
+    pings: list[StatsCallback] = field(default_factory=list)
+
+    def is_empty(self) -> bool:
+        return not (self.requests or self.aborts or self.pings)
+
+
+class Engine:
+    """Runs ``backend`` on its own thread.
+
+    on_outputs: called on that thread, once after each step that changed something. on_fatal: called
+    on that thread when the loop ends by an error; ``fatal`` keeps it. max_inbox: most requests that
+    wait for the next step to take them.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        on_outputs: Callable[[Sequence[SequenceOutput]], None],
+        max_inbox: int,
+        on_fatal: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.fatal: BaseException | None = None
+        self._backend = backend
+        self._on_outputs = on_outputs
+        self._on_fatal = on_fatal
+        self._max_inbox = max_inbox
+        self._inbox = _Inbox()
+        self._news = threading.Condition()
+        self._is_stopping = False
+        self._n_failed_in_a_row = 0
+        self._started_at = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="engine-step", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, request: EngineRequest) -> None:
+        """Hand over a request from any thread, without waiting.
+
+        What the backend finds wrong with it comes back as an output with ``error``.
+
+        Raises:
+            Overloaded: the inbox is full, or the engine is stopping.
+            EngineError: the engine is dead.
+        """
+        with self._news:
+            if self.fatal is not None:
+                raise EngineError(f"the engine has failed: {self.fatal}")
+            if self._is_stopping:
+                raise Overloaded("the engine is stopping", retry_after_s=_RETRY_AFTER_S)
+            if len(self._inbox.requests) >= self._max_inbox:
+                raise Overloaded("the engine's inbox is full", retry_after_s=_RETRY_AFTER_S)
+            self._inbox.requests.append(request)
+            self._news.notify()
+
+    def abort(self, key: int) -> None:
+        """End a request before the next step; from any thread, idempotent."""
+        with self._news:
+            self._inbox.aborts.append(key)
+            self._news.notify()
+
+    def ping(self, callback: StatsCallback) -> None:
+        """Have the step thread call ``callback`` with the engine's counters."""
+        with self._news:
+            self._inbox.pings.append(callback)
+            self._news.notify()
+
+    def stop(self, *, timeout_s: float) -> bool:
+        """End the loop after the current step; return whether it ended in time.
+
+        What is still live gets no further output: a caller that drains does so before.
+        """
+        with self._news:
+            self._is_stopping = True
+            self._news.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while (inbox := self._next_inbox()) is not None:
+                outputs = self._accept(inbox)
+                outputs += self._step()
+                if outputs:
+                    self._on_outputs(outputs)
+        except BaseException as error:  # the thread's last act is to say that it ends
+            logger.exception("the step loop has ended")
+            with self._news:
+                self.fatal = error
+            if self._on_fatal is not None:
+                self._on_fatal(error)
+
+    def _next_inbox(self) -> _Inbox | None:
+        """Wait until there is something to do; None when the engine stops."""
+        with self._news:
+            while self._inbox.is_empty() and not self._is_stopping and not self._backend.has_work():
+                self._news.wait()
+            if self._is_stopping:
+                return None
+            inbox, self._inbox = self._inbox, _Inbox()
+            return inbox
+
+    def _accept(self, inbox: _Inbox) -> list[SequenceOutput]:
+        refused = []
+        for request in inbox.requests:
+            try:
+                self._backend.add(request)
+            except EngineError as error:
+                refused.append(SequenceOutput(key=request.key, error=error))
+            except Exception as error:
+                logger.exception("request %d could not be added", request.key)
+                refused.append(SequenceOutput(key=request.key, error=EngineError(str(error))))
+        for key in inbox.aborts:
+            self._backend.abort(key)
+        for callback in inbox.pings:
+            callback(self._stats())
+        return refused
+
+    def _step(self) -> Sequence[SequenceOutput]:
+        if not self._backend.has_work():
+            return ()
+        try:
+            outputs = self._backend.step()
+        except Exception as error:
+            self._n_failed_in_a_row += 1
+            if self._n_failed_in_a_row >= MAX_FAILED_STEPS_IN_A_ROW:
+                raise
+            logger.exception("a step failed; the requests in it are ended")
+            return self._backend.fail_running(EngineError(f"the step failed: {error}"))
+        self._n_failed_in_a_row = 0
+        return outputs
+
+    def _stats(self) -> EngineStats:
+        return msgspec.structs.replace(
+            self._backend.stats(),
+            uptime_s=time.monotonic() - self._started_at,
+            rss_bytes=int(_STATM.read_text().split()[1]) * _PAGE_BYTES,
+        )

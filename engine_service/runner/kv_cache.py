@@ -1,0 +1,27 @@
+"""The tensors behind the KV pool's blocks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engine_service.config import ModelConfig
+
+
+class KVCache:
+    """One cache a layer, in the layout that ``kernels.reference`` describes.
+
+    Zeros, so that the operating system gives memory only as blocks are first used.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, n_blocks: int, block_size: int, dtype: torch.dtype
+    ) -> None:
+        shape = (config.n_layers, n_blocks, block_size, 2, config.n_kv_heads, config.head_dim)
+        self._tensor = torch.zeros(shape, dtype=dtype)
+        self.layers: Sequence[Tensor] = self._tensor.unbind(0)
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Overwrite blocks that may hold infinities: masked positions are multiplied by zero,
+        which only ends them where they are finite."""
+        self._tensor[:, list(blocks)] = 0

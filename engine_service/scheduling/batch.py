@@ -1,0 +1,45 @@
+"""What one step runs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from engine_service.scheduling.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Tokens ``n_computed`` to ``n_computed + n_new`` of one sequence."""
+
+    sequence: Sequence
+    n_computed: int
+    n_new: int
+
+    @property
+    def end(self) -> int:
+        return self.n_computed + self.n_new
+
+    @property
+    def is_sampled(self) -> bool:
+        """True where the row reaches the sequence's last token, so that its logits are wanted."""
+        return self.end == len(self.sequence)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one step: those of a single token first, by length, so that a kernel may take
+    neighbours of like length together; then the others."""
+
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "Batch":
+        return cls(tuple(sorted(rows, key=lambda row: (row.n_new > 1, row.end))))
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(row.n_new for row in self.rows)
+
+    @property
+    def sampled(self) -> tuple[Sequence, ...]:
+        """Sequences that get a token from this step, in the order of their rows."""
+        return tuple(row.sequence for row in self.rows if row.is_sampled)

@@ -1,0 +1,93 @@
+"""Who holds which block of the KV pool, and which free blocks still carry a known prefix."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+
+class BlockManager:
+    """Reference counts over a fixed pool, with a prefix cache of full blocks.
+
+    Invariants: a block is held (count above 0), blank, or idle (free, but its content is known);
+    exactly one of the three. A digest names at most one block. Only blocks whose tokens are all
+    computed are registered, so that whatever ``lookup`` finds may be read at once.
+    """
+
+    def __init__(self, *, n_blocks: int, block_size: int) -> None:
+        self.n_blocks = n_blocks
+        self.block_size = block_size
+        self._n_holders = [0] * n_blocks
+        self._digest_of: list[bytes | None] = [None] * n_blocks
+        self._block_of: dict[bytes, int] = {}
+        self._blank = list(range(n_blocks - 1, -1, -1))
+        self._idle: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def n_free(self) -> int:
+        """Blocks that no sequence holds."""
+        return len(self._blank) + len(self._idle)
+
+    @property
+    def n_cached(self) -> int:
+        """Blocks whose content is known, held or free."""
+        return len(self._block_of)
+
+    def n_blocks_for(self, n_tokens: int) -> int:
+        return -(-n_tokens // self.block_size)
+
+    def lookup(self, digests: Sequence[bytes]) -> list[int]:
+        """Return the blocks of the longest known prefix of a hash chain."""
+        found = []
+        for digest in digests:
+            block = self._block_of.get(digest)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def claim(self, *, known: Sequence[int], n_new: int) -> list[int] | None:
+        """Hold the ``known`` blocks and ``n_new`` others, or nothing and return None."""
+        n_known_free = sum(1 for block in known if self._n_holders[block] == 0)
+        if n_new > self.n_free - n_known_free:
+            return None
+        for block in known:
+            self._idle.pop(block, None)
+            self._n_holders[block] += 1
+        return [*known, *(self._take() for _ in range(n_new))]
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Give up one hold on each block of a block table.
+
+        The end of a prefix becomes the oldest, so that a prefix is evicted from its end.
+        """
+        for block in reversed(blocks):
+            if self._n_holders[block] < 1:
+                raise RuntimeError(f"block {block} was released more often than held")
+            self._n_holders[block] -= 1
+            if self._n_holders[block] == 0:
+                if self._digest_of[block] is None:
+                    self._blank.append(block)
+                else:
+                    self._idle[block] = None
+
+    def register(self, block: int, *, digest: bytes) -> None:
+        """Make a held, full and computed block findable; of two equal ones the first stays."""
+        if self._digest_of[block] is None and digest not in self._block_of:
+            self._digest_of[block] = digest
+            self._block_of[digest] = block
+
+    def forget(self, blocks: Sequence[int]) -> None:
+        """Make held blocks unfindable."""
+        for block in blocks:
+            digest = self._digest_of[block]
+            if digest is not None:
+                del self._block_of[digest]
+                self._digest_of[block] = None
+
+    def _take(self) -> int:
+        if self._blank:
+            block = self._blank.pop()
+        else:
+            block, _ = self._idle.popitem(last=False)
+            self.forget((block,))
+        self._n_holders[block] = 1
+        return block

@@ -1,0 +1,93 @@
+"""One generation as the scheduler sees it: its token ids, how many are computed, its blocks."""
+
+import hashlib
+from array import array
+from enum import Enum, auto
+
+from engine_service.protocol import SamplingParams
+
+_DIGEST_BYTES = 16
+
+
+class SequenceState(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class Sequence:
+    """Prompt and answer in one list of ids, of which the first ``n_computed`` are in the KV cache.
+
+    Invariants: a running sequence has n_computed < len(token_ids), so that each step has something
+    to compute for it; the K and V of token ``i`` are in block ``block_table[i // block_size]``; a
+    sequence that is not running holds no block.
+    """
+
+    __slots__ = (
+        "_digests",
+        "_salt_digest",
+        "block_table",
+        "key",
+        "max_new_tokens",
+        "n_cached",
+        "n_computed",
+        "n_prompt",
+        "n_registered",
+        "sampling",
+        "seed",
+        "state",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        *,
+        key: int,
+        prompt_token_ids: tuple[int, ...],
+        sampling: SamplingParams,
+        max_new_tokens: int,
+        cache_salt: str,
+        seed: int,
+    ) -> None:
+        self.key = key
+        self.token_ids = list(prompt_token_ids)
+        self.n_prompt = len(prompt_token_ids)
+        self.sampling = sampling
+        self.max_new_tokens = max_new_tokens
+        self.seed = seed
+        self.state = SequenceState.WAITING
+        self.block_table: list[int] = []
+        self.n_computed = 0
+        self.n_cached: int | None = None
+        self.n_registered = 0
+        self._salt_digest = hashlib.blake2b(cache_salt.encode(), digest_size=_DIGEST_BYTES).digest()
+        self._digests: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def n_generated(self) -> int:
+        return len(self.token_ids) - self.n_prompt
+
+    @property
+    def n_uncomputed(self) -> int:
+        return len(self.token_ids) - self.n_computed
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.n_uncomputed == 1
+
+    def block_digests(self, n_blocks: int, *, block_size: int) -> list[bytes]:
+        """Return the hash chain over the first ``n_blocks`` full blocks.
+
+        A digest stands for all tokens up to its block's end and for the salt, so that equal digests
+        mean equal K and V, and tenants with different salts never share.
+        """
+        while len(self._digests) < n_blocks:
+            start = len(self._digests) * block_size
+            parent = self._digests[-1] if self._digests else self._salt_digest
+            ids = array("q", self.token_ids[start : start + block_size])
+            digest = hashlib.blake2b(parent + ids.tobytes(), digest_size=_DIGEST_BYTES)
+            self._digests.append(digest.digest())
+        return self._digests[:n_blocks]
