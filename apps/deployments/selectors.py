@@ -1,6 +1,6 @@
 """Reads of deployments and of the replicas that the engine agent keeps."""
 
-from django.db.models import F
+from django.db.models import F, Prefetch
 
 from apps.deployments.models import Deployment, Replica
 from apps.deployments.types import ReplicaEndpoint
@@ -45,6 +45,16 @@ def replica_endpoints() -> list[ReplicaEndpoint]:
             socket_path,
         ) in rows.order_by("deployment_id", "index")
     ]
+
+
+def deployments_all() -> list[Deployment]:
+    """Return every deployment with its model version and its replicas, in two queries."""
+    replicas = Replica.objects.select_related("engine_process")
+    return list(
+        Deployment.objects.select_related("model_version__model").prefetch_related(
+            Prefetch("replicas", queryset=replicas)
+        )
+    )
 
 
 def deployments_running() -> list[Deployment]:

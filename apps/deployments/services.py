@@ -1,16 +1,23 @@
 """Writes of deployments. Each is one transaction with its audit event and its change stamp; the
 engine agent then brings the processes in line."""
 
+from collections.abc import Collection
 from typing import Any, Final, Unpack
 
+from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db import models, transaction
 
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.exceptions import Conflict
 from apps.core.services import change_stamp_bump
-from apps.deployments.models import Deployment
+from apps.deployments.models import Deployment, Replica
+from apps.deployments.selectors import deployments_all
 from apps.deployments.types import DEPLOYMENTS_STAMP, DeploymentFields
+from apps.engines.selectors import engine_processes
+from apps.engines.services import engine_process_create, engine_processes_remove
+from apps.engines.types import EngineSpec
 
 # A running engine cannot take these on: it is replaced by one of the next generation.
 _ENGINE_FIELDS: Final = frozenset(
@@ -50,6 +57,8 @@ def deployment_update(
             setattr(current, name, value)
     if not changes:
         return current
+    if "name" in changes:
+        raise ValidationError({"name": "The name of a deployment stays: its engines carry it."})
     if _ENGINE_FIELDS & changes.keys():
         current.generation += 1
     current.full_clean()
@@ -99,6 +108,69 @@ def deployment_restart(*, deployment: Deployment, actor: Actor) -> Deployment:
     event_record(action="deployment.restarted", actor=actor, obj=current)
     change_stamp_bump(DEPLOYMENTS_STAMP)
     return current
+
+
+@transaction.atomic
+def replicas_reconcile(*, occupied: Collection[int] = ()) -> list[EngineSpec]:
+    """Bring the replicas' rows in line with the deployments; return what should run.
+
+    Rows that nothing asks for go, but for the slots in ``occupied``, whose process still lives.
+    Only the engine agent calls this.
+    """
+    deployments = deployments_all()
+    names = {process.pk: process.name for process in engine_processes()}
+    kept = {
+        replica.engine_process_id
+        for deployment in deployments
+        for replica in deployment.replicas.all()
+        if replica.index < deployment.n_replicas
+    }
+    if surplus := names.keys() - kept - set(occupied):
+        engine_processes_remove(surplus)
+    taken = {name for process_id, name in names.items() if process_id not in surplus}
+    return [
+        _engine_spec(replica)
+        for deployment in deployments
+        if deployment.desired_state == Deployment.DesiredState.RUNNING
+        for replica in _replicas_complete(deployment, taken_names=taken)
+    ]
+
+
+def _replicas_complete(deployment: Deployment, *, taken_names: Collection[str]) -> list[Replica]:
+    """Return the replicas that should run, made where they are missing. One whose slot still has
+    the process of a deleted namesake is left for the next time."""
+    replicas = {replica.index: replica for replica in deployment.replicas.all()}
+    for index in range(deployment.n_replicas):
+        name = f"{deployment.name}-{index}"
+        if index not in replicas and name not in taken_names:
+            process = engine_process_create(name=name)
+            replicas[index] = Replica.objects.create(
+                deployment=deployment, index=index, engine_process=process
+            )
+    return [replica for index, replica in replicas.items() if index < deployment.n_replicas]
+
+
+def _engine_spec(replica: Replica) -> EngineSpec:
+    deployment = replica.deployment
+    arguments = {
+        "--model": settings.MODELS_DIR / deployment.model_version.path,
+        "--dtype": deployment.dtype,
+        "--kv-cache-tokens": deployment.kv_cache_tokens,
+        "--max-sequences": deployment.max_sequences,
+        "--max-batched-tokens": deployment.max_batched_tokens,
+        "--max-model-len": deployment.max_model_len,
+    }
+    return EngineSpec(
+        process_id=replica.engine_process_id,
+        name=replica.engine_process.name,
+        revision=deployment.generation,
+        arguments=tuple(
+            str(part)
+            for name, value in arguments.items()
+            if value is not None
+            for part in (name, value)
+        ),
+    )
 
 
 @transaction.atomic

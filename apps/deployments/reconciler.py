@@ -1,0 +1,141 @@
+"""The engine agent's loop between the database and the processes: desired state down, observed
+state up. The mechanics are the engines room's; nothing here starts or kills a process itself."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from django.db import DatabaseError, InterfaceError
+from django.utils import timezone
+
+from apps.core.hop import database_hop
+from apps.core.selectors import change_stamps
+from apps.deployments.services import replicas_reconcile
+from apps.deployments.types import DEPLOYMENTS_STAMP
+from apps.engines.services import (
+    AgentPaths,
+    EngineAgent,
+    engine_epoch_take,
+    is_ready,
+    observations_record,
+    orphan_end,
+    stale_states_correct,
+)
+from apps.engines.types import EngineObservation
+from apps.metering.services import orphans_close
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.25
+_SWEEP_EVERY_S = 10.0
+
+
+class Reconciler:
+    """One agent at work. While the database is away it keeps the engines that it has."""
+
+    def __init__(self, *, paths: AgentPaths) -> None:
+        self.agent = EngineAgent(paths=paths, take_epoch=_epoch_take)
+        self._stop = asyncio.Event()
+        self._stamp: int | None = None
+        self._occupied: frozenset[int] = frozenset()
+        self._pending: dict[int, EngineObservation] = {}
+        self._ready: dict[int, int] = {}
+        self._swept_at = 0.0
+        self._is_database_away = False
+
+    def stop(self) -> None:
+        """Make ``run`` drain and stop every engine, then return."""
+        self._stop.set()
+        self.agent.changed.set()
+
+    async def run(self) -> None:
+        orphans = await self._orphans_adopt()
+        while not self._stop.is_set():
+            await self._tolerantly(self._turn)
+            await self._wait()
+        stopping = asyncio.create_task(self.agent.stop())
+        while not stopping.done():
+            await self._tolerantly(self._record)
+            await self._wait(stopping)
+        await stopping
+        await self._tolerantly(self._record)
+        for task in orphans:
+            task.cancel()
+
+    async def _turn(self) -> None:
+        """Look at both sides once."""
+        stamp = (await database_hop(change_stamps)).get(DEPLOYMENTS_STAMP, 0)
+        occupied = frozenset(self.agent.occupied)
+        # A slot that fell empty may have a row that nothing asks for any more.
+        if stamp != self._stamp or self._occupied - occupied:
+            specs = await database_hop(replicas_reconcile, occupied=occupied)
+            self.agent.desired_set(specs)
+            self._stamp = stamp
+            self._occupied = frozenset(self.agent.occupied)
+        await self._record()
+        now = asyncio.get_running_loop().time()
+        if now - self._swept_at >= _SWEEP_EVERY_S:
+            self._swept_at = now
+            if n_orphans := await database_hop(orphans_close, timezone.now()):
+                logger.warning("Closed %d usage records whose gateway is gone", n_orphans)
+
+    async def _record(self) -> None:
+        """Write what is new; what cannot be written now is kept and written later."""
+        self._pending |= {seen.process_id: seen for seen in self.agent.observations()}
+        if not self._pending:
+            return
+        ready = dict(self._ready)
+        for seen in self._pending.values():
+            ready.pop(seen.process_id, None)
+            if is_ready(seen):
+                ready[seen.process_id] = seen.epoch
+        await database_hop(
+            observations_record,
+            list(self._pending.values()),
+            is_routing_changed=ready != self._ready,
+        )
+        self._pending.clear()
+        self._ready = ready
+
+    async def _orphans_adopt(self) -> list[asyncio.Task[None]]:
+        """Correct what an agent that was killed left, and see its engines off."""
+        tasks: list[asyncio.Task[None]] = []
+
+        async def adopt() -> None:
+            for row in await database_hop(stale_states_correct):
+                if row.pid is not None and row.socket_path:
+                    end = orphan_end(pid=row.pid, socket_path=Path(row.socket_path))
+                    tasks.append(asyncio.create_task(end))
+
+        while not await self._tolerantly(adopt) and not self._stop.is_set():
+            await self._wait()
+        return tasks
+
+    async def _wait(self, beside: asyncio.Task[None] | None = None) -> None:
+        """Return when an engine changed, ``beside`` ended, or it is time to look again."""
+        waiter = asyncio.create_task(self.agent.changed.wait())
+        await asyncio.wait(
+            {waiter, beside} if beside else {waiter},
+            timeout=_POLL_S,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        waiter.cancel()
+
+    async def _tolerantly(self, work: Callable[[], Awaitable[None]]) -> bool:
+        """Do some work; False when the database is away, which is said once."""
+        try:
+            await work()
+        except (DatabaseError, InterfaceError) as error:
+            if not self._is_database_away:
+                logger.error("The database is away, engines go on as they are: %s", error)
+            self._is_database_away = True
+            return False
+        if self._is_database_away:
+            logger.info("The database is back")
+        self._is_database_away = False
+        return True
+
+
+async def _epoch_take(process_id: int) -> int:
+    return await database_hop(engine_epoch_take, process_id)

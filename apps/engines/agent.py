@@ -1,0 +1,135 @@
+"""A set of supervised engine processes that follows a desired set. It knows no database: what to
+run is handed down, what was seen is taken from it."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from apps.engines.paths import AgentPaths, socket_remove
+from apps.engines.policy import State, Timings
+from apps.engines.supervisor import Supervisor, TakeEpoch
+from apps.engines.types import EngineObservation, EngineSpec
+
+logger = logging.getLogger(__name__)
+
+_NEWS_EVERY_S: Final = 2.0
+_ORPHAN_POLL_S: Final = 0.2
+
+
+class EngineAgent:
+    """At most one process per slot at any moment: a slot whose spec changed is stopped first.
+
+    changed: set whenever ``observations`` has a change of state to tell.
+    """
+
+    def __init__(
+        self, *, paths: AgentPaths, take_epoch: TakeEpoch, timings: Timings | None = None
+    ) -> None:
+        self.changed = asyncio.Event()
+        self._paths = paths
+        self._take_epoch = take_epoch
+        self._timings = timings or Timings()
+        self._desired: dict[int, EngineSpec] = {}
+        self._supervisors: dict[int, Supervisor] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._last_words: list[EngineObservation] = []
+        self._told_at: dict[int, float] = {}
+
+    @property
+    def occupied(self) -> Collection[int]:
+        """Slots that have, or soon will have, a process."""
+        return self._supervisors.keys() | self._desired.keys()
+
+    def desired_set(self, specs: Iterable[EngineSpec]) -> None:
+        """Take a new desired set: start, stop and replace processes until it is met."""
+        self._desired = {spec.process_id: spec for spec in specs}
+        self._reconcile()
+
+    def observations(self) -> Sequence[EngineObservation]:
+        """Take what is new since the last call; mere news of an unchanged state come throttled."""
+        now = asyncio.get_running_loop().time()
+        self.changed.clear()
+        found, self._last_words = self._last_words, []
+        for process_id, supervisor in self._supervisors.items():
+            is_due = now - self._told_at.get(process_id, 0.0) >= _NEWS_EVERY_S
+            if supervisor.is_changed or (supervisor.has_news and is_due):
+                supervisor.is_changed = supervisor.has_news = False
+                self._told_at[process_id] = now
+                found.append(supervisor.observation())
+        return found
+
+    async def stop(self) -> None:
+        """Drain and stop every process; returns when none is left."""
+        self.desired_set(())
+        while self._tasks:
+            await asyncio.wait(self._tasks.values())
+            await asyncio.sleep(0)  # let the tasks' callbacks take them off the list
+
+    def kill(self) -> None:
+        """End every process at once."""
+        for supervisor in self._supervisors.values():
+            supervisor.kill()
+
+    def _reconcile(self) -> None:
+        for process_id, supervisor in self._supervisors.items():
+            if self._desired.get(process_id) != supervisor.spec:
+                supervisor.stop()
+        for process_id, spec in self._desired.items():
+            if process_id not in self._supervisors:
+                self._start(spec)
+
+    def _start(self, spec: EngineSpec) -> None:
+        supervisor = Supervisor(
+            spec,
+            paths=self._paths,
+            take_epoch=self._take_epoch,
+            on_change=self.changed.set,
+            timings=self._timings,
+        )
+        self._supervisors[spec.process_id] = supervisor
+        task = asyncio.get_running_loop().create_task(supervisor.run())
+        self._tasks[spec.process_id] = task
+        task.add_done_callback(lambda _: self._ended(spec.process_id))
+
+    def _ended(self, process_id: int) -> None:
+        task = self._tasks.pop(process_id)
+        self._last_words.append(self._supervisors.pop(process_id).observation())
+        self._told_at.pop(process_id, None)
+        self.changed.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("The supervisor of slot %d failed", process_id, exc_info=error)
+            task.get_loop().call_later(self._timings.backoff_most_s, self._reconcile)
+        else:
+            self._reconcile()
+
+
+async def orphan_end(*, pid: int, socket_path: Path, timings: Timings | None = None) -> None:
+    """Wait for an engine of an agent that was killed: it drains by itself; kill it if it does not.
+
+    The process is known by the socket path on its command line, so that a reused pid is let be.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + (timings or Timings()).stop_grace_s
+    while _serves(pid, socket_path):
+        if loop.time() >= deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(_ORPHAN_POLL_S)
+    socket_remove(socket_path)
+
+
+def is_ready(observation: EngineObservation) -> bool:
+    return observation.state == State.READY
+
+
+def _serves(pid: int, socket_path: Path) -> bool:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return os.fsencode(socket_path) in command

@@ -1,0 +1,108 @@
+"""Where the agent keeps sockets, logs and its lock, below VAR."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from apps.engines.exceptions import AgentError
+
+# The kernel's bound for the path of a Unix socket is 107 bytes; some libraries copy a little more.
+_SOCKET_PATH_MOST_BYTES: Final = 100
+_LONGEST_SOCKET_NAME: Final = "e999999999-999999999.sock"
+_LOG_MOST_BYTES: Final = 5 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentPaths:
+    run_dir: Path
+    log_dir: Path
+
+    def socket(self, *, process_id: int, epoch: int) -> Path:
+        """A path of its own for every start: an engine that still drains removes its own socket
+        file at its end, never that of its successor."""
+        return self.run_dir / f"e{process_id}-{epoch}.sock"
+
+    def log(self, name: str) -> Path:
+        return self.log_dir / f"engine-{name}.log"
+
+
+def agent_paths(var_dir: Path) -> AgentPaths:
+    """Make the directories and return them.
+
+    Raises:
+        AgentError: the socket directory belongs to someone else or others may write to it.
+    """
+    run_dir = var_dir / "run"
+    if len(os.fsencode(run_dir / _LONGEST_SOCKET_NAME)) > _SOCKET_PATH_MOST_BYTES:
+        digest = hashlib.sha256(os.fsencode(var_dir)).hexdigest()[:12]
+        run_dir = Path(tempfile.gettempdir()) / f"nano-llm-{os.getuid()}-{digest}"
+    log_dir = var_dir / "logs"
+    log_dir.mkdir(parents=True, exist_ok=True)
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        run_dir.mkdir(mode=0o700)
+    status = run_dir.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise AgentError(f"{run_dir} is not a directory of this user; remove it or set VAR")
+    run_dir.chmod(0o700)
+    return AgentPaths(run_dir=run_dir, log_dir=log_dir)
+
+
+@contextlib.contextmanager
+def var_lock(file: Path, *, holder: str) -> Iterator[None]:
+    """Hold a lock file for as long as the process lives, however it ends.
+
+    Raises:
+        AgentError: another process holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            pid = handle.read().strip() or "unknown"
+            raise AgentError(
+                f"another {holder} (pid {pid}) already works in {file.parent}: "
+                "stop it first, or set VAR to another directory"
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def socket_exists(path: Path) -> bool:
+    return path.exists()
+
+
+def socket_remove(path: Path) -> None:
+    """Remove what an engine that was killed could not remove itself."""
+    path.unlink(missing_ok=True)
+
+
+def log_open(file: Path) -> int:
+    """Return a descriptor that appends; a log that has grown large is put aside first."""
+    with contextlib.suppress(FileNotFoundError):
+        if file.stat().st_size > _LOG_MOST_BYTES:
+            file.replace(file.with_suffix(".log.1"))
+    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def log_tail(file: Path, *, n_lines: int, n_bytes: int = 64 * 1024) -> list[str]:
+    """Return the last lines of a log, reading a bounded part of it; nothing when it is absent."""
+    try:
+        with file.open("rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(max(0, size - n_bytes))
+            data = handle.read(n_bytes)
+    except OSError:
+        return []
+    return data.decode("utf-8", errors="replace").splitlines()[-n_lines:]

@@ -1,0 +1,21 @@
+"""Reads of engine processes as the agent last observed them."""
+
+from pathlib import Path
+
+from apps.engines.models import EngineProcess
+from apps.engines.paths import log_tail
+
+
+def engine_processes() -> list[EngineProcess]:
+    """Return every slot, in one query."""
+    return list(EngineProcess.objects.all())
+
+
+def ready_engines() -> list[EngineProcess]:
+    """Return the slots that take requests now, in one query."""
+    return list(EngineProcess.objects.filter(state=EngineProcess.State.READY))
+
+
+def engine_log_tail(process: EngineProcess, *, n_lines: int = 200) -> list[str]:
+    """Return the end of the engine's log; a bounded part of the file is read."""
+    return log_tail(Path(process.log_path), n_lines=n_lines) if process.log_path else []
