@@ -1,6 +1,10 @@
 """Fixtures for every test. Rows come from tests.factories, processes from tests.processes."""
 
+import os
+from pathlib import Path
+
 import pytest
+from django.conf import settings
 from django.test import Client
 
 from apps.audit.types import Actor
@@ -25,3 +29,9 @@ def admin_client(admin_user: User) -> Client:
     client = Client()
     client.force_login(admin_user)
     return client
+
+
+def pytest_unconfigure() -> None:
+    """Threads that still hold the SQLite test database open leave its files behind."""
+    for file in Path(settings.VAR_DIR).glob(f"test-{os.getpid()}.sqlite3*"):
+        file.unlink(missing_ok=True)

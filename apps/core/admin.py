@@ -1,7 +1,8 @@
 """What every room's admin is built on: pages that read in bounded queries and write through a
 service. It knows no room above it; ``audit.selectors.actor_of`` says who acts."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from django.contrib import messages
 from django.core.exceptions import ValidationError
@@ -11,11 +12,23 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.functional import cached_property
 from django.utils.http import urlencode
+from unfold import decorators
 from unfold.admin import ModelAdmin, TabularInline
 
 from apps.core.exceptions import AppError
 
 COUNT_BOUND = 10_000
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class _Decorator(Protocol):
+    def __call__(self, **options: Any) -> Callable[[_F], _F]: ...
+
+
+# The theme's decorators carry no types; these are the same with them.
+display: _Decorator = decorators.display
+action: _Decorator = decorators.action
 
 
 class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
@@ -145,6 +158,14 @@ class ReadOnlyInline(TabularInline):
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+
+def dialog_redirect(request: HttpRequest, location: str) -> HttpResponse:
+    """Leave a confirmation dialog for another page: the dialog posts in the background, and a plain
+    redirect would be followed there."""
+    if request.headers.get("HX-Request"):
+        return HttpResponse(headers={"HX-Redirect": location})
+    return HttpResponseRedirect(location)
 
 
 def refused(request: HttpRequest, error: Exception, *, location: str) -> HttpResponseRedirect:

@@ -1,0 +1,148 @@
+"""The usage ledger, to read. The list shows the newest rows; an older one is found by its id."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.db import models
+from django.http import HttpRequest
+
+from apps.core.admin import ReadOnlyAdmin, display
+from apps.metering.models import UsageRecord
+from apps.tenants.selectors import tenant_choices, tenant_names
+
+# Filters look at these rows only, so that one that matches nothing costs no scan of the ledger.
+LISTED_ROWS = 20_000
+_TENANTS_LISTED = 50
+
+
+class TenantFilter(admin.SimpleListFilter):
+    title = "tenant"
+    parameter_name = "tenant"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(str(pk), name) for pk, name in tenant_choices(limit=_TENANTS_LISTED)]
+
+    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
+        value = self.value()
+        return queryset.filter(tenant_id=value) if value and value.isdecimal() else queryset
+
+
+class DoorFilter(admin.SimpleListFilter):
+    title = "door"
+    parameter_name = "door"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("rest", "REST"), ("websocket", "WebSocket")]
+
+    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
+        return queryset.filter(door=self.value()) if self.value() else queryset
+
+
+@admin.register(UsageRecord)
+class UsageRecordAdmin(ReadOnlyAdmin):
+    list_display = (
+        "created_at",
+        "request_id",
+        "tenant",
+        "route_name",
+        "door",
+        "result",
+        "tokens",
+        "ttft",
+        "total",
+    )
+    list_display_links = ("request_id",)
+    list_filter = ("state", "outcome", DoorFilter, TenantFilter)
+    search_fields = ("request_id",)
+    search_help_text = "The whole request id"
+    ordering = ("-id",)
+    sortable_by = ()
+    fieldsets = (
+        (None, {"fields": (("request_id", "created_at"), ("result", "finish_reason"))}),
+        (
+            "Tokens",
+            {
+                "fields": (
+                    ("n_prompt_tokens", "n_cached_tokens"),
+                    ("n_completion_tokens", "n_reserved_tokens"),
+                )
+            },
+        ),
+        ("Times", {"fields": (("ttft", "total"), ("settled_at", "expires_at"))}),
+        (
+            "Where",
+            {
+                "fields": (
+                    ("tenant", "route_name"),
+                    ("door", "endpoint"),
+                    ("engine_name", "engine_epoch"),
+                    ("deployment_id", "model_version_id"),
+                    ("api_token_id", "user_id"),
+                    "error_code",
+                )
+            },
+        ),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[UsageRecord]:
+        rows: models.QuerySet[UsageRecord] = super().get_queryset(request)
+        match = request.resolver_match
+        is_list = match is not None and match.url_name == "metering_usagerecord_changelist"
+        if not is_list or request.GET.get("q"):
+            return rows
+        newest = UsageRecord.objects.order_by("-id").values_list("id", flat=True).first() or 0
+        return rows.filter(id__gt=newest - LISTED_ROWS)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: Any, search_term: str
+    ) -> tuple[Any, bool]:
+        """An exact match uses the index; Django's own "=" ignores case and would scan."""
+        term = search_term.strip()
+        return (queryset.filter(request_id=term) if term else queryset), False
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        response = super().changelist_view(request, extra_context)
+        changes = getattr(response, "context_data", {}).get("cl")
+        if changes is not None:
+            names = tenant_names({row.tenant_id for row in changes.result_list})
+            for row in changes.result_list:
+                row.tenant_name = names.get(row.tenant_id)
+        return response
+
+    @display(description="Tenant")
+    def tenant(self, row: Any) -> str:
+        if not hasattr(row, "tenant_name"):
+            row.tenant_name = tenant_names({row.tenant_id}).get(row.tenant_id)
+        return row.tenant_name or f"#{row.tenant_id}"
+
+    @display(
+        description="Result",
+        label={
+            "Completed": "success",
+            "In flight": "info",
+            "Aborted by the client": "warning",
+            "Failed": "danger",
+            "Interrupted": "danger",
+        },
+    )
+    def result(self, row: UsageRecord) -> str:
+        return "In flight" if row.state == UsageRecord.State.RESERVED else row.get_outcome_display()
+
+    @display(description="Tokens in → out")
+    def tokens(self, row: UsageRecord) -> str:
+        cached = f" ({row.n_cached_tokens:,} cached)" if row.n_cached_tokens else ""
+        return f"{row.n_prompt_tokens:,}{cached} → {row.n_completion_tokens:,}"
+
+    @display(description="First token")
+    def ttft(self, row: UsageRecord) -> str:
+        return _duration(row.ttft_ms)
+
+    @display(description="Total")
+    def total(self, row: UsageRecord) -> str:
+        return _duration(row.total_ms)
+
+
+def _duration(value_ms: float | None) -> str:
+    if value_ms is None:
+        return "—"
+    return f"{value_ms:.0f} ms" if value_ms < 1000 else f"{value_ms / 1000:.1f} s"
