@@ -1,0 +1,94 @@
+"""The one way to an engine. Every door calls ``start``, and nothing is dispatched otherwise."""
+
+import time
+
+from django.conf import settings
+
+from apps.core.ids import new_id
+from apps.engines.exceptions import EngineClientError
+from apps.gateway.exceptions import app_error_of
+from apps.gateway.generation import GenerationStream
+from apps.gateway.runtime import gateway_runtime
+from apps.gateway.types import GenerationRequest
+from apps.metering.types import Reservation
+from apps.rbac.types import Principal
+from apps.routing.selectors import Lease
+
+PREPARE_TIMEOUT_S = 30.0
+ORPHAN_GRACE_S = 60.0  # over the request's own deadline, before the sweeper may close its row
+
+
+async def start(*, principal: Principal, request: GenerationRequest, door: str) -> GenerationStream:
+    """Route, prepare, reserve, dispatch: return the stream of a request that an engine runs.
+
+    Raises:
+        ModelNotFound: no route has that name.
+        InvalidRequest: the engine cannot honour it; ``param`` names the field.
+        Overloaded: a bounded queue is full.
+        Unavailable: no engine is ready, the ledger cannot be written, or this process is stopping.
+    """
+    started_s = time.monotonic()
+    runtime = gateway_runtime()
+    runtime.check_admitting()
+    await runtime.ready()
+    lease = runtime.table.lease(request.model)
+    try:
+        stream = await _prepare(
+            principal=principal, request=request, door=door, lease=lease, started_s=started_s
+        )
+    except EngineClientError as error:
+        lease.release()
+        raise app_error_of(error, max_tokens_param=request.max_tokens_param) from error
+    except BaseException:
+        lease.release()
+        raise
+    try:
+        await stream.open()
+    except EngineClientError as error:
+        raise app_error_of(error) from error
+    return stream
+
+
+async def _prepare(
+    *,
+    principal: Principal,
+    request: GenerationRequest,
+    door: str,
+    lease: Lease,
+    started_s: float,
+) -> GenerationStream:
+    runtime = gateway_runtime()
+    endpoint, target = lease.endpoint, lease.target
+    request_id = new_id(request.id_prefix)
+    client = await runtime.engines.client(endpoint)
+    prepared = await client.prepare(
+        request_id=request_id,
+        prompt=request.prompt,
+        sampling=request.sampling,
+        max_tokens=request.max_tokens,
+        cache_salt=principal.cache_salt,
+        timeout_s=PREPARE_TIMEOUT_S,
+    )
+    timeout_s = float(settings.GATEWAY_REQUEST_TIMEOUT_S)
+    return GenerationStream(
+        runtime=runtime,
+        lease=lease,
+        client=client,
+        reservation=Reservation(
+            request_id=request_id,
+            principal=principal,
+            door=door,
+            endpoint=request.endpoint,
+            route_name=target.name,
+            deployment_id=target.deployment_id,
+            model_version_id=target.model_version_id,
+            engine_name=endpoint.engine_name,
+            engine_epoch=endpoint.epoch,
+            n_prompt_tokens=prepared.n_prompt_tokens,
+            n_reserved_tokens=prepared.n_prompt_tokens + prepared.max_new_tokens,
+            lifetime_s=timeout_s + ORPHAN_GRACE_S,
+        ),
+        max_new_tokens=prepared.max_new_tokens,
+        started_s=started_s,
+        timeout_s=timeout_s,
+    )

@@ -1,0 +1,68 @@
+"""The process's connections to engines: one a replica, made on demand, dropped when lost or when
+the engine behind it was started anew."""
+
+import asyncio
+from collections.abc import Iterable
+
+from apps.deployments.types import ReplicaEndpoint
+from apps.engines.client import EngineClient
+
+CONNECT_TIMEOUT_S = 5.0
+
+
+class EnginePool:
+    """For one event loop. Requests to one engine share its connection."""
+
+    def __init__(self, *, name: str) -> None:
+        self._name = name
+        self._clients: dict[str, tuple[ReplicaEndpoint, EngineClient]] = {}
+        self._connecting: dict[str, asyncio.Lock] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def client(self, endpoint: ReplicaEndpoint) -> EngineClient:
+        """Return a live client of the engine start that ``endpoint`` names.
+
+        Raises:
+            EngineDead: nobody answers there, or another start than the one expected.
+        """
+        if (client := self._live(endpoint)) is not None:
+            return client
+        lock = self._connecting.setdefault(endpoint.engine_name, asyncio.Lock())
+        async with lock:
+            if (client := self._live(endpoint)) is not None:
+                return client
+            client = EngineClient(
+                endpoint.socket_path, name=self._name, expected_epoch=endpoint.epoch
+            )
+            await client.connect(timeout_s=CONNECT_TIMEOUT_S)
+            if (previous := self._clients.get(endpoint.engine_name)) is not None:
+                self._close(previous[1])
+            self._clients[endpoint.engine_name] = (endpoint, client)
+            return client
+
+    def retain(self, endpoints: Iterable[ReplicaEndpoint]) -> None:
+        """Close the connections to engine starts that are gone. An engine that only stopped being
+        ready keeps its connection until it closes it, so that running requests can end."""
+        epochs = {endpoint.engine_name: endpoint.epoch for endpoint in endpoints}
+        for name, (endpoint, client) in list(self._clients.items()):
+            if client.is_closed or epochs.get(name, endpoint.epoch) != endpoint.epoch:
+                del self._clients[name]
+                self._close(client)
+
+    async def aclose(self) -> None:
+        """Close every connection; requests that still run on them end with EngineDead."""
+        for _, client in self._clients.values():
+            self._close(client)
+        self._clients.clear()
+        await asyncio.gather(*self._closing)
+
+    def _live(self, endpoint: ReplicaEndpoint) -> EngineClient | None:
+        found = self._clients.get(endpoint.engine_name)
+        if found is None or found[0].epoch != endpoint.epoch or found[1].is_closed:
+            return None
+        return found[1]
+
+    def _close(self, client: EngineClient) -> None:
+        task = asyncio.create_task(client.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

@@ -1,0 +1,71 @@
+"""Errors that only the doors raise, and how those of an engine become ours."""
+
+from apps.core.exceptions import AppError, InvalidRequest, Overloaded, Unavailable
+from apps.engines.exceptions import (
+    EngineClientError,
+    EngineDead,
+    EngineOverloaded,
+    EngineRequestError,
+)
+
+
+class RequestTimedOut(AppError):
+    """The request was not finished within the time that one request may take."""
+
+    status = 504
+    default_code = "request_timeout"
+    default_message = "The request took longer than one request may take."
+
+
+class Draining(Unavailable):
+    """This process is stopping; another one, or this one started anew, will answer."""
+
+    default_code = "server_shutting_down"
+    default_message = "The server is shutting down; try again shortly."
+
+    def __init__(self) -> None:
+        super().__init__(retry_after_s=2.0)
+
+
+class MethodNotAllowed(AppError):
+    status = 405
+    type = "invalid_request_error"
+    default_code = "method_not_allowed"
+    default_message = "This method is not allowed here."
+
+
+class UnsupportedMediaType(AppError):
+    status = 415
+    type = "invalid_request_error"
+    default_code = "unsupported_media_type"
+    default_message = "The body must be JSON: send 'Content-Type: application/json'."
+
+
+class EngineFailed(AppError):
+    """The engine failed at this request."""
+
+    default_code = "engine_error"
+    default_message = "The engine failed while processing the request."
+
+
+def app_error_of(error: Exception, *, max_tokens_param: str = "max_tokens") -> AppError:
+    """Return what a client is told. The engine's own words go out only when the fault is the
+    client's; a fault of ours names no socket, path or trace."""
+    match error:
+        case AppError():
+            return error
+        case EngineRequestError():
+            param = max_tokens_param if error.param == "max_tokens" else error.param
+            return InvalidRequest(str(error), code=error.code, param=param)
+        case EngineOverloaded():
+            return Overloaded(code="engine_overloaded", retry_after_s=error.retry_after_s)
+        case EngineDead():
+            return Unavailable(
+                "The engine that served this request is gone; try again shortly.",
+                code="engine_unavailable",
+                retry_after_s=1.0,
+            )
+        case EngineClientError():
+            return EngineFailed()
+        case _:
+            return AppError()

@@ -1,0 +1,212 @@
+"""One generation as every door sees it: text deltas, then a result or an error, and a ledger row
+that is settled exactly once whatever happens to the client, the engine or the task."""
+
+import asyncio
+import logging
+import time
+from types import TracebackType
+from typing import Self
+
+from django.db import DatabaseError, InterfaceError
+
+from apps.core.exceptions import AppError, Unavailable
+from apps.core.hop import database_hop
+from apps.engines.client import EngineClient, EngineStream
+from apps.engines.exceptions import EngineClientError
+from apps.engines.types import GenerationResult, TextDelta
+from apps.gateway.exceptions import RequestTimedOut, app_error_of
+from apps.gateway.runtime import GatewayRuntime
+from apps.metering.services import reserve, settle
+from apps.metering.types import Outcome, Reservation, Settlement
+from apps.routing.selectors import Lease
+
+logger = logging.getLogger(__name__)
+
+NO_TEXT = TextDelta(text="", n_tokens=0)
+
+
+class GenerationStream:
+    """Made by admission only. Iterate over it in one task, inside ``async with``.
+
+    result: set before iteration ends well, once the ledger row is settled; a ``finish_reason`` of
+    ``abort`` means that ``cancel`` was called. An error is raised by iterating, settled as well.
+    """
+
+    def __init__(
+        self,
+        *,
+        runtime: GatewayRuntime,
+        lease: Lease,
+        client: EngineClient,
+        reservation: Reservation,
+        max_new_tokens: int,
+        started_s: float,
+        timeout_s: float,
+    ) -> None:
+        info = client.info
+        self.request_id = reservation.request_id
+        self.model = lease.target.name
+        self.created = int(time.time())
+        self.n_prompt_tokens = reservation.n_prompt_tokens
+        self.system_fingerprint = f"fp_{reservation.model_version_id}_{info.backend}_{info.dtype}"
+        self.result: GenerationResult | None = None
+        self._runtime = runtime
+        self._lease = lease
+        self._client = client
+        self._reservation = reservation
+        self._max_new_tokens = max_new_tokens
+        self._started_s = started_s
+        self._deadline_s = asyncio.get_running_loop().time() + timeout_s
+        self._first_token_s: float | None = None
+        self._reserving: asyncio.Task[None] | None = None
+        self._engine: EngineStream | None = None
+        self._interrupted: AppError | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    # -- for admission -----------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Reserve, then dispatch; on any failure nothing is left behind, here or in the engine."""
+        self._runtime.live.add(self)
+        try:
+            self._reserving = self._runtime.spawn(self._reserve())
+            await asyncio.shield(self._reserving)
+            self._raise_interruption()
+            self._engine = await self._client.start(self.request_id, self._max_new_tokens)
+        except BaseException as error:
+            await self._end(error)
+            raise
+
+    # -- for doors ---------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._end(error)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TextDelta:
+        delta = await self.take()
+        if delta is None:
+            raise StopAsyncIteration
+        return delta
+
+    async def take(self, *, wait_s: float | None = None) -> TextDelta | None:
+        """Return new text; an empty delta when ``wait_s`` passed without any; None at the end."""
+        assert self._engine is not None
+        until_s = self._deadline_s
+        if wait_s is not None:
+            until_s = min(until_s, asyncio.get_running_loop().time() + wait_s)
+        try:
+            async with asyncio.timeout_at(until_s):
+                delta = await anext(self._engine)
+        except StopAsyncIteration:
+            self._raise_interruption()
+            await self._end(None)
+            self.result = self._engine.result
+            return None
+        except TimeoutError:
+            if until_s < self._deadline_s:
+                return NO_TEXT
+            raise RequestTimedOut from None
+        except EngineClientError as error:
+            self._raise_interruption()
+            raise app_error_of(error) from error
+        self._raise_interruption()
+        if self._first_token_s is None:
+            self._first_token_s = time.monotonic()
+        return delta
+
+    async def aclose(self) -> None:
+        """End it if nobody did; for a stream that was made and then not iterated over."""
+        await self._end(None)
+
+    async def cancel(self) -> None:
+        """Stop it for the client; iterating then ends with what there is. Idempotent."""
+        if self._engine is not None:
+            await self._engine.abort()
+
+    def interrupt(self, error: AppError) -> None:
+        """End it for a reason of ours: iterating raises ``error``. Idempotent."""
+        if self._interrupted is None:
+            self._interrupted = error
+            if self._engine is not None and not self._engine.is_ended:
+                self._runtime.spawn(self._engine.abort())
+
+    # -- the one end -------------------------------------------------------------------------
+
+    async def _end(self, error: BaseException | None) -> None:
+        """Abort what still runs, settle, give the place back: once, and to its end even when the
+        caller is cancelled meanwhile."""
+        if self._closing is None:
+            self._closing = self._runtime.spawn(self._close(error))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, error: BaseException | None) -> None:
+        try:
+            if self._engine is not None:
+                await self._engine.abort()
+            else:
+                self._client.discard(self.request_id)
+            if await self._is_reserved():
+                await self._settle(error)
+        finally:
+            self._lease.release()
+            self._runtime.live.discard(self)
+
+    async def _reserve(self) -> None:
+        try:
+            await database_hop(reserve, self._reservation)
+        except (DatabaseError, InterfaceError) as error:
+            logger.warning("Request %s was not reserved: %s", self.request_id, error)
+            raise Unavailable("The request cannot be recorded at the moment.") from error
+
+    async def _is_reserved(self) -> bool:
+        if self._reserving is None:
+            return False
+        await asyncio.wait({self._reserving})
+        return self._reserving.exception() is None
+
+    async def _settle(self, error: BaseException | None) -> None:
+        settlement = self._settlement(error)
+        try:
+            await database_hop(settle, settlement)
+        except (DatabaseError, InterfaceError) as failure:
+            # The row stays reserved; the sweeper closes it when its life is over.
+            logger.error("Request %s was not settled: %s", self.request_id, failure)
+
+    def _settlement(self, error: BaseException | None) -> Settlement:
+        result = self._engine.result if self._engine is not None else None
+        engine_error = self._engine.error if self._engine is not None else None
+        fault = self._interrupted or error or engine_error
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            outcome, code = Outcome.ABORTED, "client_disconnected"
+        elif isinstance(fault, Exception):
+            outcome, code = Outcome.FAILED, app_error_of(fault).code
+        elif result is None or result.finish_reason == "abort":
+            outcome, code = Outcome.ABORTED, ""
+        else:
+            outcome, code = Outcome.COMPLETED, ""
+        ttft_s = None if self._first_token_s is None else self._first_token_s - self._started_s
+        return Settlement(
+            request_id=self.request_id,
+            outcome=outcome,
+            n_completion_tokens=self._engine.n_completion_tokens if self._engine else 0,
+            n_cached_tokens=result.n_cached_tokens if result else 0,
+            finish_reason=result.finish_reason if result else "",
+            error_code=code,
+            ttft_ms=None if ttft_s is None else ttft_s * 1000,
+            total_ms=(time.monotonic() - self._started_s) * 1000,
+        )
+
+    def _raise_interruption(self) -> None:
+        if self._interrupted is not None:
+            raise self._interrupted

@@ -1,0 +1,124 @@
+"""What one gateway process holds in memory: tokens, routes, engine connections, live requests.
+Made on the first request and bound to the event loop that serves it."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from django.db import DatabaseError, InterfaceError
+
+from apps.core.exceptions import Unavailable
+from apps.core.hop import database_hop
+from apps.core.stamps import StampWatcher
+from apps.gateway.engines import EnginePool
+from apps.gateway.exceptions import Draining
+from apps.rbac.authentication import TokenCache
+from apps.routing.selectors import RoutingTable, snapshot
+
+if TYPE_CHECKING:
+    from apps.gateway.generation import GenerationStream
+
+logger = logging.getLogger(__name__)
+
+_ROUTING_STAMPS = ("routes", "deployments", "replicas")
+
+
+class GatewayRuntime:
+    """One per process and event loop: see ``gateway_runtime``."""
+
+    def __init__(self) -> None:
+        self.tokens = TokenCache()
+        self.table = RoutingTable()
+        self.engines = EnginePool(name=f"gateway-{os.getpid()}")
+        self.live: set[GenerationStream] = set()
+        self.is_draining = False
+        self._watcher = StampWatcher()
+        self._loading: asyncio.Task[None] | None = None
+        self._is_loaded = False
+        self._is_stale = False
+        self._background: set[asyncio.Task[Any]] = set()
+        self._watcher.subscribe("access", self.tokens.forget)
+        for name in _ROUTING_STAMPS:
+            self._watcher.subscribe(name, self._on_routing_change)
+
+    async def ready(self) -> None:
+        """Return once routes were read at least once; raises Unavailable when they cannot be."""
+        self._watcher.start()
+        if self._is_loaded:
+            return
+        try:
+            await asyncio.shield(self._reload())
+        except (DatabaseError, InterfaceError) as error:
+            raise Unavailable("The routes cannot be read at the moment.") from error
+
+    def check_admitting(self) -> None:
+        """Raise Draining while this process is stopping."""
+        if self.is_draining:
+            raise Draining
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Run work that must end even when the request that asked for it is cancelled."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    def interrupt_all(self) -> None:
+        """End every live request with an error that its client sees in-band."""
+        for stream in list(self.live):
+            stream.interrupt(Draining())
+
+    async def aclose(self) -> None:
+        """Stop watching, finish what must be finished, close the engines' connections."""
+        await self._watcher.stop()
+        while self._background:
+            await asyncio.wait(self._background)
+        await self.engines.aclose()
+
+    def _on_routing_change(self, _stamp: str) -> None:
+        self._is_stale = True
+        if self._is_loaded:
+            self._reload()
+
+    def _reload(self) -> "asyncio.Task[None]":
+        if self._loading is None or self._loading.done():
+            self._loading = asyncio.get_running_loop().create_task(self._load())
+            self._loading.add_done_callback(_log_failure)
+        return self._loading
+
+    async def _load(self) -> None:
+        """Read until nothing changed while reading, so that no news is lost to a race."""
+        while True:
+            self._is_stale = False
+            try:
+                found = await database_hop(snapshot)
+            except (DatabaseError, InterfaceError):
+                if not self._is_loaded:
+                    raise
+                await asyncio.sleep(0.5)
+                continue
+            self.table.replace(found)
+            self.engines.retain(each for group in found.endpoints.values() for each in group)
+            self._is_loaded = True
+            if not self._is_stale:
+                return
+
+
+def _log_failure(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("Routes cannot be read: %s", error)
+
+
+_runtime: GatewayRuntime | None = None
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+def gateway_runtime() -> GatewayRuntime:
+    """Return the runtime of the running event loop, making it on first use."""
+    global _runtime, _loop
+    loop = asyncio.get_running_loop()
+    if _runtime is None or _loop is not loop:
+        _runtime, _loop = GatewayRuntime(), loop
+    return _runtime

@@ -1,0 +1,170 @@
+"""The lean ASGI handler under /v1/: it reads the body, resolves the URL, runs the asynchronous
+view and sends its answer, all raced against the client's leaving. No middleware, no signals, no
+threads: measured, those are most of what a request costs behind Django's own handler."""
+
+import asyncio
+import io
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from django.conf import settings
+from django.core.handlers.asgi import ASGIRequest
+from django.http import StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.urls import Resolver404, get_resolver
+from rest_framework.response import Response
+
+from apps.core.exceptions import InvalidRequest, NotFound, PayloadTooLarge
+from apps.core.ids import new_id
+from apps.gateway.rest.base import StructRenderer, error_response
+from apps.gateway.rest.streaming import EventStreamResponse
+
+logger = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+URLCONF: Final = "apps.gateway.urls"
+
+
+class _ClientLeft(Exception):
+    """The client went away before its request was whole."""
+
+
+class InferenceHandler:
+    """An ASGI application for the paths of ``apps.gateway.urls``."""
+
+    def __init__(self) -> None:
+        self._resolver = get_resolver(URLCONF)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started_s = time.perf_counter()
+        try:
+            body = await _read_body(receive)
+        except _ClientLeft:
+            return
+        except PayloadTooLarge as error:
+            await _send(_rendered(error_response(error)), send, started_s=started_s)
+            return
+        race = _Race(receive)
+        try:
+            response = await self._respond(scope, body)
+            try:
+                await _send(response, send, started_s=started_s, before_last=race.win)
+            finally:
+                if isinstance(response, EventStreamResponse):
+                    await response.aclose()
+        except asyncio.CancelledError:
+            if not race.is_lost:
+                raise
+        finally:
+            race.close()
+
+    async def _respond(self, scope: Scope, body: bytes) -> HttpResponseBase:
+        try:
+            request = ASGIRequest(scope, io.BytesIO(body))
+            request.META["CONTENT_LENGTH"] = str(len(body))  # chunked bodies name none
+            match = self._resolver.resolve(request.path_info)
+            response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
+        except Resolver404:
+            response = error_response(
+                NotFound(f"There is nothing at {scope['method']} {scope['path'][:200]}.")
+            )
+        except UnicodeDecodeError:
+            response = error_response(InvalidRequest("The query string is not valid."))
+        return _rendered(response)
+
+
+class _Race:
+    """Cancels the task that made it once the client leaves, unless that task wins first."""
+
+    def __init__(self, receive: Receive) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._is_won = False
+        self.is_lost = False
+        self._watch = asyncio.ensure_future(_until_disconnect(receive))
+        self._watch.add_done_callback(self._on_disconnect)
+
+    def win(self) -> None:
+        """Nothing but the last bytes is left to do: a client that leaves now changes nothing."""
+        self._is_won = True
+
+    def close(self) -> None:
+        self._is_won = True
+        self._watch.cancel()
+
+    def _on_disconnect(self, watch: "asyncio.Future[None]") -> None:
+        if not self._is_won and not watch.cancelled():
+            self.is_lost = True
+            self._task.cancel()
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read_body(receive: Receive) -> bytes:
+    parts: list[bytes] = []
+    n_bytes = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _ClientLeft
+        part = message.get("body", b"")
+        n_bytes += len(part)
+        if n_bytes > settings.GATEWAY_MAX_BODY_BYTES:
+            raise PayloadTooLarge(
+                f"The request body is over {settings.GATEWAY_MAX_BODY_BYTES} bytes."
+            )
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _rendered(response: HttpResponseBase) -> HttpResponseBase:
+    """Render what no view has: answers of this handler's own have no renderer yet."""
+    if isinstance(response, Response) and not response.is_rendered:
+        if not hasattr(response, "accepted_renderer"):
+            response.accepted_renderer = StructRenderer()
+            response.accepted_media_type = StructRenderer.media_type
+            response.renderer_context = {}  # type: ignore[attr-defined]
+        response.render()
+    return response
+
+
+async def _send(
+    response: HttpResponseBase,
+    send: Send,
+    *,
+    started_s: float,
+    before_last: Callable[[], None] = lambda: None,
+) -> None:
+    if not response.has_header("X-Request-Id"):
+        response["X-Request-Id"] = new_id("req")
+    response["OpenAI-Processing-Ms"] = str(round((time.perf_counter() - started_s) * 1000))
+    start: Message = {"type": "http.response.start", "status": response.status_code}
+    if isinstance(response, StreamingHttpResponse):
+        await send({**start, "headers": _headers(response)})
+        async for part in response:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        before_last()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return
+    content: bytes = response.content  # type: ignore[attr-defined]
+    response["Content-Length"] = str(len(content))
+    before_last()
+    await send({**start, "headers": _headers(response)})
+    await send({"type": "http.response.body", "body": content, "more_body": False})
+
+
+def _headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
+    return [
+        (name.lower().encode("ascii"), value.encode("latin1")) for name, value in response.items()
+    ]
