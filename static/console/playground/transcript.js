@@ -91,14 +91,15 @@ export class Transcript {
     const figures = make("ul", "pg-figures");
     figures.setAttribute("aria-label", "Figures of this answer");
     const actions = make("div", "pg-actions");
+    const copy = button("content_copy", "Copy", (self) => copyText(turn.text, self));
     actions.append(
-      button("content_copy", "Copy", (self) => copyText(turn.text, self)),
+      copy,
       button("refresh", "Retry", () => this.#onRetry(), "pg-retry"),
     );
     foot.append(figures, actions);
     column.append(name, body, alert, foot);
     root.append(avatar, column);
-    return { root, name, body, alert, foot, figures, actions };
+    return { root, name, body, alert, foot, figures, actions, copy };
   }
 
   #draw(turn) {
@@ -117,6 +118,7 @@ export class Transcript {
     drawError(view.alert, turn.error);
     drawFigures(view.figures, turn, this.#ledgerUrl);
     view.actions.hidden = isStreaming;
+    view.copy.hidden = !turn.text;
   }
 }
 
