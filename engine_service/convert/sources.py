@@ -87,6 +87,10 @@ def _unpack(path: Path, *, scratch: Path, on_bytes: OnBytes) -> Path:
                 )
     except _DAMAGED as error:
         raise ConversionError(f"{path.name} is damaged: {error}", field="source") from error
+    except OSError as error:  # a full disk, or an offset that no file can have
+        raise ConversionError(
+            f"{path.name} cannot be unpacked: {error.strerror}", field="source"
+        ) from error
     return scratch / model
 
 
