@@ -3,7 +3,7 @@
 from django.db.models import F, Prefetch
 
 from apps.deployments.models import Deployment, Replica
-from apps.deployments.types import ReplicaEndpoint
+from apps.deployments.types import LiveState, ReplicaEndpoint
 from apps.engines.models import EngineProcess
 
 
@@ -62,5 +62,42 @@ def deployments_running() -> list[Deployment]:
     return list(
         Deployment.objects.filter(desired_state=Deployment.DesiredState.RUNNING).select_related(
             "model_version__model"
+        )
+    )
+
+
+def live_state(deployment: Deployment) -> LiveState:
+    """Judge a deployment that came with its replicas, as from ``deployments_all``: no query."""
+    state = EngineProcess.State
+    processes = [replica.engine_process for replica in deployment.replicas.all()]
+    n_ready = sum(process.state == state.READY for process in processes)
+    failing = [
+        process
+        for process in processes
+        if process.state in (state.FAILED, state.BACKING_OFF, state.UNRESPONSIVE)
+    ]
+    if deployment.desired_state == Deployment.DesiredState.STOPPED:
+        word = "Stopping" if any(p.state != state.STOPPED for p in processes) else "Stopped"
+    elif n_ready >= deployment.n_replicas:
+        word = "Ready"
+    elif n_ready:
+        word = "Degraded"
+    else:
+        word = "Failing" if failing else "Starting"
+    return LiveState(
+        word=word,
+        n_ready=n_ready,
+        n_replicas=deployment.n_replicas,
+        last_error=failing[0].last_error if failing else "",
+    )
+
+
+def deployments_with_replicas() -> list[Deployment]:
+    """Return every deployment with its model version, its replicas and their engine processes, in
+    two queries."""
+    replicas = Replica.objects.select_related("engine_process").order_by("index")
+    return list(
+        Deployment.objects.select_related("model_version__model").prefetch_related(
+            Prefetch("replicas", queryset=replicas)
         )
     )

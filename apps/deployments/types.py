@@ -22,6 +22,28 @@ class ReplicaEndpoint:
     socket_path: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveState:
+    """What of a deployment runs, beside what should. ``word`` is one of the keys of
+    ``LIVE_STATE_LABELS``."""
+
+    word: str
+    n_ready: int
+    n_replicas: int
+    last_error: str
+
+
+# How bad each state is, in the names of the admin's badges.
+LIVE_STATE_LABELS: Final = {
+    "Ready": "success",
+    "Degraded": "warning",
+    "Starting": "info",
+    "Failing": "danger",
+    "Stopping": "warning",
+    "Stopped": "",
+}
+
+
 class DeploymentFields(TypedDict, total=False):
     """What a person may set on a deployment, by the names of its columns."""
 

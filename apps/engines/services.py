@@ -50,9 +50,13 @@ def engine_epoch_take(process_id: int) -> int:
 def observations_record(
     observations: Sequence[EngineObservation], *, is_routing_changed: bool
 ) -> None:
-    """Write what the agent saw; ``is_routing_changed`` tells the gateways to look again."""
+    """Write what the agent saw; ``is_routing_changed`` tells the gateways to look again.
+
+    The epoch is only ever written by ``engine_epoch_take``.
+    """
     for observation in observations:
         row = asdict(observation)
+        del row["epoch"]
         EngineProcess.objects.filter(pk=row.pop("process_id")).update(**row)
     if is_routing_changed:
         change_stamp_bump(REPLICAS_STAMP)

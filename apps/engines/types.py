@@ -8,6 +8,17 @@ FinishReason = Literal["stop", "length", "abort"]
 
 REPLICAS_STAMP: Final = "replicas"
 
+# How bad each state of an engine process is, in the names of the admin's badges.
+STATE_LABELS: Final = {
+    "Starting": "info",
+    "Ready": "success",
+    "Unresponsive": "danger",
+    "Backing off": "warning",
+    "Draining": "warning",
+    "Stopped": "",
+    "Failed": "danger",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:

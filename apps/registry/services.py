@@ -82,6 +82,26 @@ def import_model(
 
 
 @transaction.atomic
+def registered_model_describe(
+    *, model: RegisteredModel, description: str, actor: Actor
+) -> RegisteredModel:
+    """Set the one field of a model that a person writes."""
+    current = RegisteredModel.objects.select_for_update().get(pk=model.pk)
+    before = current.description
+    if before != description:
+        current.description = description
+        current.full_clean()
+        current.save(update_fields=["description", "updated_at"])
+        event_record(
+            action="registered_model.updated",
+            actor=actor,
+            obj=current,
+            changes={"description": [before, description]},
+        )
+    return current
+
+
+@transaction.atomic
 def _register(version: ModelVersion, *, actor: Actor) -> ModelVersion:
     model = version.model
     if model.pk is None:

@@ -1,0 +1,168 @@
+"""Deployments: what should run, and at a glance what does. Every write is one service call."""
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db import models
+from django.db.models import Prefetch
+from django.http import HttpRequest
+
+from apps.audit.selectors import actor_of
+from apps.core.admin import ReadOnlyAdmin, ReadOnlyInline, ServiceModelAdmin, action, display
+from apps.deployments.models import Deployment, Replica
+from apps.deployments.selectors import live_state
+from apps.deployments.services import (
+    deployment_create,
+    deployment_delete,
+    deployment_restart,
+    deployment_start,
+    deployment_stop,
+    deployment_update,
+)
+from apps.deployments.types import LIVE_STATE_LABELS, DeploymentFields
+from apps.engines.types import STATE_LABELS
+
+
+class ReplicaInline(ReadOnlyInline):
+    """What the agent made of the deployment."""
+
+    model = Replica
+    fields = ("index", "engine_process", "state", "last_error")
+    readonly_fields = fields
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[Replica]:
+        return super().get_queryset(request).select_related("engine_process", "deployment")  # type: ignore[no-any-return]
+
+    @display(description="State", label=STATE_LABELS)
+    def state(self, replica: Replica) -> str:
+        return replica.engine_process.get_state_display()
+
+    @display(description="Last error")
+    def last_error(self, replica: Replica) -> str:
+        return replica.engine_process.last_error or "-"
+
+
+@admin.register(Deployment)
+class DeploymentAdmin(ServiceModelAdmin):
+    list_display = (
+        "name",
+        "model_version",
+        "desired",
+        "live",
+        "replicas_ready",
+        "queue",
+        "dtype",
+        "updated_at",
+    )
+    list_filter = ("desired_state",)
+    list_select_related = ("model_version__model",)
+    search_fields = ("name", "model_version__model__name")
+    ordering = ("name",)
+    sortable_by = ("name", "updated_at")
+    autocomplete_fields = ("model_version",)
+    actions = ("start_selected", "stop_selected", "restart_selected")
+    fieldsets = (
+        (None, {"fields": (("name", "model_version"), ("desired_state", "n_replicas"))}),
+        (
+            "Engine",
+            {
+                "description": "A change of these replaces the running engines.",
+                "fields": (
+                    ("dtype", "max_model_len"),
+                    ("kv_cache_tokens", "max_sequences", "max_batched_tokens"),
+                ),
+            },
+        ),
+    )
+    inlines = (ReplicaInline,)
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[Deployment]:
+        replicas = Replica.objects.select_related("engine_process")
+        return (  # type: ignore[no-any-return]
+            super().get_queryset(request).prefetch_related(Prefetch("replicas", queryset=replicas))
+        )
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return ("name",) if obj else ()
+
+    def service_save(
+        self, request: HttpRequest, obj: Any, *, form: Any, change: bool
+    ) -> models.Model:
+        fields = DeploymentFields(
+            name=obj.name,
+            model_version=obj.model_version,
+            desired_state=obj.desired_state,
+            n_replicas=obj.n_replicas,
+            dtype=obj.dtype,
+            kv_cache_tokens=obj.kv_cache_tokens,
+            max_sequences=obj.max_sequences,
+            max_batched_tokens=obj.max_batched_tokens,
+            max_model_len=obj.max_model_len,
+        )
+        if change:
+            return deployment_update(deployment=obj, actor=actor_of(request), **fields)
+        return deployment_create(actor=actor_of(request), **fields)
+
+    def service_delete(self, request: HttpRequest, obj: Any) -> None:
+        deployment_delete(deployment=obj, actor=actor_of(request))
+
+    @display(
+        description="Desired",
+        label={"Running": "primary", "Stopped": ""},
+        ordering="desired_state",
+    )
+    def desired(self, deployment: Deployment) -> str:
+        return deployment.get_desired_state_display()
+
+    @display(description="Live", label=LIVE_STATE_LABELS)
+    def live(self, deployment: Deployment) -> str:
+        return live_state(deployment).word
+
+    @display(description="Replicas ready")
+    def replicas_ready(self, deployment: Deployment) -> str:
+        state = live_state(deployment)
+        return f"{state.n_ready} of {state.n_replicas}"
+
+    @display(description="Running / waiting")
+    def queue(self, deployment: Deployment) -> str:
+        stats = [replica.engine_process.stats for replica in deployment.replicas.all()]
+        running, waiting = (
+            sum(s.get(name, 0) for s in stats) for name in ("n_running", "n_waiting")
+        )
+        return f"{running} / {waiting}"
+
+    @action(description="Start the selected deployments", permissions=["change"])
+    def start_selected(self, request: HttpRequest, queryset: Any) -> None:
+        for deployment in queryset:
+            deployment_start(deployment=deployment, actor=actor_of(request))
+        messages.success(request, "They are told to run.")
+
+    @action(description="Stop the selected deployments", permissions=["change"])
+    def stop_selected(self, request: HttpRequest, queryset: Any) -> None:
+        for deployment in queryset:
+            deployment_stop(deployment=deployment, actor=actor_of(request))
+        messages.success(request, "They drain, then stop.")
+
+    @action(description="Restart the selected deployments", permissions=["change"])
+    def restart_selected(self, request: HttpRequest, queryset: Any) -> None:
+        for deployment in queryset:
+            deployment_restart(deployment=deployment, actor=actor_of(request))
+        messages.success(request, "Their engines drain and are replaced.")
+
+
+@admin.register(Replica)
+class ReplicaAdmin(ReadOnlyAdmin):
+    list_display = ("name", "state", "engine_process", "created_at")
+    list_select_related = ("deployment", "engine_process")
+    list_filter = ("engine_process__state",)
+    search_fields = ("deployment__name", "engine_process__name")
+    ordering = ("deployment__name", "index")
+    sortable_by = ()
+
+    @display(description="Replica")
+    def name(self, replica: Replica) -> str:
+        return str(replica)
+
+    @display(description="State", label=STATE_LABELS)
+    def state(self, replica: Replica) -> str:
+        return replica.engine_process.get_state_display()
