@@ -141,6 +141,8 @@ class Playground {
   #stop() {
     if (!this.#live) return;
     this.socket.send({ type: "cancel", id: this.#live.id });
+    // A button that is switched off gives its focus to nobody.
+    if (document.activeElement === byId("stop")) this.#focusComposer();
     byId("stop").disabled = true;
   }
 
@@ -150,7 +152,7 @@ class Playground {
     this.#conversation.clear();
     this.transcript.show([]);
     this.#refresh();
-    this.composer.focus();
+    this.#focusComposer();
   }
 
   // Frames
@@ -219,7 +221,7 @@ class Playground {
     this.#conversation.save();
     const hadFocus = document.activeElement === byId("stop");
     this.#refresh();
-    if (hadFocus) this.composer.focus();
+    if (hadFocus) this.#focusComposer();
   }
 
   #endLive() {
@@ -284,6 +286,11 @@ class Playground {
 
   #say(text) {
     byId("status").textContent = text;
+  }
+
+  // On a touch screen this would raise the keyboard over the answer.
+  #focusComposer() {
+    if (!matchMedia("(pointer: coarse)").matches) this.composer.focus();
   }
 
   #grow() {
