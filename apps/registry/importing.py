@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import selectors
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,7 @@ def run_conversion(
 ) -> Generator[ConversionEvent, None, None]:
     """Convert ``source`` into ``output``; yields events, the last is ConversionDone.
 
-    Closing the generator ends the child.
+    Closing the generator ends the child. Nothing is left then, nor after an error.
 
     Raises:
         ModelImportError: the artifact was refused, or the child failed or ran out of a limit.
@@ -77,6 +78,8 @@ def run_conversion(
                 raise ModelImportError(_failure(child.wait(), errors=errors))
         finally:
             _end(child)
+            # The child removes its work itself unless it was killed.
+            shutil.rmtree(output.with_name(f".{output.name}.partial"), ignore_errors=True)
 
 
 def _environment() -> dict[str, str]:

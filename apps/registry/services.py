@@ -3,7 +3,7 @@
 import fcntl
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from django.conf import settings
@@ -16,6 +16,8 @@ from apps.registry.exceptions import ModelImportError, ModelImportRunning
 from apps.registry.importing import run_conversion
 from apps.registry.models import ModelVersion, RegisteredModel
 from apps.registry.types import AlreadyImported, ConversionDone, ImportEvent, SourceIdentified
+
+_MANIFEST_FACTS = ("architecture", "n_parameters", "context_length", "vocab_size", "dtype")
 
 
 def import_model(
@@ -38,47 +40,53 @@ def import_model(
     model = RegisteredModel.objects.filter(name=name).first() or RegisteredModel(name=name)
     model.full_clean()
     directory = Path(settings.MODELS_DIR) / name
-    with _import_lock(directory):
-        version = _next_version(name)
-        path = directory / str(version)
-        # Complete, but never registered: its import was cut off before the database knew of it.
+    with _import_lock(directory), ExitStack() as undo:
+        number = _next_version(name)
+        path = directory / str(number)
+        # Files of an import that was cut off before the database knew of it.
         shutil.rmtree(path, ignore_errors=True)
-        source: SourceIdentified | None = None
-        done: ConversionDone | None = None
-        events = run_conversion(
-            source=source_path, output=path, project_root=Path(settings.BASE_DIR)
+        undo.callback(shutil.rmtree, path, ignore_errors=True)
+        converted = _convert(name=name, source_path=source_path, path=path, on_event=on_event)
+        if isinstance(converted, ModelVersion):
+            on_event(AlreadyImported(version=converted.version))
+            return converted
+        source, done = converted
+        version = ModelVersion(
+            model=model,
+            version=number,
+            source=source.name[:300],
+            source_sha256=source.sha256,
+            path=str(path.relative_to(settings.MODELS_DIR)),
+            license=done.manifest["license"][:120],
+            size_bytes=done.size_bytes,
+            manifest=dict(done.manifest),
+            manifest_sha256=done.manifest_sha256,
+            **{fact: done.manifest[fact] for fact in _MANIFEST_FACTS},
         )
-        with closing(events):
-            for event in events:
-                on_event(event)
-                if isinstance(event, SourceIdentified):
-                    source = event
-                    if existing := _version_of(name, sha256=event.sha256):
-                        on_event(AlreadyImported(version=existing.version))
-                        return existing
-                elif isinstance(event, ConversionDone):
-                    done = event
-        if source is None or done is None:
-            raise ModelImportError("The converter ended without saying what it did.")
-        return _register(
-            ModelVersion(
-                model=model,
-                version=version,
-                source=source.name[:300],
-                source_sha256=source.sha256,
-                path=str(path.relative_to(settings.MODELS_DIR)),
-                architecture=done.manifest["architecture"],
-                n_parameters=done.manifest["n_parameters"],
-                context_length=done.manifest["context_length"],
-                vocab_size=done.manifest["vocab_size"],
-                dtype=done.manifest["dtype"],
-                license=done.manifest["license"][:120],
-                size_bytes=done.size_bytes,
-                manifest=dict(done.manifest),
-                manifest_sha256=done.manifest_sha256,
-            ),
-            actor=actor,
-        )
+        _register(version, actor=actor)
+        undo.pop_all()
+        return version
+
+
+def _convert(
+    *, name: str, source_path: Path, path: Path, on_event: Callable[[ImportEvent], None]
+) -> tuple[SourceIdentified, ConversionDone] | ModelVersion:
+    """Run the converter; stop it as soon as it turns out that the artifact is there already."""
+    source: SourceIdentified | None = None
+    done: ConversionDone | None = None
+    events = run_conversion(source=source_path, output=path, project_root=Path(settings.BASE_DIR))
+    with closing(events):
+        for event in events:
+            on_event(event)
+            if isinstance(event, SourceIdentified):
+                source = event
+                if existing := _version_of(name, sha256=event.sha256):
+                    return existing
+            elif isinstance(event, ConversionDone):
+                done = event
+    if source is None or done is None:
+        raise ModelImportError("The converter ended without saying what it did.")
+    return source, done
 
 
 @transaction.atomic
@@ -102,7 +110,7 @@ def registered_model_describe(
 
 
 @transaction.atomic
-def _register(version: ModelVersion, *, actor: Actor) -> ModelVersion:
+def _register(version: ModelVersion, *, actor: Actor) -> None:
     model = version.model
     if model.pk is None:
         model.save()
@@ -117,7 +125,6 @@ def _register(version: ModelVersion, *, actor: Actor) -> ModelVersion:
         obj=version,
         changes={name: getattr(version, name) for name in facts},
     )
-    return version
 
 
 def _next_version(name: str) -> int:

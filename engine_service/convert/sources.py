@@ -151,15 +151,13 @@ def _extract(
     total: int,
     on_bytes: OnBytes,
 ) -> int:
-    """Copy one member, never more than it declares; zipfile checks its CRC. Returns bytes done."""
+    """Copy one member; zipfile stops at its size and checks its CRC. Returns all bytes done."""
     target = into / member.filename
     target.parent.mkdir(parents=True, exist_ok=True)
     left = member.file_size
     with archive.open(member) as packed, target.open("xb") as file:
         while chunk := packed.read(_COPY_BYTES):
             left -= len(chunk)
-            if left < 0:
-                break
             file.write(chunk)
             done += len(chunk)
             on_bytes(done, total)
