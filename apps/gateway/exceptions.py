@@ -41,6 +41,13 @@ class UnsupportedMediaType(AppError):
     default_message = "The body must be JSON: send 'Content-Type: application/json'."
 
 
+class TooManyOnConnection(Overloaded):
+    default_code = "too_many_requests_on_connection"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"At most {limit} requests may run on one connection.", param="id")
+
+
 class EngineFailed(AppError):
     """The engine failed at this request."""
 

@@ -1,9 +1,37 @@
-"""The ASGI entry point."""
+"""The ASGI entry point: which handler a path belongs to. Inference and health take the lean way;
+the admin and everything else take Django's own handler with its middleware."""
 
 import os
+from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.development")
 
 from django.core.asgi import get_asgi_application
 
-application = get_asgi_application()
+_django: Any = get_asgi_application()  # loads the apps; what follows needs them
+
+from channels.auth import AuthMiddlewareStack  # noqa: E402
+
+from apps.gateway.websocket.consumers import StreamConsumer  # noqa: E402
+from config.inference import LeanHandler, Receive, Scope, Send  # noqa: E402
+
+HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
+
+_inference = LeanHandler("apps.gateway.urls")
+_health = LeanHandler("apps.monitoring.urls")
+_stream: Any = AuthMiddlewareStack(StreamConsumer.as_asgi())
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    """Dispatch by protocol and path."""
+    if scope["type"] == "websocket":
+        if scope["path"] == "/v1/stream":
+            await _stream(scope, receive, send)
+        else:
+            await send({"type": "websocket.close"})
+    elif scope["path"].startswith("/v1/"):
+        await _inference(scope, receive, send)
+    elif scope["path"] in HEALTH_PATHS:
+        await _health(scope, receive, send)
+    else:
+        await _django(scope, receive, send)

@@ -1,4 +1,4 @@
-"""The lean ASGI handler under /v1/: it reads the body, resolves the URL, runs the asynchronous
+"""The lean ASGI handler of the doors: it reads the body, resolves the URL, runs the asynchronous
 view and sends its answer, all raced against the client's leaving. No middleware, no signals, no
 threads: measured, those are most of what a request costs behind Django's own handler."""
 
@@ -7,7 +7,7 @@ import io
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from typing import Any
 
 from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
@@ -28,18 +28,16 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-URLCONF: Final = "apps.gateway.urls"
-
 
 class _ClientLeft(Exception):
     """The client went away before its request was whole."""
 
 
-class InferenceHandler:
-    """An ASGI application for the paths of ``apps.gateway.urls``."""
+class LeanHandler:
+    """An ASGI application for the asynchronous views of one URL configuration."""
 
-    def __init__(self) -> None:
-        self._resolver = get_resolver(URLCONF)
+    def __init__(self, urlconf: str) -> None:
+        self._resolver = get_resolver(urlconf)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_s = time.perf_counter()

@@ -1,6 +1,10 @@
-"""Pages of the full Django stack. The doors under /v1/ are mounted in config/asgi.py."""
+"""Pages of the full Django stack. The doors under /v1/ and health are mounted in config/asgi.py."""
 
 from django.contrib import admin
 from django.urls import path
+from django.views.generic import RedirectView
 
-urlpatterns = [path("admin/", admin.site.urls)]
+urlpatterns = [
+    path("", RedirectView.as_view(pattern_name="admin:index")),
+    path("admin/", admin.site.urls),
+]

@@ -1,0 +1,67 @@
+"""Who is on a connection, and whether that still holds at a later request on it."""
+
+import time
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.http.request import split_domain_port, validate_host
+
+from apps.core.exceptions import PermissionDenied
+from apps.core.hop import database_hop
+from apps.gateway.authentication import principal_of_secret
+from apps.rbac.selectors import principal_of_user
+from apps.rbac.types import Principal
+
+SESSION_RECHECK_S = 10.0
+
+
+class Credential(Protocol):
+    async def principal(self) -> Principal:
+        """Return who this is now; raises AuthenticationFailed once it is revoked."""
+
+
+class TokenCredential:
+    """An API token; asked anew at each request, which the process's memory makes cheap."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
+
+    async def principal(self) -> Principal:
+        return await principal_of_secret(self._secret)
+
+
+class SessionCredential:
+    """A person who is signed in to the admin; asked anew when the last answer has aged."""
+
+    def __init__(self, user: AbstractBaseUser) -> None:
+        self._user = user
+        self._principal: Principal | None = None
+        self._until_s = 0.0
+
+    async def principal(self) -> Principal:
+        if self._principal is None or time.monotonic() > self._until_s:
+            self._principal = await database_hop(_principal_of, self._user)
+            self._until_s = time.monotonic() + SESSION_RECHECK_S
+        return self._principal
+
+
+def _principal_of(user: AbstractBaseUser) -> Principal:
+    user.refresh_from_db()
+    return principal_of_user(user)
+
+
+def check_origin(headers: dict[bytes, bytes]) -> None:
+    """Refuse a page of another site that rides on the browser's session cookie.
+
+    Raises:
+        PermissionDenied: the Origin is missing, or is neither the host nor a trusted one.
+    """
+    origin = headers.get(b"origin", b"").decode("latin1")
+    host = headers.get(b"host", b"").decode("latin1")
+    domain, _ = split_domain_port(host)
+    allowed = settings.ALLOWED_HOSTS or ["localhost", "127.0.0.1", "[::1]"]
+    is_same = urlsplit(origin).netloc.lower() == host.lower() and validate_host(domain, allowed)
+    if not origin or not (is_same or origin in settings.CSRF_TRUSTED_ORIGINS):
+        raise PermissionDenied("This origin may not use the session.", code="origin_not_allowed")

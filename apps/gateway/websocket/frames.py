@@ -1,0 +1,86 @@
+"""The messages of ``/v1/stream``; docs/websocket.md tells their meaning."""
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from apps.engines.types import GenerationResult
+from apps.gateway.rest.wire import Usage
+from apps.gateway.schemas import ChatFields
+
+ClientId = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class AuthFrame(msgspec.Struct, tag_field="type", tag="auth", forbid_unknown_fields=True):
+    token: str
+
+
+class StartFrame(
+    ChatFields, kw_only=True, tag_field="type", tag="start", forbid_unknown_fields=True
+):
+    id: ClientId
+
+
+class CancelFrame(msgspec.Struct, tag_field="type", tag="cancel", forbid_unknown_fields=True):
+    id: ClientId
+
+
+class PingFrame(msgspec.Struct, tag_field="type", tag="ping", forbid_unknown_fields=True):
+    nonce: Annotated[str, Meta(max_length=64)] | int | None = None
+
+
+ClientFrame = AuthFrame | StartFrame | CancelFrame | PingFrame
+
+
+class ReadyFrame(msgspec.Struct, tag_field="type", tag="ready"):
+    tenant: str
+
+
+class StartedFrame(msgspec.Struct, tag_field="type", tag="started", kw_only=True):
+    id: str
+    request_id: str
+    model: str
+    n_prompt_tokens: int
+
+
+class DeltaFrame(msgspec.Struct, tag_field="type", tag="delta"):
+    id: str
+    text: str
+
+
+class FinishedFrame(msgspec.Struct, tag_field="type", tag="finished", kw_only=True):
+    id: str
+    finish_reason: Literal["stop", "length", "cancelled"]
+    usage: Usage
+
+
+class ErrorFrame(msgspec.Struct, tag_field="type", tag="error", kw_only=True):
+    id: str | None
+    error: dict[str, Any]
+
+
+class PongFrame(msgspec.Struct, tag_field="type", tag="pong"):
+    nonce: str | int | None
+
+
+ServerFrame = ReadyFrame | StartedFrame | DeltaFrame | FinishedFrame | ErrorFrame | PongFrame
+
+client_frame_decoder: Final = msgspec.json.Decoder(ClientFrame)
+
+
+class _Addressed(msgspec.Struct):
+    id: Any = None
+
+
+def client_id_of(text: str) -> str | None:
+    """Return the id of a frame that is otherwise wrong, so that its error can name it."""
+    try:
+        found = msgspec.json.decode(text, type=_Addressed).id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return found if isinstance(found, str) and 0 < len(found) <= 64 else None
+
+
+def finish_reason_of(result: GenerationResult) -> Literal["stop", "length", "cancelled"]:
+    return "cancelled" if result.finish_reason == "abort" else result.finish_reason

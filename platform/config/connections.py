@@ -1,0 +1,163 @@
+"""Daphne's protocols with bounds: bytes in a body, in headers, in flight to a slow reader and in
+the queue of a WebSocket. They know sockets, and nothing of what is served."""
+
+import json
+from typing import Any, Final
+
+from daphne.http_protocol import HTTPFactory, WebRequest
+from daphne.server import reactor
+from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
+
+from apps.core.exceptions import AppError, InvalidRequest, PayloadTooLarge
+from apps.core.ids import new_id
+from config.backpressure import WriteGate
+
+MAX_HEADERS: Final = 100
+MAX_HEADER_BYTES: Final = 32 * 1024
+# A refused body is read on and dropped up to here, so that the refusal is not lost to a reset.
+MAX_DROPPED_BYTES: Final = 64 * 1024 * 1024
+QUEUE_HIGH: Final = 64
+QUEUE_LOW: Final = 16
+
+
+def error_message(error: AppError) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return headers and body of an error that no application answers."""
+    body = json.dumps(error.body()).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", new_id("req").encode()),
+    ]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+    return headers, body
+
+
+class BoundedRequest(WebRequest):
+    """One HTTP request."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.gate = WriteGate()
+        self._n_body_bytes = 0
+        self._is_refused = False
+        super().__init__(*args, **kwargs)
+
+    def drop(self) -> None:
+        """Cut the connection of a client that does not read."""
+        if self.channel is not None:
+            self.channel.forceAbortClient()
+
+    # -- in ----------------------------------------------------------------------------------
+
+    def gotLength(self, length: int | None) -> None:  # noqa: N802 - Twisted's names
+        super().gotLength(length)
+        if length is not None and length > self.server.max_body_bytes:
+            self._refuse()
+
+    def handleContentChunk(self, data: bytes) -> None:  # noqa: N802
+        self._n_body_bytes += len(data)
+        if not self._is_refused and self._n_body_bytes > self.server.max_body_bytes:
+            self._refuse()
+        if not self._is_refused:
+            super().handleContentChunk(data)
+        elif self._n_body_bytes > MAX_DROPPED_BYTES:
+            self.channel.forceAbortClient()
+
+    def process(self) -> Any:
+        if self._is_refused:
+            self.channel.loseConnection()
+            return None
+        return super().process()
+
+    def _refuse(self) -> None:
+        self._is_refused = True
+        limit = self.server.max_body_bytes
+        headers, body = error_message(PayloadTooLarge(f"The request body is over {limit} bytes."))
+        headers.append((b"connection", b"close"))
+        lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+        self.channel.write(b"HTTP/1.1 413 Content Too Large\r\n" + lines + b"\r\n" + body)
+
+    # -- out ---------------------------------------------------------------------------------
+
+    def handle_reply(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start" and self.channel is not None:
+            if self.channel._waitingForTransport:  # an earlier answer is still unread
+                self.gate.pauseProducing()
+            self.registerProducer(self.gate, True)
+        super().handle_reply(message)
+
+    def finish(self) -> None:
+        channel = self.channel
+        if self.producer is not None:
+            self.unregisterProducer()
+        super().finish()
+        if channel._waitingForTransport:
+            reactor.callLater(self.server.stall_timeout_s, _drop_unread, channel)
+
+    def connectionLost(self, reason: Any) -> None:  # noqa: N802
+        self.gate.stopProducing()
+        super().connectionLost(reason)
+
+    def basic_error(self, status: int, status_text: bytes, body: str) -> None:
+        """What Daphne itself refuses leaves in the one error body too."""
+        error = InvalidRequest(body) if status < 500 else AppError()
+        headers, content = error_message(error)
+        self.handle_reply({"type": "http.response.start", "status": status, "headers": headers})
+        self.handle_reply({"type": "http.response.body", "body": content})
+
+
+def _drop_unread(channel: Any) -> None:
+    if channel._waitingForTransport and channel.transport is not None:
+        channel.forceAbortClient()
+
+
+class BoundedHTTPFactory(HTTPFactory):
+    """Makes connections whose requests are ours."""
+
+    def buildProtocol(self, addr: Any) -> Any:  # noqa: N802
+        protocol = super().buildProtocol(addr)
+        protocol.requestFactory = BoundedRequest
+        protocol._channel.maxHeaders = MAX_HEADERS
+        protocol._channel.totalHeadersSize = MAX_HEADER_BYTES
+        return protocol
+
+
+class BoundedWebSocket(WebSocketProtocol):
+    """One WebSocket connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gate = WriteGate()
+        self._is_paused = False
+
+    def drop(self) -> None:
+        """Cut the connection of a client that does not read."""
+        self.transport.abortConnection()
+
+    def onConnect(self, request: Any) -> Any:  # noqa: N802
+        self.transport.unregisterProducer()  # that of the HTTP channel
+        self.transport.registerProducer(self.gate, True)
+        return super().onConnect(request)
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:  # noqa: N802, N803
+        super().onMessage(payload, isBinary)
+        if not self._is_paused and self.application_queue.qsize() >= QUEUE_HIGH:
+            self._is_paused = True
+            self.transport.pauseProducing()
+
+    async def receive(self) -> dict[str, Any]:
+        """The application's next message; reading goes on once it has caught up."""
+        message: dict[str, Any] = await self.application_queue.get()
+        if self._is_paused and self.application_queue.qsize() <= QUEUE_LOW:
+            self._is_paused = False
+            self.transport.resumeProducing()
+        return message
+
+    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:  # noqa: N802, N803
+        self.gate.stopProducing()
+        if hasattr(self, "server"):  # else the handshake failed before Daphne knew of it
+            super().onClose(wasClean, code, reason)
+
+
+class BoundedWebSocketFactory(WebSocketFactory):
+    protocol = BoundedWebSocket
