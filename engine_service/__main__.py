@@ -59,7 +59,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--epoch", type=int, required=True, help="number of this start")
     parser.add_argument("--drain-s", type=float, default=10.0, help="grace for running requests")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when stdin ends")
-    parser.add_argument("--dtype", choices=get_args(DTypeName), default=EngineConfig.dtype)
+    parser.add_argument("--dtype", choices=get_args(DTypeName), default="auto")
     numbers = {
         "block_size": "tokens in a KV block",
         "kv_cache_tokens": "size of the KV pool",

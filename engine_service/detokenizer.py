@@ -34,14 +34,13 @@ class IncrementalDecoder:
         self._window: list[int] = []
         self._n_emitted_chars = 0  # of the window's text
 
-    def push(self, token_ids: Sequence[int]) -> str:
-        """Return the text that these ids make certain."""
+    def push(self, token_id: int) -> str:
+        """Return the text that this id makes certain."""
         # Special ids have no text. Left in the window they could be all of its context, and some
         # decoders treat the first id that they show unlike the others.
-        new = [token_id for token_id in token_ids if token_id not in self._special_ids]
-        if not new:
+        if token_id in self._special_ids:
             return ""
-        self._window += new
+        self._window.append(token_id)
         text = self._decode(self._window)
         n_certain = len(text.rstrip(REPLACEMENT))
         piece = text[self._n_emitted_chars : n_certain]
@@ -139,15 +138,20 @@ class Detokenizer:
     ) -> None:
         self._ids = IncrementalDecoder(decoder, special_ids=special_ids)
         self._stop = StopStrings(stop)
-        self._one_by_one = bool(stop)
         self.n_tokens = 0
         self.stopped = False
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Return the text to show. Ids after a completed stop string are not counted."""
-        if self._one_by_one:
-            return "".join(self._push([token_id]) for token_id in token_ids)
-        return self._push(token_ids)
+        text = ""
+        for token_id in token_ids:
+            if self.stopped:
+                break
+            self.n_tokens += 1
+            piece = self._stop.push(self._ids.push(token_id))
+            self.stopped = piece.stopped
+            text += piece.text
+        return text
 
     def finish(self) -> str:
         """Return the text that was held back; call it once, after the last ids."""
@@ -156,11 +160,3 @@ class Detokenizer:
         piece = self._stop.push(self._ids.flush())
         self.stopped = piece.stopped
         return piece.text + self._stop.flush()
-
-    def _push(self, token_ids: Sequence[int]) -> str:
-        if self.stopped:
-            return ""
-        self.n_tokens += len(token_ids)
-        piece = self._stop.push(self._ids.push(token_ids))
-        self.stopped = piece.stopped
-        return piece.text

@@ -39,7 +39,7 @@ class SocketFile:
         try:
             self.socket.bind(str(path))
             path.chmod(0o600)  # nobody can connect before the listen below
-            self._inode = path.stat().st_ino
+            self._identity = _identity(path)
             self.socket.listen(_BACKLOG)
         except OSError as error:
             self.socket.close()
@@ -48,7 +48,7 @@ class SocketFile:
     def remove(self) -> None:
         """Remove the file if it is still the one made here; idempotent."""
         try:
-            if self.path.stat().st_ino == self._inode:
+            if _identity(self.path) == self._identity:
                 self.path.unlink()
         except FileNotFoundError:
             pass
@@ -59,6 +59,12 @@ def peer_uid(connection: socket.socket) -> int:
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
     _pid, uid, _gid = _PEER_CREDENTIALS.unpack(data)
     return int(uid)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Tell one file from another at the same path; inode numbers alone are used again."""
+    found = path.stat()
+    return found.st_ino, found.st_ctime_ns
 
 
 def _check_directory(directory: Path) -> None:

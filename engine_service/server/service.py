@@ -4,13 +4,10 @@ import asyncio
 import itertools
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-
-import msgspec
 
 from engine_service.backends.base import EngineRequest, ModelInfo, SequenceOutput
 from engine_service.errors import EngineError, Overloaded
@@ -29,8 +26,6 @@ from engine_service.server.limits import Limits
 from engine_service.server.listening import SocketFile
 
 logger = logging.getLogger(__name__)
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class StepEngine(Protocol):
@@ -63,7 +58,6 @@ class EngineService:
         self._frontend = frontend
         self._info = info
         self._loop = asyncio.get_running_loop()
-        self._started_at = time.monotonic()
         self._connections: set[Connection] = set()
         self._alone = asyncio.Event()
         self._live: dict[int, _Live] = {}
@@ -209,11 +203,8 @@ class EngineService:
         self._need_engine().ping(answered)
 
     def _pong(self, connection: Connection, nonce: int, stats: EngineStats) -> None:
-        full = msgspec.structs.replace(
-            stats, uptime_s=time.monotonic() - self._started_at, rss_bytes=_rss_bytes()
-        )
         draining = self._drain_s is not None
-        connection.pong(Pong(nonce=nonce, epoch=self.epoch, stats=full, draining=draining))
+        connection.pong(Pong(nonce=nonce, epoch=self.epoch, stats=stats, draining=draining))
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -263,7 +254,3 @@ class EngineService:
         if self._engine is None:
             raise RuntimeError("the service does not listen yet")
         return self._engine
-
-
-def _rss_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES

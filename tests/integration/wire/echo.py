@@ -1,0 +1,90 @@
+"""A backend that answers with its own prompt, over and over; steps can be held and made to fail."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine_service.backends.base import EngineRequest, ModelInfo, SequenceOutput
+from engine_service.errors import EngineError, RequestError
+from engine_service.protocol import EngineStats, FinishReason
+
+REFUSED_SALT = "refused by the backend"
+
+
+@dataclass
+class _Running:
+    request: EngineRequest
+    n_tokens: int = 0
+    aborted: bool = False
+
+
+@dataclass
+class EchoBackend:
+    """``steps`` is set while steps may run; ``failures`` are raised by the next steps."""
+
+    info: ModelInfo
+    steps: threading.Event = field(default_factory=threading.Event)
+    failures: list[Exception] = field(default_factory=list)
+    running: dict[int, _Running] = field(default_factory=dict)
+    n_steps: int = 0
+    n_aborted: int = 0
+
+    def __post_init__(self) -> None:
+        self.steps.set()
+
+    def add(self, request: EngineRequest) -> None:
+        if request.cache_salt == REFUSED_SALT:
+            raise RequestError("refused", code="refused", param="prompt")
+        self.running[request.key] = _Running(request)
+
+    def abort(self, key: int) -> None:
+        if key in self.running:
+            self.running[key].aborted = True
+
+    def has_work(self) -> bool:
+        return bool(self.running)
+
+    def step(self) -> Sequence[SequenceOutput]:
+        self.steps.wait(timeout=30)
+        if self.failures:
+            raise self.failures.pop(0)
+        self.n_steps += 1
+        outputs = [self._advance(key, running) for key, running in self.running.items()]
+        for output in outputs:
+            if output.finish_reason is not None:
+                del self.running[output.key]
+        return outputs
+
+    def fail_running(self, error: EngineError) -> Sequence[SequenceOutput]:
+        outputs = [
+            SequenceOutput(key=key, error=error, n_completion_tokens=running.n_tokens)
+            for key, running in self.running.items()
+        ]
+        self.running.clear()
+        return outputs
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            n_running=len(self.running), n_steps=self.n_steps, n_aborted=self.n_aborted
+        )
+
+    def _advance(self, key: int, running: _Running) -> SequenceOutput:
+        if running.aborted:
+            self.n_aborted += 1
+            return SequenceOutput(
+                key=key, finish_reason="abort", n_completion_tokens=running.n_tokens
+            )
+        prompt = running.request.prompt_token_ids
+        token_id = prompt[running.n_tokens % len(prompt)]
+        running.n_tokens += 1
+        reason: FinishReason | None = None
+        if token_id in self.info.eos_token_ids and not running.request.sampling.ignore_eos:
+            reason = "stop"
+        elif running.n_tokens == running.request.max_new_tokens:
+            reason = "length"
+        return SequenceOutput(
+            key=key,
+            token_ids=(token_id,),
+            finish_reason=reason,
+            n_completion_tokens=running.n_tokens,
+        )

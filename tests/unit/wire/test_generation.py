@@ -1,0 +1,109 @@
+import pytest
+
+from engine_service.backends.base import SequenceOutput
+from engine_service.errors import EngineError, RequestError
+from engine_service.frontend import Frontend, PreparedPrompt
+from engine_service.protocol import Delta, FailedRequest, Finished, SamplingParams, WireError
+from engine_service.server.generation import Generation, Update
+from tests.unit.frontend.tokenizers import END, byte_level, chat_tokenizer, model_info
+
+END_ID = byte_level().token_to_id(END)
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return tuple(byte_level().encode(text).ids)
+
+
+@pytest.fixture
+def frontend() -> Frontend:
+    return Frontend(chat_tokenizer(), model_info())
+
+
+def generation(frontend: Frontend, **sampling: object) -> Generation:
+    prompt = PreparedPrompt(
+        token_ids=(1, 2, 3),
+        sampling=SamplingParams(**sampling),
+        max_new_tokens=100,
+        cache_salt="",
+    )
+    return Generation(frontend, request_id="r", prompt=prompt)
+
+
+def finished(reason: str, n_tokens: int, text: str) -> Update:
+    return Update(
+        finished=Finished(
+            request_id="r",
+            finish_reason=reason,
+            n_prompt_tokens=3,
+            n_cached_tokens=2,
+            n_completion_tokens=n_tokens,
+            text=text,
+        )
+    )
+
+
+def output(*token_ids: int, n_tokens: int, **fields: object) -> SequenceOutput:
+    return SequenceOutput(
+        key=1, token_ids=token_ids, n_cached_tokens=2, n_completion_tokens=n_tokens, **fields
+    )
+
+
+def test_a_step_gives_a_delta(frontend: Frontend) -> None:
+    running = generation(frontend)
+    assert running.update(output(*ids("a"), n_tokens=1)) == Update(
+        delta=Delta(request_id="r", text="a", n_tokens=1)
+    )
+    assert running.update(output(n_tokens=1)) == Update()
+
+
+def test_the_end_token_is_counted_and_not_shown(frontend: Frontend) -> None:
+    running = generation(frontend)
+    running.update(output(*ids("a"), n_tokens=1))
+    last = running.update(output(END_ID, n_tokens=2, finish_reason="stop"))
+    assert last == finished("stop", 2, "")
+    assert last.is_last
+
+
+def test_what_was_held_back_comes_with_the_end(frontend: Frontend) -> None:
+    running = generation(frontend, stop=("bc",))
+    assert running.update(output(*ids("ab"), n_tokens=2)).delta == Delta(
+        request_id="r", text="a", n_tokens=2
+    )
+    assert running.update(output(*ids("x"), n_tokens=3, finish_reason="length")) == finished(
+        "length", 3, "bx"
+    )
+
+
+def test_a_stop_string_ends_it_with_the_count_of_the_token_that_completed_it(
+    frontend: Frontend,
+) -> None:
+    running = generation(frontend, stop=("bc",))
+    end = running.update(output(*ids("a"), *ids("b"), *ids("c"), *ids("d"), n_tokens=4))
+    assert end == finished("stop", 3, "a")
+
+
+def test_an_abort_keeps_its_reason_and_count(frontend: Frontend) -> None:
+    running = generation(frontend)
+    running.update(output(*ids("a"), n_tokens=1))
+    assert running.update(output(n_tokens=1, finish_reason="abort")) == finished("abort", 1, "")
+
+
+def test_an_error_says_how_many_tokens_there_were(frontend: Frontend) -> None:
+    running = generation(frontend)
+    running.update(output(*ids("a"), n_tokens=1))
+    error = RequestError("no", code="bad", param="seed")
+    assert running.update(output(n_tokens=1, error=error)) == Update(
+        failed=FailedRequest(
+            request_id="r",
+            error=WireError(kind="request", code="bad", message="no", param="seed"),
+            n_completion_tokens=1,
+        )
+    )
+
+
+def test_failing_from_outside_keeps_the_count(frontend: Frontend) -> None:
+    running = generation(frontend)
+    running.update(output(*ids("a"), n_tokens=1))
+    failed = running.fail(EngineError("gone")).failed
+    assert failed is not None
+    assert (failed.error.kind, failed.n_completion_tokens) == ("engine", 1)
