@@ -71,10 +71,9 @@ def live_state(deployment: Deployment) -> LiveState:
     state = EngineProcess.State
     processes = [replica.engine_process for replica in deployment.replicas.all()]
     n_ready = sum(process.state == state.READY for process in processes)
-    failing = [
-        process
-        for process in processes
-        if process.state in (state.FAILED, state.BACKING_OFF, state.UNRESPONSIVE)
+    failed = [process for process in processes if process.state == state.FAILED]
+    failing = failed + [
+        process for process in processes if process.state in (state.BACKING_OFF, state.UNRESPONSIVE)
     ]
     if deployment.desired_state == Deployment.DesiredState.STOPPED:
         word = "Stopping" if any(p.state != state.STOPPED for p in processes) else "Stopped"
@@ -82,12 +81,15 @@ def live_state(deployment: Deployment) -> LiveState:
         word = "Ready"
     elif n_ready:
         word = "Degraded"
+    elif failing:
+        word = "Failed" if failed else "Failing"
     else:
-        word = "Failing" if failing else "Starting"
+        word = "Starting"
     return LiveState(
         word=word,
         n_ready=n_ready,
         n_replicas=deployment.n_replicas,
+        n_restarts=max((process.n_restarts for process in processes), default=0),
         last_error=failing[0].last_error if failing else "",
     )
 

@@ -25,11 +25,12 @@ class ReplicaEndpoint:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveState:
     """What of a deployment runs, beside what should. ``word`` is one of the keys of
-    ``LIVE_STATE_LABELS``."""
+    ``LIVE_STATE_LABELS``; Failing is tried again, Failed is not."""
 
     word: str
     n_ready: int
     n_replicas: int
+    n_restarts: int
     last_error: str
 
 
@@ -39,6 +40,7 @@ LIVE_STATE_LABELS: Final = {
     "Degraded": "warning",
     "Starting": "info",
     "Failing": "danger",
+    "Failed": "danger",
     "Stopping": "warning",
     "Stopped": "",
 }

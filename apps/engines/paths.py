@@ -1,12 +1,10 @@
-"""Where the agent keeps sockets, logs and its lock, below VAR."""
+"""Where the agent keeps sockets and logs, below VAR."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +14,6 @@ from apps.engines.exceptions import AgentError
 # The kernel's bound for the path of a Unix socket is 107 bytes; some libraries copy a little more.
 _SOCKET_PATH_MOST_BYTES: Final = 100
 _LONGEST_SOCKET_NAME: Final = "e999999999-999999999.sock"
-_LOG_MOST_BYTES: Final = 5 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,30 +52,6 @@ def agent_paths(var_dir: Path) -> AgentPaths:
     return AgentPaths(run_dir=run_dir, log_dir=log_dir)
 
 
-@contextlib.contextmanager
-def var_lock(file: Path, *, holder: str) -> Iterator[None]:
-    """Hold a lock file for as long as the process lives, however it ends.
-
-    Raises:
-        AgentError: another process holds it.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            pid = handle.read().strip() or "unknown"
-            raise AgentError(
-                f"another {holder} (pid {pid}) already works in {file.parent}: "
-                "stop it first, or set VAR to another directory"
-            ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
-
-
 def socket_exists(path: Path) -> bool:
     return path.exists()
 
@@ -86,23 +59,3 @@ def socket_exists(path: Path) -> bool:
 def socket_remove(path: Path) -> None:
     """Remove what an engine that was killed could not remove itself."""
     path.unlink(missing_ok=True)
-
-
-def log_open(file: Path) -> int:
-    """Return a descriptor that appends; a log that has grown large is put aside first."""
-    with contextlib.suppress(FileNotFoundError):
-        if file.stat().st_size > _LOG_MOST_BYTES:
-            file.replace(file.with_suffix(".log.1"))
-    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-
-
-def log_tail(file: Path, *, n_lines: int, n_bytes: int = 64 * 1024) -> list[str]:
-    """Return the last lines of a log, reading a bounded part of it; nothing when it is absent."""
-    try:
-        with file.open("rb") as handle:
-            size = handle.seek(0, os.SEEK_END)
-            handle.seek(max(0, size - n_bytes))
-            data = handle.read(n_bytes)
-    except OSError:
-        return []
-    return data.decode("utf-8", errors="replace").splitlines()[-n_lines:]

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from apps.core.files import log_tail
 from apps.engines.models import EngineProcess
-from apps.engines.paths import log_tail
 
 
 def engine_processes() -> list[EngineProcess]:

@@ -9,7 +9,7 @@ from django.db.models import F
 from apps.core.services import change_stamp_bump
 from apps.engines.agent import EngineAgent, is_ready, orphan_end
 from apps.engines.models import EngineProcess
-from apps.engines.paths import AgentPaths, agent_paths, var_lock
+from apps.engines.paths import AgentPaths, agent_paths
 from apps.engines.types import REPLICAS_STAMP, EngineObservation
 
 # The agent's mechanics that the room of deployments drives.
@@ -24,7 +24,6 @@ __all__ = [
     "observations_record",
     "orphan_end",
     "stale_states_correct",
-    "var_lock",
 ]
 
 _GONE = {"pid": None, "socket_path": "", "ping_ms": None}

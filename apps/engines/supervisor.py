@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from apps.core.files import log_open, log_tail
 from apps.engines.client import EngineClient
 from apps.engines.exceptions import EngineClientError
-from apps.engines.paths import AgentPaths, log_open, log_tail, socket_exists, socket_remove
+from apps.engines.paths import AgentPaths, socket_exists, socket_remove
 from apps.engines.policy import Action, Lifecycle, State, Timings
 from apps.engines.types import EngineHealth, EngineInfo, EngineObservation, EngineSpec
 

@@ -22,3 +22,7 @@ def tenant_names(tenant_ids: set[int]) -> dict[int, str]:
 def tenant_choices(*, limit: int) -> list[tuple[int, str]]:
     """Return (id, name) of tenants by name, for a filter."""
     return list(Tenant.objects.order_by("name").values_list("pk", "name")[:limit])
+
+
+def tenant_by_slug(slug: str) -> Tenant | None:
+    return Tenant.objects.filter(slug=slug).first()

@@ -1,29 +1,38 @@
 """``manage.py run_engines``: the engine agent of this machine."""
 
 import asyncio
+import os
 import signal
+import sys
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from apps.core.files import LockHeld, var_lock
 from apps.deployments.reconciler import Reconciler
 from apps.engines.exceptions import AgentError
-from apps.engines.services import agent_paths, var_lock
+from apps.engines.services import agent_paths
 
 
 class Command(BaseCommand):
     help = "Start, watch, restart and stop engine processes as the deployments say."
 
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--exit-with-parent", action="store_true", help="drain and stop when stdin ends"
+        )
+
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             with var_lock(settings.VAR_DIR / "agent.lock", holder="engine agent"):
-                asyncio.run(_run(Reconciler(paths=agent_paths(settings.VAR_DIR))))
-        except AgentError as error:
+                reconciler = Reconciler(paths=agent_paths(settings.VAR_DIR))
+                asyncio.run(_run(reconciler, watch_stdin=options["exit_with_parent"]))
+        except (AgentError, LockHeld) as error:
             raise CommandError(str(error)) from error
 
 
-async def _run(reconciler: Reconciler) -> None:
+async def _run(reconciler: Reconciler, *, watch_stdin: bool) -> None:
     """Run until SIGTERM or SIGINT, then drain; a second signal does not wait for the drain."""
     n_signals = 0
 
@@ -37,4 +46,12 @@ async def _run(reconciler: Reconciler) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    if watch_stdin:
+        loop.add_reader(sys.stdin.fileno(), lambda: _on_stdin(reconciler))
     await reconciler.run()
+
+
+def _on_stdin(reconciler: Reconciler) -> None:
+    if not os.read(sys.stdin.fileno(), 1024):
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        reconciler.stop()

@@ -1,0 +1,9 @@
+"""Reads of the registry room."""
+
+from apps.registry.models import ModelVersion
+
+
+def model_version_latest(name: str) -> ModelVersion | None:
+    """Return the newest version of a model, or None when there is none."""
+    versions = ModelVersion.objects.select_related("model").filter(model__name=name)
+    return versions.order_by("-version").first()
