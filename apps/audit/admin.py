@@ -1,6 +1,7 @@
 """The audit trail, to read."""
 
 import json
+from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
@@ -16,8 +17,8 @@ _OBJECT_LOOKUPS = {"object_type", "object_id", "actor_id", "tenant_id", "action"
 
 @admin.register(AuditEvent)
 class AuditEventAdmin(ReadOnlyAdmin):
-    list_display = ("at", "actor", "action_label", "object_column", "summary")
-    list_display_links = ("at",)
+    list_display = ("when", "actor", "action_label", "object_column", "summary")
+    list_display_links = ("when",)
     list_filter = ("actor_kind",)
     search_fields = ("action", "object_label", "actor_label")
     search_help_text = "Action, object or actor"
@@ -34,13 +35,17 @@ class AuditEventAdmin(ReadOnlyAdmin):
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return request.user.has_perm("audit.view_auditevent")
 
+    @display(description="When", ordering="id")
+    def when(self, event: AuditEvent) -> datetime:
+        return event.at
+
     @display(description="Actor")
     def actor(self, event: AuditEvent) -> str:
         return event.actor_label
 
     @display(description="Action", label=True)
     def action_label(self, event: AuditEvent) -> str:
-        return event.action
+        return event.action_text
 
     @display(description="Object")
     def object_column(self, event: AuditEvent) -> str:

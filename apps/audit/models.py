@@ -30,3 +30,9 @@ class AuditEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.object_label}".strip()
+
+    @property
+    def action_text(self) -> str:
+        """The action in words: ``api_token.revoked`` is "API token revoked"."""
+        words = self.action.replace(".", " ").replace("_", " ")
+        return words.replace("api ", "API ", 1) if words.startswith("api ") else words.capitalize()

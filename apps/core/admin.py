@@ -14,6 +14,7 @@ from django.utils.functional import cached_property
 from django.utils.http import urlencode
 from unfold import decorators
 from unfold.admin import ModelAdmin, TabularInline
+from unfold.views import ChangeList
 
 from apps.core.exceptions import AppError
 
@@ -43,6 +44,15 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at r
         return len(rows)
 
 
+class BoundedChangeList(ChangeList):
+    """Says how many rows there are only where the bounded count is that number."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        if not self.query and not self.has_active_filters:
+            self.full_result_count = self.result_count
+
+
 class BaseAdmin(ModelAdmin):
     """Look and bounds that all lists share. An object's history is its audit trail."""
 
@@ -53,6 +63,15 @@ class BaseAdmin(ModelAdmin):
     list_fullwidth = True
     list_filter_sheet = False
     actions: Any = ()
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[BoundedChangeList]:
+        return BoundedChangeList
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        field = super().formfield_for_dbfield(db_field, request, **kwargs)
+        if field is not None and str(field.label).startswith("Is "):
+            field.label = str(field.label)[3:].capitalize()
+        return field
 
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None

@@ -1,10 +1,13 @@
 """The usage ledger, to read. The list shows the newest rows; an older one is found by its id."""
 
+from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from apps.core.admin import ReadOnlyAdmin, display
 from apps.metering.models import UsageRecord
@@ -41,17 +44,17 @@ class DoorFilter(admin.SimpleListFilter):
 @admin.register(UsageRecord)
 class UsageRecordAdmin(ReadOnlyAdmin):
     list_display = (
-        "created_at",
-        "request_id",
+        "when",
+        "short_id",
         "tenant",
-        "route_name",
+        "route",
         "door",
         "result",
         "tokens",
         "ttft",
         "total",
     )
-    list_display_links = ("request_id",)
+    list_display_links = ("when", "short_id")
     list_filter = ("state", "outcome", DoorFilter, TenantFilter)
     search_fields = ("request_id",)
     search_help_text = "The whole request id"
@@ -109,11 +112,23 @@ class UsageRecordAdmin(ReadOnlyAdmin):
                 row.tenant_name = names.get(row.tenant_id)
         return response
 
+    @display(description="When")
+    def when(self, row: UsageRecord) -> datetime:
+        return row.created_at
+
+    @display(description="Request")
+    def short_id(self, row: UsageRecord) -> SafeString:
+        return format_html('<span title="{}">…{}</span>', row.request_id, row.request_id[-10:])
+
     @display(description="Tenant")
     def tenant(self, row: Any) -> str:
         if not hasattr(row, "tenant_name"):
             row.tenant_name = tenant_names({row.tenant_id}).get(row.tenant_id)
         return row.tenant_name or f"#{row.tenant_id}"
+
+    @display(description="Route")
+    def route(self, row: UsageRecord) -> str:
+        return row.route_name
 
     @display(
         description="Result",

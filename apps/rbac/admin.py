@@ -4,9 +4,10 @@ import copy
 from functools import partial
 from typing import Any
 
+from django.apps import apps
 from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
-from django.contrib.auth.models import Group
+from django.contrib.auth.models import Group, Permission
 from django.db import models
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
@@ -49,13 +50,13 @@ class UserAdmin(ServiceModelAdmin, DjangoUserAdmin):  # type: ignore[misc,type-a
         (None, {"fields": (("username", "email"), ("first_name", "last_name"), "password")}),
         (
             "Permissions",
-            {"fields": (("is_active", "is_staff", "is_superuser"), "user_permissions")},
+            {"fields": ("is_active", "is_staff", "is_superuser", "user_permissions")},
         ),
         ("Dates", {"fields": (("last_login", "date_joined"),)}),
     )
     add_fieldsets = (
         (None, {"fields": (("username", "email"), ("password1", "password2"))}),
-        ("Permissions", {"fields": (("is_staff", "is_superuser"),)}),
+        ("Permissions", {"fields": ("is_staff", "is_superuser")}),
     )
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -83,6 +84,18 @@ class UserAdmin(ServiceModelAdmin, DjangoUserAdmin):  # type: ignore[misc,type-a
             is_superuser=obj.is_superuser,
             actor=actor_of(request),
         )
+
+    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        """Offer the permissions of our own rooms; the framework's tables have no pages here."""
+        if db_field.name == "user_permissions":
+            kwargs["queryset"] = Permission.objects.filter(
+                content_type__app_label__in=[
+                    config.label
+                    for config in apps.get_app_configs()
+                    if config.name.startswith("apps.")
+                ]
+            ).select_related("content_type")
+        return super().formfield_for_manytomany(db_field, request, **kwargs)
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         if "user_permissions" in form.cleaned_data:
@@ -142,9 +155,9 @@ class ApiTokenAdmin(ServiceModelAdmin):
     autocomplete_fields = ("tenant",)
     actions_detail = ("revoke",)
     actions_row = ("revoke",)
-    add_fieldsets = ((None, {"fields": (("tenant", "name"), "expires_at")}),)
+    add_fieldsets = ((None, {"fields": ("tenant", "name", "expires_at")}),)
     fieldsets = (
-        (None, {"fields": (("name", "tenant"), ("shown_prefix", "expires_at"))}),
+        (None, {"fields": (("name", "tenant"), "shown_prefix", "expires_at")}),
         ("Life", {"fields": (("created_by", "created_at"), ("last_used_at", "revoked_at"))}),
     )
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from unfold.forms import AdminOwnPasswordChangeForm, AdminPasswordChangeForm, UserChangeForm
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm
 from unfold.forms import UserCreationForm as UnfoldUserCreationForm
 
 from apps.audit.types import Actor
@@ -36,14 +36,4 @@ class ServicePasswordForm(AdminPasswordChangeForm):  # type: ignore[misc]
     def save(self, commit: bool = True) -> User:
         return user_password_set(
             user=self.user, password=self.cleaned_data["password1"], actor=self._actor
-        )
-
-
-class OwnPasswordForm(AdminOwnPasswordChangeForm):  # type: ignore[misc]
-    """Someone changes their own password, after giving the old one."""
-
-    def save(self, commit: bool = True) -> User:
-        actor = Actor(kind="user", id=self.user.pk, label=self.user.get_username())
-        return user_password_set(
-            user=self.user, password=self.cleaned_data["new_password1"], actor=actor
         )

@@ -31,3 +31,12 @@ def snapshot() -> RoutingSnapshot:
         routes=MappingProxyType(routes),
         endpoints=MappingProxyType({key: tuple(value) for key, value in endpoints.items()}),
     )
+
+
+def route_names_by_deployment() -> dict[int, list[str]]:
+    """Return the active public names of each deployment, in one query."""
+    names: defaultdict[int, list[str]] = defaultdict(list)
+    rows = Route.objects.filter(is_active=True).order_by("name")
+    for deployment_id, name in rows.values_list("deployment_id", "name"):
+        names[deployment_id].append(name)
+    return names

@@ -27,6 +27,7 @@ class MembershipInline(TabularInline):
     readonly_fields = ("created_at",)
     autocomplete_fields = ("user",)
     extra = 0
+    hide_title = True
     per_page = 20
     verbose_name_plural = "members"
 
