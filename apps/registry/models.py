@@ -1,12 +1,20 @@
 """The catalogue of model artifacts: what there is on disk, and how to know it is unaltered."""
 
+from django.core.validators import RegexValidator
 from django.db import models
 
 from apps.core.models import TimestampedModel
 
 
 class RegisteredModel(TimestampedModel):
-    name = models.SlugField(max_length=120, unique=True)
+    name = models.CharField(
+        max_length=120,
+        unique=True,
+        # Also a directory's name: it starts with a letter or digit and holds no separator.
+        validators=[
+            RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", "Use letters, digits and . _ - only.")
+        ],
+    )
     description = models.TextField(blank=True)
 
     class Meta:

@@ -12,7 +12,11 @@ class Route(TimestampedModel):
     name = models.CharField(
         max_length=120,
         unique=True,
-        validators=[RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", "Letters, digits and ._:/-")],
+        validators=[
+            RegexValidator(
+                r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", "Use letters, digits and . _ : / - only."
+            )
+        ],
         help_text="What clients put in the field “model”.",
     )
     deployment = models.ForeignKey(

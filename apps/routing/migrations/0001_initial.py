@@ -20,7 +20,7 @@ class Migration(migrations.Migration):
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
                 ('updated_at', models.DateTimeField(auto_now=True)),
-                ('name', models.CharField(help_text='What clients put in the field “model”.', max_length=120, unique=True, validators=[django.core.validators.RegexValidator('^[A-Za-z0-9][A-Za-z0-9._:/-]*$', 'Letters, digits and ._:/-')])),
+                ('name', models.CharField(help_text='What clients put in the field “model”.', max_length=120, unique=True, validators=[django.core.validators.RegexValidator('^[A-Za-z0-9][A-Za-z0-9._:/-]*$', 'Use letters, digits and . _ : / - only.')])),
                 ('is_active', models.BooleanField(default=True)),
                 ('description', models.CharField(blank=True, max_length=300)),
                 ('deployment', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='routes', to='deployments.deployment')),
