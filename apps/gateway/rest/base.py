@@ -90,6 +90,7 @@ class InferenceView(APIView):
     renderer_classes = [StructRenderer]
     content_negotiation_class = OneFormat
     http_method_names = ["get", "post"]
+    format_kwarg = None  # no path here ends in a format
 
     decoder: ClassVar["msgspec.json.Decoder[Any]"]
 

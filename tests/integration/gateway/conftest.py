@@ -1,0 +1,98 @@
+"""A platform with one route to a real engine, reached in this process or through its server."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from apps.core.services import change_stamp_bump
+from apps.gateway.runtime import GatewayRuntime, gateway_runtime
+from apps.rbac.models import ApiToken
+from config.asgi import application
+from tests.factories.access import ApiTokenFactory
+from tests.factories.deployments import DeploymentFactory, EngineProcessFactory, ReplicaFactory
+from tests.factories.routing import RouteFactory
+from tests.processes import EngineRun, ServerRun, engine_process, running_server
+
+__all__ = ["engine_process"]
+
+MODEL = "lab/tiny"
+ENGINE = "engine-tiny"
+
+
+@pytest.fixture
+def token(transactional_db: None) -> ApiToken:
+    return ApiTokenFactory()
+
+
+@pytest.fixture
+def route(transactional_db: None, engine_process: EngineRun) -> str:
+    """The public name that leads to the session's engine."""
+    deployment = DeploymentFactory(name="tiny")
+    ReplicaFactory(
+        deployment=deployment,
+        index=0,
+        engine_process=EngineProcessFactory(
+            ready=True,
+            name=ENGINE,
+            epoch=engine_process.epoch,
+            socket_path=str(engine_process.socket_path),
+        ),
+    )
+    RouteFactory(name=MODEL, deployment=deployment)
+    for stamp in ("routes", "replicas", "access"):
+        change_stamp_bump(stamp)
+    return MODEL
+
+
+@pytest.fixture
+async def runtime(route: str) -> AsyncIterator[GatewayRuntime]:
+    """The gateway's state in this process, ended with the test."""
+    runtime = gateway_runtime()
+    yield runtime
+    await runtime.aclose()
+
+
+@pytest.fixture
+async def http(runtime: GatewayRuntime, token: ApiToken) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the ASGI application in this process, with a live token."""
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=application),
+        base_url="http://testserver",
+        headers={"Authorization": f"Bearer {token.secret}"},
+        timeout=60,
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+def client(http: httpx.AsyncClient, token: ApiToken) -> openai.AsyncOpenAI:
+    """The official client over the ASGI application in this process."""
+    return openai.AsyncOpenAI(
+        api_key=token.secret,
+        base_url="http://testserver/v1",
+        http_client=http,
+        max_retries=0,
+    )
+
+
+@pytest.fixture
+def server(route: str, token: ApiToken, tmp_path: Path, request: Any) -> Iterator[ServerRun]:
+    """The real server; a test may set its environment with ``@pytest.mark.server_env(...)``."""
+    marker = request.node.get_closest_marker("server_env")
+    with running_server(tmp_path, marker.kwargs if marker else {}) as run:
+        yield run
+
+
+def chat(content: str = "Hello", **fields: Any) -> dict[str, Any]:
+    """A body for chat completions."""
+    return {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": 8,
+        **fields,
+    }
