@@ -1,9 +1,10 @@
 // The playground page: joins the socket, the conversation and the elements.
 
 import { Conversation, SettingsStore, fail } from "./conversation.js";
+import { finalFigures, liveFigures } from "./figures.js";
 import { Settings } from "./settings.js";
 import { listenToSnippets, requestBody } from "./snippets.js";
-import { StreamSocket } from "./socket.js";
+import { CLOSE_UNAUTHENTICATED, StreamSocket } from "./socket.js";
 import { Transcript } from "./transcript.js";
 
 const page = JSON.parse(document.getElementById("playground-data").textContent);
@@ -15,7 +16,7 @@ const MODELS_EVERY_MS = 10_000;
 class Playground {
   #conversation = new Conversation(page.owner);
   #models = page.models;
-  #live = null; // {id, turn, sentAt, firstAt, nDeltas, timer}
+  #live = null; // {id, turn, timer, sentAt, firstAt, nDeltas, nPrompt}
   #nextId = 1;
 
   constructor() {
@@ -159,11 +160,11 @@ class Playground {
 
   #frame(frame) {
     const live = this.#live;
-    if (frame.type === "error" && frame.id == null && live) return this.#failed(frame.error);
-    if (!live || frame.id !== live.id) return undefined;
+    if (frame.type === "error" && frame.id === null) this.#notice(frame.error.message);
+    if (!live || frame.id !== live.id) return;
     if (frame.type === "started") {
       live.turn.request_id = frame.request_id;
-      live.turn.figures = { ...live.turn.figures, n_prompt: frame.n_prompt_tokens };
+      live.nPrompt = frame.n_prompt_tokens;
     } else if (frame.type === "delta") {
       live.firstAt ||= performance.now();
       live.nDeltas += 1;
@@ -174,39 +175,21 @@ class Playground {
     } else if (frame.type === "error") {
       this.#failed(frame.error);
     }
-    return undefined;
   }
 
   #liveFigures() {
-    const { turn, sentAt, firstAt, nDeltas } = this.#live;
-    const now = performance.now();
-    const figures = { ...turn.figures, isLive: true, elapsed_s: (now - sentAt) / 1000 };
-    if (firstAt) {
-      figures.n_completion = nDeltas;
-      figures.ttft_ms = firstAt - sentAt;
-      figures.rate = nDeltas > 1 ? ((nDeltas - 1) * 1000) / (now - firstAt) : 0;
-    }
-    turn.figures = figures;
+    const { turn } = this.#live;
+    turn.figures = liveFigures(this.#live, performance.now());
     this.transcript.update(turn);
   }
 
   #finished({ finish_reason: finish, usage }) {
-    const { turn, sentAt, firstAt } = this.#live;
-    const now = performance.now();
-    const n_completion = usage.completion_tokens;
+    const { turn } = this.#live;
     turn.state = "done";
-    turn.figures = {
-      finish,
-      n_completion,
-      n_prompt: usage.prompt_tokens,
-      n_cached: usage.prompt_tokens_details?.cached_tokens,
-    };
-    if (firstAt) {
-      turn.figures.ttft_ms = firstAt - sentAt;
-      if (n_completion > 1) turn.figures.rate = ((n_completion - 1) * 1000) / (now - firstAt);
-    }
+    turn.figures = finalFigures(this.#live, { finish, usage, now: performance.now() });
     this.#settle(turn);
-    this.#say(`Answer ${finish === "cancelled" ? "stopped" : "finished"}, ${n_completion} tokens.`);
+    const end = finish === "cancelled" ? "stopped" : "finished";
+    this.#say(`Answer ${end}, ${usage.completion_tokens} tokens.`);
   }
 
   #failed(error) {
@@ -233,7 +216,8 @@ class Playground {
 
   #connection(state, detail) {
     if (state !== "ready" && state !== "connecting" && this.#live) {
-      this.#failed({ message: "The connection was lost while this answer was being written." });
+      const lost = "The connection was lost while this answer was being written.";
+      this.#failed({ message: detail.message || lost });
     }
     const words = {
       connecting: "Connecting…",
@@ -244,10 +228,9 @@ class Playground {
     byId("connection").dataset.state = state;
     byId("connection-text").textContent = words[state];
     byId("connection").title = state === "ready" ? `Tenant: ${detail.tenant}` : "";
-    byId("notice").hidden = !detail.message;
-    byId("notice-text").textContent = detail.message ?? "";
+    this.#notice(detail.message);
     byId("reconnect").hidden = state !== "waiting";
-    byId("sign-in").hidden = state !== "refused" || detail.code !== 4401;
+    byId("sign-in").hidden = state !== "refused" || detail.code !== CLOSE_UNAUTHENTICATED;
     if (state === "ready") this.#pollModels();
     this.#refresh();
   }
@@ -256,6 +239,7 @@ class Playground {
     if (document.hidden || this.#live) return;
     try {
       const answer = await fetch(page.models_url, { headers: { Accept: "application/json" } });
+      if (answer.redirected) this.socket.refuse(); // to the login page
       if (!answer.ok || answer.redirected) return;
       this.#models = (await answer.json()).models;
     } catch {
@@ -282,6 +266,11 @@ class Playground {
     byId("stop").hidden = !isLive;
     if (!isLive) byId("stop").disabled = false;
     byId("app").classList.toggle("pg-live", isLive);
+  }
+
+  #notice(text) {
+    byId("notice").hidden = !text;
+    byId("notice-text").textContent = text ?? "";
   }
 
   #say(text) {

@@ -3,13 +3,16 @@
 
 const FIRST_RETRY_MS = 500;
 const LONGEST_RETRY_MS = 15_000;
-const READY_DEADLINE_MS = 10_000;
+// Longer than the server waits for a sign-in, so that its refusal comes first.
+const READY_DEADLINE_MS = 15_000;
 const PING_EVERY_MS = 20_000;
 const PONG_DEADLINE_MS = 10_000;
 
+const CLOSE_TOO_LARGE = 1009;
+export const CLOSE_UNAUTHENTICATED = 4401;
 // After these the same attempt would fail again, so a person has to act first.
 const FINAL_CLOSES = new Map([
-  [4401, "Your session has ended. Sign in again to go on."],
+  [CLOSE_UNAUTHENTICATED, "Your session has ended. Sign in again to go on."],
   [4403, "The server refused this page's address. Open the console under its own host name."],
 ]);
 
@@ -24,7 +27,7 @@ export class StreamSocket {
   #timers = { retry: 0, ready: 0, ping: 0, pong: 0 };
 
   // onState(state, detail): "connecting" | "ready" | "waiting" | "refused".
-  // onFrame(frame): every frame that belongs to a request.
+  // onFrame(frame): every frame but those of the connection's own upkeep.
   constructor(url, { onState, onFrame }) {
     this.#url = url;
     this.#onState = onState;
@@ -58,6 +61,14 @@ export class StreamSocket {
     if (this.#state === "waiting") this.connect();
   }
 
+  // The page learned elsewhere that nobody is signed in any more.
+  refuse() {
+    if (this.#state === "refused") return;
+    const socket = this.#socket;
+    this.#closed({ code: CLOSE_UNAUTHENTICATED });
+    socket?.close();
+  }
+
   send(frame) {
     if (!this.isReady) return false;
     this.#socket.send(JSON.stringify(frame));
@@ -74,9 +85,9 @@ export class StreamSocket {
     } else if (frame.type === "pong") {
       clearTimeout(this.#timers.pong);
       this.#timers.pong = 0;
-    } else if (frame.type === "error" && frame.id == null && !this.isReady) {
-      this.#refusal = frame.error.message;
     } else {
+      // An error of no request is what a close that follows is about.
+      if (frame.type === "error" && frame.id === null) this.#refusal = frame.error.message;
       this.#onFrame(frame);
     }
   }
@@ -101,6 +112,7 @@ export class StreamSocket {
       this.#enter("refused", { code, message: this.#refusal || FINAL_CLOSES.get(code) });
       return;
     }
+    if (code === CLOSE_TOO_LARGE) this.#refusal ||= "That was more than the server takes at once.";
     const ceiling = Math.min(LONGEST_RETRY_MS, FIRST_RETRY_MS * 2 ** this.#attempt);
     const delay = ceiling * (0.5 + Math.random() / 2);
     this.#attempt += 1;

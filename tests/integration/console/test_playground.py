@@ -283,6 +283,20 @@ def test_an_ended_session_asks_to_sign_in(chat: Browser, door: Door) -> None:
     expect(chat.page.locator("#pg-connection")).to_have_attribute("data-state", "refused")
 
 
+def test_signing_out_elsewhere_is_noticed(chat: Browser, door: Door) -> None:
+    expect(chat.page.locator("#pg-connection-text")).to_have_text("Connected")
+    chat.page.context.clear_cookies()
+    door.sockets[-1].close(code=1012)  # the page asks for the models again once it is connected
+    expect(chat.page.locator("#pg-notice-text")).to_contain_text("Your session has ended.")
+    expect(chat.page.locator("#pg-connection")).to_have_attribute("data-state", "refused")
+
+
+def test_a_chat_over_the_servers_bound_says_so(chat: Browser, door: Door) -> None:
+    say(chat, "a very long message")
+    door.sockets[-1].close(code=1009)
+    expect(chat.page.locator(".pg-error")).to_contain_text("more than the server takes")
+
+
 def test_a_reload_keeps_the_chat_and_new_chat_ends_it(chat: Browser, door: Door) -> None:
     page = chat.page
     page.get_by_label("Max tokens").fill("99")
