@@ -1,4 +1,6 @@
 import asyncio
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -109,6 +111,21 @@ def test_a_template_cannot_reach_python() -> None:
 def test_a_directory_without_a_tokenizer_is_a_model_error(tmp_path: Any) -> None:
     with pytest.raises(ModelError, match="cannot read the tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_tokenizing_a_long_text_leaves_the_other_threads_running() -> None:
+    text = "the lazy dog " * 40_000
+    frontend = Frontend(chat_tokenizer(), model_info(max_model_len=10**6))
+    worker = threading.Thread(
+        target=frontend.prepare_now, args=(prepare(TextPrompt(text=text)),), daemon=True
+    )
+    started_at = last = time.perf_counter()
+    longest_s = 0.0
+    worker.start()
+    while worker.is_alive():
+        now = time.perf_counter()
+        longest_s, last = max(longest_s, now - last), now
+    assert longest_s < 0.5 * (last - started_at)
 
 
 def test_a_closed_frontend_takes_no_more(frontend: Frontend) -> None:
