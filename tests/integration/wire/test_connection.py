@@ -210,9 +210,10 @@ async def test_a_peer_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
         client = await harness.client()
         peer = await harness.peer()
         await prepared(peer, *(prepare(f"r{i}") for i in range(20)))
-        for i in range(20):
-            await peer.send(Start(request_id=f"r{i}", max_new_tokens=99_000))
-        await wait_until_async("all to run", lambda: len(harness.backend.running) == 20)
+        harness.backend.steps.clear()
+        await peer.send(*(Start(request_id=f"r{i}", max_new_tokens=99_000) for i in range(20)))
+        await wait_until_async("all to be started", lambda: len(harness.service._live) == 20)
+        harness.backend.steps.set()
         await wait_until_async("all to be aborted", lambda: harness.backend.n_aborted == 20)
         assert (await client.ping(5.0)).n_running == 0
         assert len(harness.service._connections) == 1
