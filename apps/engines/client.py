@@ -1,7 +1,6 @@
 """The platform's end of an engine's socket, and the only speaker of the wire protocol there.
 
-Pure asyncio: no Django, no database. A client that was closed or lost stays so; whether and when
-to connect anew is its owner's choice.
+Pure asyncio: no Django. A client that was closed or lost stays so; its owner may make a new one.
 """
 
 import asyncio
