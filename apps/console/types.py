@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from apps.audit.models import AuditEvent
 from apps.metering.types import UsageTotals
+
+if TYPE_CHECKING:
+    from apps.audit.models import AuditEvent
 
 Tone = Literal["good", "busy", "warn", "bad", "off"]
 
@@ -56,7 +58,7 @@ class Dashboard:
     deployments: tuple[DeploymentCard, ...]
     today: UsageTotals
     n_open: int
-    events: tuple[AuditEvent, ...]
+    events: "tuple[AuditEvent, ...]"
 
     @property
     def n_tokens_today(self) -> int:

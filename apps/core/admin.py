@@ -69,8 +69,8 @@ class BaseAdmin(ModelAdmin):
 
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         field = super().formfield_for_dbfield(db_field, request, **kwargs)
-        if field is not None and str(field.label).startswith("Is "):
-            field.label = str(field.label)[3:].capitalize()
+        if field is not None:
+            field.label = _spoken(str(field.label or ""))
         return field
 
     def history_view(
@@ -150,6 +150,17 @@ class ServiceModelAdmin(BaseAdmin):
 class ReadOnlyAdmin(BaseAdmin):
     """A list to look at; nobody adds, changes or deletes here, superusers included."""
 
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Without a button for a history that nobody can make here."""
+        context = {"show_history": False, **(extra_context or {})}
+        return super().changeform_view(request, object_id, form_url, context)  # type: ignore[no-any-return]
+
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
@@ -177,6 +188,14 @@ class ReadOnlyInline(TabularInline):
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+
+def _spoken(label: str) -> str:
+    """A column's name as people say it: "Is active" is "Active", "N replicas" is "Replicas"."""
+    for mark in ("Is ", "N "):
+        if label.startswith(mark):
+            label = label.removeprefix(mark)
+    return f"{label[:1].upper()}{label[1:]}".replace("Kv ", "KV ")
 
 
 def dialog_redirect(request: HttpRequest, location: str) -> HttpResponse:

@@ -1,5 +1,6 @@
 """The usage ledger, to read. The list shows the newest rows; an older one is found by its id."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -41,6 +42,16 @@ class DoorFilter(admin.SimpleListFilter):
         return queryset.filter(door=self.value()) if self.value() else queryset
 
 
+def _count(title: str, field: str) -> Callable[[Any, UsageRecord], str]:
+    """A column of the model under a name for people."""
+
+    @display(description=title)
+    def column(self: Any, row: UsageRecord) -> str:
+        return f"{getattr(row, field):,}"
+
+    return column
+
+
 @admin.register(UsageRecord)
 class UsageRecordAdmin(ReadOnlyAdmin):
     list_display = (
@@ -66,8 +77,8 @@ class UsageRecordAdmin(ReadOnlyAdmin):
             "Tokens",
             {
                 "fields": (
-                    ("n_prompt_tokens", "n_cached_tokens"),
-                    ("n_completion_tokens", "n_reserved_tokens"),
+                    ("prompt_tokens", "cached_tokens"),
+                    ("completion_tokens", "reserved_tokens"),
                 )
             },
         ),
@@ -86,6 +97,11 @@ class UsageRecordAdmin(ReadOnlyAdmin):
             },
         ),
     )
+
+    prompt_tokens = _count("Prompt tokens", "n_prompt_tokens")
+    cached_tokens = _count("Of these from the prefix cache", "n_cached_tokens")
+    completion_tokens = _count("Completion tokens", "n_completion_tokens")
+    reserved_tokens = _count("Reserved at most", "n_reserved_tokens")
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[UsageRecord]:
         rows: models.QuerySet[UsageRecord] = super().get_queryset(request)
@@ -145,8 +161,7 @@ class UsageRecordAdmin(ReadOnlyAdmin):
 
     @display(description="Tokens in → out")
     def tokens(self, row: UsageRecord) -> str:
-        cached = f" ({row.n_cached_tokens:,} cached)" if row.n_cached_tokens else ""
-        return f"{row.n_prompt_tokens:,}{cached} → {row.n_completion_tokens:,}"
+        return f"{row.n_prompt_tokens:,} → {row.n_completion_tokens:,}"
 
     @display(description="First token")
     def ttft(self, row: UsageRecord) -> str:

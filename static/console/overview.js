@@ -12,10 +12,19 @@ function later() {
   }
 }
 
-function isInUse() {
+function isSelecting() {
   const selection = document.getSelection();
-  const isSelecting = selection && !selection.isCollapsed && overview.contains(selection.anchorNode);
-  return isSelecting || (overview.contains(document.activeElement) && document.hasFocus());
+  return selection && !selection.isCollapsed && overview.contains(selection.anchorNode);
+}
+
+function show(html) {
+  const links = () => [...overview.querySelectorAll("a")];
+  const focused = links().indexOf(document.activeElement);
+  const href = focused < 0 ? "" : document.activeElement.href;
+  overview.innerHTML = html; // the server's own page, escaped there
+  const again = links().find((link, index) => link.href === href && index >= focused)
+    ?? links().find((link) => link.href === href);
+  if (href) again?.focus({ preventScroll: true });
 }
 
 async function renew() {
@@ -31,7 +40,7 @@ async function renew() {
     if (!response.ok) throw new Error(`status ${response.status}`);
     const html = await response.text();
     failures = 0;
-    if (!isInUse()) overview.innerHTML = html; // the server's own page, escaped there
+    if (!isSelecting()) show(html);
   } catch {
     failures += 1;
     const when = overview.querySelector("[data-overview-when]");

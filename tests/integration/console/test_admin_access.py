@@ -1,0 +1,200 @@
+"""The pages of users, tenants, routes and records: each goes through its service, or refuses."""
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission
+from django.test import Client
+from django.urls import reverse
+
+from apps.audit.models import AuditEvent
+from apps.rbac.models import User
+from apps.tenants.models import Membership, Tenant
+from tests.factories import (
+    ApiTokenFactory,
+    AuditEventFactory,
+    MembershipFactory,
+    RouteFactory,
+    TenantFactory,
+    UsageRecordFactory,
+    UserFactory,
+)
+from tests.integration.console.pages import actions, messages, staff
+
+pytestmark = pytest.mark.django_db
+
+
+class TestUsers:
+    ADD = {"username": "ops", "email": "", "password1": "correct horse 9"}
+
+    def test_add(self, admin_client: Client) -> None:
+        data = {**self.ADD, "password2": "correct horse 9", "is_staff": "on"}
+        response = admin_client.post(reverse("admin:rbac_user_add"), data)
+        user = User.objects.get(username="ops")
+        assert response["Location"] == reverse("admin:rbac_user_change", args=[user.pk])
+        assert user.check_password("correct horse 9")
+        assert (user.is_staff, user.is_superuser) == (True, False)
+        assert actions() == ["user.created"]
+
+    def test_add_with_two_different_passwords_makes_nobody(self, admin_client: Client) -> None:
+        data = {**self.ADD, "password2": "another horse 9"}
+        assert admin_client.post(reverse("admin:rbac_user_add"), data).status_code == 200
+        assert not User.objects.filter(username="ops").exists()
+        assert actions() == []
+
+    def test_who_is_no_superuser_makes_none(self) -> None:
+        client = staff("add_user", "change_user", "view_user")
+        data = {**self.ADD, "password2": "correct horse 9", "is_superuser": "on", "is_staff": "on"}
+        client.post(reverse("admin:rbac_user_add"), data)
+        user = User.objects.get(username="ops")
+        assert (user.is_staff, user.is_superuser) == (False, False)
+
+    def test_who_is_no_superuser_cannot_take_one_over(self) -> None:
+        boss = UserFactory(admin=True, password="correct horse 9")
+        client = staff("change_user", "view_user")
+        url = reverse("admin:auth_user_password_change", args=[boss.pk])
+        new = {"password1": "another horse 9", "password2": "another horse 9"}
+        assert client.post(url, new).status_code == 403
+        edit = client.post(reverse("admin:rbac_user_change", args=[boss.pk]), {"username": "x"})
+        assert edit.status_code == 403
+        assert User.objects.get(pk=boss.pk).check_password("correct horse 9")
+        assert actions() == []
+
+    def test_an_administrator_sets_a_password(self, admin_client: Client) -> None:
+        user = UserFactory()
+        url = reverse("admin:auth_user_password_change", args=[user.pk])
+        new = {"password1": "another horse 9", "password2": "another horse 9"}
+        response = admin_client.post(url, new)
+        assert response["Location"] == reverse("admin:rbac_user_change", args=[user.pk])
+        assert User.objects.get(pk=user.pk).check_password("another horse 9")
+        event = AuditEvent.objects.get()
+        assert (event.action, event.actor_label) == ("user.password_changed", "admin")
+
+    def test_somebody_changes_their_own_and_stays_signed_in(self) -> None:
+        client = staff()
+        url = reverse("admin:password_change")
+        assert client.get(url).status_code == 200
+        response = client.post(
+            url,
+            {
+                "old_password": "pass-word-1",
+                "new_password1": "another horse 9",
+                "new_password2": "another horse 9",
+            },
+        )
+        assert response["Location"] == reverse("admin:password_change_done")
+        assert User.objects.get().check_password("another horse 9")
+        assert client.get(reverse("admin:index")).status_code == 200
+        assert actions() == ["user.password_changed"]
+
+    def test_the_last_superuser_stays(self, admin_client: Client, admin_user: User) -> None:
+        url = reverse("admin:rbac_user_change", args=[admin_user.pk])
+        form = {"username": "admin", "email": "", "is_staff": "on", "is_superuser": "on"}
+        response = admin_client.post(url, form)
+        assert response["Location"] == url
+        assert User.objects.get().is_active
+        assert messages(admin_client, url) == [
+            "This is the last active superuser; make another one first."
+        ]
+
+    def test_permissions_offered_are_those_of_our_rooms(self, admin_client: Client) -> None:
+        page = admin_client.get(reverse("admin:rbac_user_change", args=[UserFactory().pk]))
+        offered = page.context["adminform"].form.fields["user_permissions"].queryset
+        labels = set(offered.values_list("content_type__app_label", flat=True))
+        assert {"tenants", "rbac", "deployments"} <= labels
+        assert not labels & {"admin", "auth", "sessions", "contenttypes"}
+
+    def test_permissions_are_saved_by_the_service(self, admin_client: Client) -> None:
+        user = UserFactory(username="ops", email="")
+        permission = Permission.objects.get(codename="view_tenant")
+        form = {"username": "ops", "is_active": "on", "user_permissions": [permission.pk]}
+        admin_client.post(reverse("admin:rbac_user_change", args=[user.pk]), form)
+        assert list(user.user_permissions.all()) == [permission]
+        assert actions() == ["user.permissions_changed"]
+
+
+class TestTenants:
+    def _form(self, row: Tenant, **inline: Any) -> dict[str, Any]:
+        n_initial = Membership.objects.filter(tenant=row).count() if row.pk else 0
+        return {
+            "name": row.name,
+            "slug": row.slug,
+            "is_active": "on",
+            "memberships-TOTAL_FORMS": "1",
+            "memberships-INITIAL_FORMS": str(n_initial),
+            **{f"memberships-0-{name}": str(value) for name, value in inline.items()},
+        }
+
+    def test_add_with_a_member(self, admin_client: Client) -> None:
+        user = UserFactory()
+        form = self._form(Tenant(name="Acme", slug="acme"), user=user.pk)
+        admin_client.post(reverse("admin:tenants_tenant_add"), form)
+        tenant = Tenant.objects.get()
+        assert len(tenant.cache_salt) == 64
+        assert [member.user for member in tenant.memberships.all()] == [user]
+        assert actions() == ["tenant.created", "membership.added"]
+
+    def test_remove_a_member(self, admin_client: Client) -> None:
+        membership = MembershipFactory()
+        tenant = membership.tenant
+        form = self._form(tenant, id=membership.pk, tenant=tenant.pk, DELETE="on")
+        admin_client.post(reverse("admin:tenants_tenant_change", args=[tenant.pk]), form)
+        assert not Membership.objects.exists()
+        assert actions() == ["membership.removed"]
+
+    def test_a_taken_name_is_a_form_error_and_changes_nothing(self, admin_client: Client) -> None:
+        TenantFactory(name="Acme")
+        tenant = TenantFactory(name="Bolt")
+        form = {**self._form(tenant), "name": "Acme", "memberships-TOTAL_FORMS": "0"}
+        url = reverse("admin:tenants_tenant_change", args=[tenant.pk])
+        response = admin_client.post(url, form)
+        assert response.status_code == 200
+        assert list(response.context["adminform"].form.errors) == ["name"]
+        assert Tenant.objects.get(pk=tenant.pk).name == "Bolt"
+        assert actions() == []
+
+
+@pytest.mark.parametrize("name", ["tenants_tenant", "rbac_user", "rbac_apitoken"])
+def test_what_the_ledger_speaks_of_is_never_deleted(name: str, admin_client: Client) -> None:
+    obj: Any = {"tenants_tenant": TenantFactory, "rbac_user": UserFactory}.get(
+        name, ApiTokenFactory
+    )()
+    url = reverse(f"admin:{name}_delete", args=[obj.pk])
+    assert admin_client.post(url, {"post": "yes"}).status_code == 403
+    assert type(obj).objects.filter(pk=obj.pk).exists()
+
+
+@pytest.mark.parametrize("name", ["audit_auditevent", "metering_usagerecord"])
+def test_records_are_read_only_for_superusers_too(name: str, admin_client: Client) -> None:
+    factory: Any = AuditEventFactory if name == "audit_auditevent" else UsageRecordFactory
+    obj = factory()
+    before = type(obj).objects.values().get()
+    assert admin_client.post(reverse(f"admin:{name}_add"), {}).status_code == 403
+    for page in ("change", "delete"):
+        url = reverse(f"admin:{name}_{page}", args=[obj.pk])
+        assert admin_client.post(url, {"post": "yes", "action": "x"}).status_code == 403
+    assert type(obj).objects.values().get() == before
+
+
+def test_route_is_added_changed_and_deleted(admin_client: Client) -> None:
+    route = RouteFactory(name="old")
+    form = {"name": "new", "deployment": route.deployment_id, "description": "", "is_active": "on"}
+    admin_client.post(reverse("admin:routing_route_change", args=[route.pk]), form)
+    admin_client.post(reverse("admin:routing_route_add"), {**form, "name": "second"})
+    admin_client.post(reverse("admin:routing_route_delete", args=[route.pk]), {"post": "yes"})
+    assert list(type(route).objects.values_list("name", flat=True)) == ["second"]
+    assert actions() == ["route.updated", "route.created", "route.deleted"]
+
+
+def test_history_is_the_audit_trail_of_the_object(admin_client: Client) -> None:
+    tenant, other = TenantFactory(), TenantFactory()
+    for name, row in {"a": tenant, "b": other}.items():
+        form = {
+            "name": name,
+            "slug": row.slug,
+            "memberships-TOTAL_FORMS": "0",
+            "memberships-INITIAL_FORMS": "0",
+        }
+        admin_client.post(reverse("admin:tenants_tenant_change", args=[row.pk]), form)
+    page = admin_client.get(reverse("admin:tenants_tenant_history", args=[tenant.pk]), follow=True)
+    assert [event.object_id for event in page.context["cl"].result_list] == [str(tenant.pk)]

@@ -1,0 +1,143 @@
+"""Every list of the admin, in a bounded number of queries, however many rows there are."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.db import connection
+from django.forms import model_to_dict
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from apps.metering.models import UsageRecord
+from tests.factories import (
+    ApiTokenFactory,
+    AuditEventFactory,
+    DeploymentFactory,
+    EngineProcessFactory,
+    MembershipFactory,
+    ModelVersionFactory,
+    RegisteredModelFactory,
+    ReplicaFactory,
+    RouteFactory,
+    TenantFactory,
+    UsageRecordFactory,
+    UserFactory,
+)
+
+pytestmark = pytest.mark.django_db
+
+MAX_QUERIES = 12
+N_ROWS = 50
+
+
+MAKERS: dict[str, Callable[..., Any]] = {
+    "audit_auditevent": AuditEventFactory,
+    "tenants_tenant": MembershipFactory,
+    "rbac_user": UserFactory,
+    "rbac_apitoken": ApiTokenFactory,
+    "registry_registeredmodel": RegisteredModelFactory,
+    "registry_modelversion": ModelVersionFactory,
+    "engines_engineprocess": EngineProcessFactory,
+    "deployments_deployment": DeploymentFactory,
+    "deployments_replica": ReplicaFactory,
+    "routing_route": RouteFactory,
+    "metering_usagerecord": UsageRecordFactory,
+}
+
+
+def test_every_registered_model_is_tested_here() -> None:
+    registered = {
+        f"{model._meta.app_label}_{model._meta.model_name}" for model in admin.site._registry
+    }
+    assert registered == set(MAKERS)
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_list_of_fifty_rows(
+    name: str, admin_client: Client, django_assert_max_num_queries: Any
+) -> None:
+    for _ in range(N_ROWS):
+        MAKERS[name]()
+    with django_assert_max_num_queries(MAX_QUERIES):
+        response = admin_client.get(reverse(f"admin:{name}_changelist"))
+    assert response.status_code == 200
+    assert len(response.context["cl"].result_list) == N_ROWS
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_list_with_a_search_and_page_of_one_object(name: str, admin_client: Client) -> None:
+    obj = MAKERS[name]()
+    if name == "tenants_tenant":
+        obj = obj.tenant
+    response = admin_client.get(reverse(f"admin:{name}_changelist"), {"q": "nothing like this"})
+    assert response.status_code == 200
+    assert list(response.context["cl"].result_list) == []
+    page = admin_client.get(reverse(f"admin:{name}_change", args=[obj.pk]))
+    assert page.status_code == 200
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_lists_are_closed_to_those_without_permission(name: str) -> None:
+    MAKERS[name]()
+    url = reverse(f"admin:{name}_changelist")
+    client = Client()
+    assert client.get(url)["Location"] == f"{reverse('admin:login')}?next={url}"
+    client.force_login(UserFactory(is_staff=True))
+    assert client.get(url).status_code == 403
+
+
+@pytest.fixture
+def ledger(db: None) -> int:
+    """20,000 rows of one tenant, all completed but the oldest."""
+    tenant_id = TenantFactory(name="Acme").pk
+    facts = model_to_dict(UsageRecordFactory.build(tenant_id=tenant_id), exclude=["id"])
+    rows = [UsageRecord(**facts | {"request_id": f"req-{n:032x}"}) for n in range(20_000)]
+    rows[0].outcome = "failed"
+    UsageRecord.objects.bulk_create(rows, batch_size=2_000)
+    return int(tenant_id)
+
+
+def test_ledger_of_twenty_thousand_rows(ledger: int, admin_client: Client) -> None:
+    url = reverse("admin:metering_usagerecord_changelist")
+    queries_of = {}
+    for label, query in {
+        "plain": {},
+        "last page": {"p": "200"},
+        "filtered": {"outcome__exact": "failed", "tenant": str(ledger)},
+        "door": {"door": "websocket"},
+    }.items():
+        with CaptureQueriesContext(connection) as queries:
+            response = admin_client.get(url, query)
+        assert response.status_code == 200
+        queries_of[label] = [entry["sql"] for entry in queries.captured_queries]
+        assert len(queries_of[label]) <= MAX_QUERIES
+        assert response.context["cl"].result_count <= 10_000
+    ledger_reads = [
+        sql for sqls in queries_of.values() for sql in sqls if '"metering_usagerecord"' in sql
+    ]
+    assert ledger_reads
+    for sql in ledger_reads:
+        assert "LIMIT" in sql or '"id" > ' in sql, f"reads without a bound: {sql}"
+        assert "DISTINCT" not in sql
+
+
+def test_list_looks_at_the_newest_rows_only(
+    ledger: int, admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = reverse("admin:metering_usagerecord_changelist")
+    query = {"outcome__exact": "failed"}
+    assert admin_client.get(url, query).context["cl"].result_count == 1
+    monkeypatch.setattr("apps.metering.admin.LISTED_ROWS", 19_999)
+    assert admin_client.get(url, query).context["cl"].result_count == 0
+
+
+def test_an_old_request_is_found_by_its_id(ledger: int, admin_client: Client) -> None:
+    oldest = UsageRecord.objects.order_by("id")[0]
+    response = admin_client.get(
+        reverse("admin:metering_usagerecord_changelist"), {"q": f" {oldest.request_id} "}
+    )
+    assert list(response.context["cl"].result_list) == [oldest]
+    assert "Acme" in response.content.decode()
