@@ -240,6 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = "is taken" if error.errno == errno.EADDRINUSE else f"failed: {error.strerror}"
         print(f"config.server: {place} {reason}; choose another --port", file=sys.stderr)  # noqa: T201
         return EXIT_PORT_TAKEN if error.errno == errno.EADDRINUSE else 1
+    listener.setblocking(False)  # else accept() holds the whole loop when a client has gone again
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.development")
 
