@@ -27,6 +27,7 @@ class AttentionGroup:
 
     tokens: slice
     n_rows: int
+    is_single_token: bool
     block_ids: Tensor
     context_len: int
     mask: Tensor | None
@@ -39,6 +40,10 @@ class AttentionRow:
     n_new: int
     context_len: int
     block_table: Sequence[int]
+
+
+def linear(x: Tensor, *, weight: Tensor) -> Tensor:
+    return functional.linear(x, weight)
 
 
 def rms_norm(x: Tensor, *, weight: Tensor, eps: float) -> Tensor:
@@ -84,7 +89,6 @@ def paged_attention(
 ) -> Tensor:
     """Return (n_tokens, n_heads * head_dim) of attention over each row's blocks."""
     n_blocks, _, _, n_kv_heads, head_dim = cache.shape
-    n_heads = q.shape[1]
     by_block = cache.view(n_blocks, -1)
     outputs = []
     for group in groups:
@@ -92,18 +96,24 @@ def paged_attention(
             group.n_rows, -1, 2, n_kv_heads, head_dim
         )
         kv = kv[:, : group.context_len].permute(2, 0, 3, 1, 4)
-        # (n_rows, n_heads, tokens of a row, head_dim)
-        q_rows = q[group.tokens].view(group.n_rows, -1, n_heads, head_dim).transpose(1, 2)
-        output = functional.scaled_dot_product_attention(
-            q_rows,
+        queries = q[group.tokens]
+        if group.is_single_token:
+            # The query heads of one K/V head stand as its rows: one product instead of several.
+            queries = queries.view(group.n_rows, n_kv_heads, -1, head_dim)
+        else:
+            queries = queries.transpose(0, 1).unsqueeze(0)
+        attended = functional.scaled_dot_product_attention(
+            queries,
             kv[0],
             kv[1],
             attn_mask=group.mask,
             is_causal=group.mask is None,
             scale=scale,
-            enable_gqa=True,
+            enable_gqa=not group.is_single_token,
         )
-        outputs.append(output.transpose(1, 2).reshape(-1, n_heads * head_dim))
+        if not group.is_single_token:
+            attended = attended.transpose(1, 2)
+        outputs.append(attended.reshape(-1, q.shape[1] * head_dim))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -139,6 +149,7 @@ def _single_token_group(
     return AttentionGroup(
         tokens=slice(start, start + len(rows)),
         n_rows=len(rows),
+        is_single_token=True,
         block_ids=torch.tensor(padded).view(-1),
         context_len=context_len,
         mask=mask[:, None, None, :],
@@ -155,6 +166,7 @@ def _many_token_group(row: AttentionRow, *, start: int, dtype: torch.dtype) -> A
     return AttentionGroup(
         tokens=slice(start, start + row.n_new),
         n_rows=1,
+        is_single_token=False,
         block_ids=torch.tensor(row.block_table),
         context_len=row.context_len,
         mask=mask,

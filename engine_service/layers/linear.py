@@ -1,16 +1,15 @@
 """Dense layers without bias."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
-from torch.nn import functional
+
+from engine_service.kernels.dispatch import linear_kernel
 
 
-@dataclass(frozen=True, slots=True)
 class Linear:
     """weight: (n_out, n_in). Layers that read the same input are fused by stacking their rows."""
 
-    weight: Tensor
+    def __init__(self, weight: Tensor) -> None:
+        self._multiply = linear_kernel(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight)
+        return self._multiply(x)

@@ -38,16 +38,15 @@ class LlamaModel:
         self, config: ModelConfig, *, weights: WeightReader, max_model_len: int, dtype: torch.dtype
     ) -> None:
         embedding_shape = (config.vocab_size, config.hidden_size)
-        self._embedding = Embedding(
-            weights.take("model.embed_tokens.weight", shape=embedding_shape)
-        )
+        embedding = weights.take("model.embed_tokens.weight", shape=embedding_shape)
+        self._embedding = Embedding(embedding)
         self._layers = [
             _decoder_layer(config, weights=weights, prefix=f"model.layers.{index}.")
             for index in range(config.n_layers)
         ]
         self._norm = _norm(config, weights=weights, name="model.norm.weight")
         if config.tie_word_embeddings:
-            self._head = Linear(self._embedding.weight)
+            self._head = Linear(embedding)
             weights.finish(ignored=frozenset({"lm_head.weight"}))
         else:
             self._head = Linear(weights.take("lm_head.weight", shape=embedding_shape))

@@ -1,0 +1,19 @@
+"""Chooses, once at loading, the fastest kernel that this machine has."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from engine_service.kernels import onednn, reference
+
+logger = logging.getLogger(__name__)
+
+
+def linear_kernel(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the product with ``weight``, an (n_out, n_in) matrix that it may copy."""
+    if onednn.supports(weight.dtype):
+        return partial(onednn.linear, packed=onednn.pack(weight))
+    logger.warning("oneDNN lacks %s here: matrix products are slow", weight.dtype)
+    return partial(reference.linear, weight=weight)
