@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
-from django.db import models
+from django.db import IntegrityError, models
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.functional import cached_property
@@ -90,8 +90,8 @@ class BaseAdmin(ModelAdmin):
 
 
 class ServiceModelAdmin(BaseAdmin):
-    """Writes go through services. A refusal (an AppError, or a ValidationError that the form did
-    not foresee) is shown as a message, and nothing is changed."""
+    """Writes go through services. A refusal (an AppError, or what the form did not foresee: a
+    ValidationError, a constraint) is shown as a message, and nothing is changed."""
 
     def service_save(
         self, request: HttpRequest, obj: Any, *, form: Any, change: bool
@@ -123,7 +123,7 @@ class ServiceModelAdmin(BaseAdmin):
     ) -> HttpResponse:
         try:
             return super().changeform_view(request, object_id, form_url, extra_context)  # type: ignore[no-any-return]
-        except (AppError, ValidationError) as error:
+        except (AppError, ValidationError, IntegrityError) as error:
             return refused(request, error, location=request.get_full_path())
 
     def delete_view(
@@ -213,8 +213,10 @@ def refused(request: HttpRequest, error: Exception, *, location: str) -> HttpRes
             texts = [error.message]
         case ValidationError():
             texts = error.messages
-        case _:
+        case models.ProtectedError():
             texts = [str(error.args[0])]
+        case _:
+            texts = ["Somebody else changed this at the same time; look again."]
     for text in texts:
         messages.error(request, text)
     return HttpResponseRedirect(location)

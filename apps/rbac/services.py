@@ -145,13 +145,15 @@ def user_update(*, user: User, actor: Actor) -> User:
     Raises:
         Conflict: it would leave nobody who can administer the platform.
     """
-    stored = User.objects.select_for_update().get(pk=user.pk)
+    locked = _superusers_and_lock(user.pk)
+    stored = locked.pop(user.pk)
     user.password = stored.password
     changes = model_changes(obj=user, stored=stored)
     if not changes:
         return user
-    if stored.is_superuser and not (user.is_active and user.is_superuser):
-        _others_require(stored)
+    was_able, is_able = (row.is_active and row.is_superuser for row in (stored, user))
+    if was_able and not is_able and not locked:
+        raise Conflict("This is the last active superuser; make another one first.")
     user.full_clean()
     user.save()
     event_record(action="user.updated", actor=actor, obj=user, changes=changes)
@@ -159,10 +161,13 @@ def user_update(*, user: User, actor: Actor) -> User:
     return user
 
 
-def _others_require(user: User) -> None:
-    others = User.objects.select_for_update().filter(is_active=True, is_superuser=True)
-    if not others.exclude(pk=user.pk).exists():
-        raise Conflict("This is the last active superuser; make another one first.")
+def _superusers_and_lock(user_id: int) -> dict[int, User]:
+    """Lock the user and the active superusers, in the order of their keys, so that two of them
+    cannot be switched off at the same time."""
+    rows = User.objects.select_for_update().filter(
+        Q(pk=user_id) | Q(is_active=True, is_superuser=True)
+    )
+    return {row.pk: row for row in rows.order_by("pk")}
 
 
 @transaction.atomic

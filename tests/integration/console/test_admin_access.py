@@ -142,6 +142,21 @@ class TestTenants:
         assert not Membership.objects.exists()
         assert actions() == ["membership.removed"]
 
+    def test_a_name_taken_at_the_same_moment_is_a_message_and_changes_nothing(
+        self, admin_client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        TenantFactory(name="Acme")
+        tenant = TenantFactory(name="Bolt")
+        monkeypatch.setattr(Tenant, "validate_unique", lambda self, exclude=None: None)
+        form = {**self._form(tenant), "name": "Acme", "memberships-TOTAL_FORMS": "0"}
+        url = reverse("admin:tenants_tenant_change", args=[tenant.pk])
+        assert admin_client.post(url, form)["Location"] == url
+        assert messages(admin_client, url) == [
+            "Somebody else changed this at the same time; look again."
+        ]
+        assert Tenant.objects.get(pk=tenant.pk).name == "Bolt"
+        assert actions() == []
+
     def test_a_taken_name_is_a_form_error_and_changes_nothing(self, admin_client: Client) -> None:
         TenantFactory(name="Acme")
         tenant = TenantFactory(name="Bolt")
