@@ -93,6 +93,7 @@ class DrainingServer(Server):
         reactor.callLater(1, self.application_checker)
         reactor.callLater(2, self.timeout_checker)
         reactor.addSystemEventTrigger("before", "shutdown", self.kill_all_applications)
+        self._listener.setblocking(False)  # Twisted accepts until there is nothing to accept
         self.port = reactor.adoptStreamPort(
             self._listener.fileno(), self._listener.family, self.http_factory
         )
