@@ -1,0 +1,290 @@
+"""The native backend on a tiny random model: isolation of requests, refusals, exact counts."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine_service.backends.base import EngineRequest, SequenceOutput
+from engine_service.backends.native import NativeBackend
+from engine_service.config import EngineConfig
+from engine_service.errors import EngineError, ModelError, Overloaded, RequestError
+from engine_service.models.manifest import read_manifest, write_manifest
+from engine_service.protocol import SamplingParams
+from tests.models import random_llama_dir
+
+GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_llama_dir(tmp_path_factory.mktemp("model"))
+
+
+def make_backend(model_dir: Path, **settings: Any) -> NativeBackend:
+    return NativeBackend(
+        EngineConfig(
+            model_dir=model_dir, **{"dtype": "float32", "kv_cache_tokens": 512, **settings}
+        )
+    )
+
+
+def make_request(
+    key: int,
+    *,
+    prompt: Iterable[int] = range(1, 21),
+    n_tokens: int = 8,
+    sampling: SamplingParams = GREEDY,
+    salt: str = "",
+) -> EngineRequest:
+    return EngineRequest(
+        key=key,
+        prompt_token_ids=tuple(prompt),
+        sampling=sampling,
+        max_new_tokens=n_tokens,
+        cache_salt=salt,
+    )
+
+
+def run(backend: NativeBackend, *requests: EngineRequest) -> dict[int, list[SequenceOutput]]:
+    for request in requests:
+        backend.add(request)
+    outputs: dict[int, list[SequenceOutput]] = defaultdict(list)
+    while backend.has_work():
+        for output in backend.step():
+            outputs[output.key].append(output)
+    stats = backend.stats()
+    assert (stats.n_running, stats.n_waiting) == (0, 0)
+    assert stats.n_blocks_free == stats.n_blocks_total
+    return outputs
+
+
+def tokens(outputs: list[SequenceOutput]) -> list[int]:
+    return [token_id for output in outputs for token_id in output.token_ids]
+
+
+def test_one_output_is_the_last_and_counts_are_totals(model_dir: Path) -> None:
+    backend = make_backend(model_dir)
+    first = run(backend, make_request(0))[0]
+    assert [output.finish_reason for output in first] == [None] * 7 + ["length"]
+    assert [output.n_completion_tokens for output in first] == list(range(1, 9))
+    again = run(backend, make_request(0))[0]
+    assert tokens(again) == tokens(first)
+    assert again[-1].n_cached_tokens == 16
+    stats = backend.stats()
+    assert (stats.n_finished, stats.n_aborted, stats.n_failed) == (2, 0, 0)
+    assert (stats.n_prompt_tokens, stats.n_cached_tokens, stats.n_completion_tokens) == (40, 16, 16)
+    assert stats.n_steps == 16
+    assert stats.last_step_ms > 0.0
+
+
+def test_an_end_token_finishes_and_is_reported(model_dir: Path) -> None:
+    backend = make_backend(model_dir)
+    (end_token,) = backend.info.eos_token_ids
+    sampling = SamplingParams(temperature=2.0, seed=1)
+    outputs = run(
+        backend, *(make_request(i, n_tokens=400, sampling=sampling, prompt=(i,)) for i in range(8))
+    )
+    for sequence in outputs.values():
+        ids = tokens(sequence)
+        assert end_token not in ids[:-1]
+        assert sequence[-1].finish_reason == ("stop" if ids[-1] == end_token else "length")
+    assert "stop" in {sequence[-1].finish_reason for sequence in outputs.values()}
+
+
+def test_the_same_seed_gives_the_same_tokens_in_any_company(model_dir: Path) -> None:
+    sampling = SamplingParams(temperature=1.0, top_p=0.9, seed=42, ignore_eos=True)
+    wanted = make_request(0, sampling=sampling, n_tokens=30)
+    alone = tokens(run(make_backend(model_dir), wanted)[0])
+    crowd = [
+        make_request(i, prompt=range(i, i + 50), n_tokens=40, sampling=SamplingParams(seed=i))
+        for i in range(1, 6)
+    ]
+    busy = make_backend(model_dir, kv_cache_tokens=256, max_batched_tokens=64)
+    assert tokens(run(busy, *crowd, wanted)[0]) == alone
+    assert busy.stats().n_preemptions > 0
+    other = make_request(0, sampling=SamplingParams(seed=43, ignore_eos=True), n_tokens=30)
+    assert tokens(run(make_backend(model_dir), other)[0]) != alone
+
+
+def test_requests_without_a_seed_differ(model_dir: Path) -> None:
+    free = SamplingParams(temperature=2.0, ignore_eos=True)
+    outputs = run(make_backend(model_dir), *(make_request(i, sampling=free) for i in range(3)))
+    assert len({tuple(tokens(sequence)) for sequence in outputs.values()}) == 3
+
+
+def test_salts_do_not_share_the_prefix_cache(model_dir: Path) -> None:
+    backend = make_backend(model_dir)
+    for key, (salt, n_cached) in enumerate([("a", 0), ("b", 0), ("a", 16), ("b", 16), ("", 0)]):
+        assert run(backend, make_request(key, salt=salt))[key][-1].n_cached_tokens == n_cached
+
+
+@pytest.mark.parametrize("n_steps", [0, 1, 4])
+def test_abort_frees_at_once_and_reports_in_the_next_step(model_dir: Path, n_steps: int) -> None:
+    backend = make_backend(model_dir)
+    backend.add(make_request(0, n_tokens=100))
+    for _ in range(n_steps):
+        backend.step()
+    backend.abort(0)
+    backend.abort(0)
+    backend.abort(77)
+    assert backend.stats().n_blocks_free == backend.stats().n_blocks_total
+    assert backend.has_work()
+    (output,) = backend.step()
+    assert (output.key, output.finish_reason, output.token_ids) == (0, "abort", ())
+    assert output.n_completion_tokens == n_steps
+    assert not backend.has_work()
+    assert backend.stats().n_aborted == 1
+
+
+def test_a_refused_request_leaves_nothing_behind(model_dir: Path) -> None:
+    backend = make_backend(model_dir, max_waiting=1)
+    with pytest.raises(RequestError):
+        backend.add(make_request(0, n_tokens=1000))
+    assert not backend.has_work()
+    backend.add(make_request(0))
+    with pytest.raises(EngineError, match="belongs to a live request"):
+        backend.add(make_request(0))
+    with pytest.raises(Overloaded):
+        backend.add(make_request(1))
+    assert set(run(backend)) == {0}
+
+
+def test_a_step_that_raises_ends_its_rows_only(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make_backend(model_dir, max_sequences=2)
+    expected = tokens(run(make_backend(model_dir), make_request(2, prompt=range(30, 60)))[2])
+    for key in (0, 1):
+        backend.add(make_request(key))
+    backend.add(make_request(2, prompt=range(30, 60)))
+    backend.step()
+    backend.abort(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "_runner", None)
+        with pytest.raises(AttributeError):
+            backend.step()
+    outputs = {o.key: o for o in backend.fail_running(EngineError("the step failed"))}
+    # 0 was running and 2 was admitted into the step that raised; the abort is not lost.
+    assert str(outputs[0].error) == str(outputs[2].error) == "the step failed"
+    assert outputs[0].n_completion_tokens == 1
+    assert outputs[1].finish_reason == "abort"
+    assert not backend.has_work()
+    assert backend.stats().n_blocks_free == backend.stats().n_blocks_total
+    assert tokens(run(backend, make_request(2, prompt=range(30, 60)))[2]) == expected
+
+
+def test_not_finite_output_fails_its_request_and_poisons_nobody(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = make_request(1, n_tokens=4)
+    # Together they take every block of the pool, and the short one is padded to the long one.
+    later = [make_request(i, prompt=range(50, 50 + n), n_tokens=40) for i, n in ((2, 3), (3, 40))]
+    expected = {r.key: tokens(run(make_backend(model_dir), r)[r.key]) for r in (good, *later)}
+    backend = make_backend(model_dir, kv_cache_tokens=128)
+    embedding = backend._runner._model._embedding
+
+    def embed_one_token_as_nan(token_ids: torch.Tensor) -> torch.Tensor:
+        return embedding(token_ids).masked_fill((token_ids == 139)[:, None], float("nan"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend._runner._model, "_embedding", embed_one_token_as_nan)
+        outputs = run(backend, make_request(0, prompt=range(100, 140)), good)
+    assert str(outputs[0][0].error) == "the model's output for this request is not finite"
+    assert len(outputs[0]) == 1
+    assert tokens(outputs[1]) == expected[1]
+    assert backend.stats().n_failed == 1
+    outputs = run(backend, *later)
+    assert {key: tokens(outputs[key]) for key in (2, 3)} == {key: expected[key] for key in (2, 3)}
+
+
+def test_bfloat16_runs_and_agrees_with_float32_at_first(model_dir: Path) -> None:
+    backend = make_backend(model_dir, dtype="bfloat16")
+    assert backend.info.dtype == "bfloat16"
+    prompts = [range(i, i + 10) for i in range(20)]
+    requests = [make_request(i, prompt=prompt, n_tokens=1) for i, prompt in enumerate(prompts)]
+    low, full = run(backend, *requests), run(make_backend(model_dir), *requests)
+    assert sum(tokens(low[i]) == tokens(full[i]) for i in range(20)) >= 18
+
+
+def altered(
+    model_dir: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None]
+) -> Path:
+    """Copy a model with other tensors and a manifest that fits them."""
+    copy = tmp_path / "altered"
+    copy.mkdir()
+    for path in model_dir.iterdir():
+        if path.suffix != ".safetensors" and path.name != "manifest.json":
+            (copy / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(model_dir / "model.safetensors")
+    change(tensors)
+    save_file(tensors, copy / "model.safetensors")
+    write_manifest(copy, read_manifest(model_dir))
+    return copy
+
+
+def set_tensor(name: str, value: torch.Tensor) -> Callable[[dict[str, torch.Tensor]], None]:
+    return lambda tensors: tensors.update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("model.norm.weight"), "lacks the tensor model.norm.weight"),
+        (
+            set_tensor("model.norm.weight", torch.zeros(63)),
+            r"model.norm.weight has the shape \(63,\), the configuration says \(64,\)",
+        ),
+        (
+            set_tensor("model.norm.weight", torch.zeros(64, dtype=torch.int32)),
+            "model.norm.weight is of type I32",
+        ),
+        (
+            set_tensor("model.layers.0.self_attn.q_proj.bias", torch.zeros(64)),
+            "1 unknown tensors, such as model.layers.0.self_attn.q_proj.bias",
+        ),
+    ],
+)
+def test_refuses_weights_that_do_not_fit(
+    model_dir: Path,
+    tmp_path: Path,
+    change: Callable[[dict[str, torch.Tensor]], None],
+    message: str,
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        make_backend(altered(model_dir, tmp_path, change))
+
+
+def test_refuses_an_altered_file(model_dir: Path, tmp_path: Path) -> None:
+    copy = altered(model_dir, tmp_path, lambda tensors: None)
+    make_backend(copy)
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ModelError, match="was altered"):
+        make_backend(copy)
+
+
+@pytest.mark.parametrize("name", ["more.safetensors", "weights.bin", "special_tokens.json"])
+def test_refuses_a_file_beside_the_manifest(model_dir: Path, tmp_path: Path, name: str) -> None:
+    copy = altered(model_dir, tmp_path, lambda tensors: None)
+    (copy / name).write_bytes(b"x")
+    with pytest.raises(ModelError, match="not listed"):
+        make_backend(copy)
+
+
+def test_refuses_an_architecture_by_name(model_dir: Path, tmp_path: Path) -> None:
+    copy = altered(model_dir, tmp_path, lambda tensors: None)
+    config = copy / "config.json"
+    config.write_text(config.read_text().replace("LlamaForCausalLM", "MambaForCausalLM"))
+    with pytest.raises(ModelError, match="MambaForCausalLM is not supported"):
+        make_backend(copy)
+
+
+def test_auto_dtype_is_resolved_and_reported(model_dir: Path) -> None:
+    assert make_backend(model_dir, dtype="auto").info.dtype in ("bfloat16", "float32")
