@@ -183,7 +183,7 @@ def test_not_finite_output_fails_its_request_and_poisons_nobody(
 ) -> None:
     good = make_request(1, n_tokens=4)
     # Together they take every block of the pool, and the short one is padded to the long one.
-    later = [make_request(i, prompt=range(50, 50 + n), n_tokens=40) for i, n in ((2, 3), (3, 40))]
+    later = [make_request(i, prompt=range(50, 50 + n), n_tokens=40) for i, n in ((2, 40), (3, 3))]
     expected = {r.key: tokens(run(make_backend(model_dir), r)[r.key]) for r in (good, *later)}
     backend = make_backend(model_dir, kv_cache_tokens=128)
     embedding = backend._runner._model._embedding
