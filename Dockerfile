@@ -10,7 +10,7 @@ COPY requirements/torch.txt requirements/base.txt requirements/engine.txt requir
 # An index of CPU builds can be given with --build-arg PIP_EXTRA_INDEX_URL=…
 ARG PIP_EXTRA_INDEX_URL
 RUN pip install --no-deps -r requirements/torch.txt \
-    && pip install --require-hashes -r requirements/base.txt -r requirements/engine.txt \
+    && pip install --no-deps --require-hashes -r requirements/base.txt -r requirements/engine.txt \
     && { python -c 'import torch' || pip install -r requirements/torch.txt; }
 
 FROM python:3.11-slim-bookworm

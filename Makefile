@@ -93,13 +93,14 @@ endef
 	@echo "Installing torch"
 	@$(PIP) install --no-deps -r requirements/torch.txt
 	@echo "Installing the platform and the engine"
-	@$(PIP) install --require-hashes -r requirements/base.txt -r requirements/engine.txt
+	@$(PIP) install --no-deps --require-hashes -r requirements/base.txt -r requirements/engine.txt
 	@$(BIN)/python -c 'import torch' 2>/dev/null || { \
-		echo "Installing the libraries that this build of torch needs"; \
+		echo "Installing the GPU libraries that this build of torch needs (some GB; a CPU build"; \
+		echo "from a package index of your choice, named by PIP_EXTRA_INDEX_URL, does without)"; \
 		$(PIP) install -r requirements/torch.txt; }
 	@touch $@
 
 .venv/dev.stamp: .venv/engine.stamp requirements/dev.txt
 	@echo "Installing what tests and checks need"
-	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@$(PIP) install --no-deps --require-hashes -r requirements/dev.txt
 	@touch $@

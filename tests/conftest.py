@@ -10,6 +10,9 @@ from django.test import Client
 from apps.audit.types import Actor
 from apps.rbac.models import User
 from tests.factories import UserFactory
+from tests.serve import product
+
+__all__ = ["product"]  # one product for e2e and faults together
 
 
 @pytest.fixture

@@ -1,0 +1,191 @@
+"""``manage.py serve`` as its operator sees it: first start, second start, refusals, the end."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.serve import (
+    RunningProduct,
+    free_port,
+    running_product,
+    serve_start,
+    serve_stop,
+)
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.e2e
+
+SECOND_START_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def own_product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProduct]:
+    """A product that these tests may stop; they run in the order of this file."""
+    with running_product(tmp_path_factory.mktemp("serve") / "with space") as running:
+        yield running
+
+
+def banner_command(product: RunningProduct) -> str:
+    """The curl of the banner, as one would mark and paste it."""
+    text = product.log
+    return text[text.index("curl ") : text.index("The same is in")]
+
+
+def test_the_banner_says_how_to_come_in(own_product: RunningProduct) -> None:
+    access = own_product.access
+    origin = f"http://127.0.0.1:{own_product.port}"
+    assert set(access) == {"base_url", "ws_url", "api_token", "admin_user", "admin_password"}
+    assert access["base_url"] == f"{origin}/v1"
+    assert access["ws_url"] == f"ws://127.0.0.1:{own_product.port}/v1/stream"
+    for said in (f"{origin}/admin/", access["admin_password"], access["api_token"]):
+        assert said in own_product.log
+    file = own_product.var / "bootstrap.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert "was not answered" not in own_product.log
+
+
+def test_the_curl_of_the_banner_answers_when_pasted(own_product: RunningProduct) -> None:
+    done = subprocess.run(
+        ["bash", "-c", banner_command(own_product)], capture_output=True, timeout=60, check=True
+    )
+    answer = json.loads(done.stdout)["choices"][0]["message"]["content"]
+    assert "Paris" in answer
+
+
+def test_the_admin_lets_the_bootstrap_user_in(own_product: RunningProduct) -> None:
+    access = own_product.access
+    with httpx.Client(base_url=own_product.origin, follow_redirects=True) as client:
+        page = client.get("/admin/login/")
+        fields = {
+            "username": access["admin_user"],
+            "password": access["admin_password"],
+            "csrfmiddlewaretoken": client.cookies["csrftoken"],
+        }
+        page = client.post("/admin/login/?next=/admin/", data=fields)
+    assert page.status_code == 200
+    assert page.url.path == "/admin/"
+    assert "smollm2" in page.text
+
+
+def test_a_second_one_in_the_same_var_is_refused(own_product: RunningProduct) -> None:
+    before = own_product.access
+    process = serve_start(own_product.var, port=free_port(), log_name="second.log")
+    assert process.wait(timeout=30) == 1
+    said = (own_product.var / "second.log").read_text()
+    assert f"another server (pid {own_product.process.pid}) already works in" in said
+    assert own_product.access == before
+    assert own_product.is_ready()
+
+
+def test_a_taken_port_is_refused_before_anything_else(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        process = serve_start(tmp_path / "var", port=port)
+        assert process.wait(timeout=30) == 1
+    said = (tmp_path / "var" / "serve.log").read_text()
+    assert f"port {port} on 127.0.0.1 cannot be used: Address already in use" in said
+    assert "choose another: make serve PORT=" in said
+    assert not (tmp_path / "var" / "db.sqlite3").exists()
+
+
+def test_sigterm_leaves_no_process_and_no_socket(own_product: RunningProduct) -> None:
+    processes = own_product.descendants()
+    assert len(processes) == 3, "agent, server, engine"
+    assert list((own_product.var / "run").glob("*.sock"))
+    assert serve_stop(own_product.process) == 0
+    _, alive = psutil.wait_procs(processes, timeout=1)
+    assert alive == []
+    assert list((own_product.var / "run").iterdir()) == []
+    assert own_product.log.endswith("Stopped.\n")
+    assert own_product.rows("SELECT state FROM engines_engineprocess") == [("stopped",)]
+
+
+def test_a_second_start_is_quick_and_keeps_everything(own_product: RunningProduct) -> None:
+    access, rows = own_product.access, own_product.usage_outcomes()
+    started = time.monotonic()
+    with running_product(own_product.var) as again:
+        assert time.monotonic() - started < SECOND_START_S
+        assert {**again.access, "base_url": "", "ws_url": ""} == {
+            **access,
+            "base_url": "",
+            "ws_url": "",
+        }
+        assert "Importing" not in again.log
+        assert again.usage_outcomes() - rows == {"completed": 1}, "the chat of the start itself"
+        assert again.rows("SELECT count(*) FROM rbac_apitoken") == [(1,)]
+        assert again.engine().epoch == 2
+
+
+def test_a_lost_bootstrap_file_gives_a_new_token_and_keeps_the_password(
+    own_product: RunningProduct,
+) -> None:
+    old = own_product.access
+    (own_product.var / "bootstrap.json").unlink()
+    with running_product(own_product.var) as again:
+        new = again.access
+        assert new["api_token"] != old["api_token"]
+        assert new["admin_password"] is None
+        assert "bootstrap.json was lost" in again.log
+        for token in (old["api_token"], new["api_token"]):
+            headers = {"Authorization": f"Bearer {token}"}
+            assert httpx.get(f"{again.base_url}/models", headers=headers).status_code == 200
+
+
+def test_ctrl_c_reaches_the_group_and_stops_in_order(own_product: RunningProduct) -> None:
+    with running_product(own_product.var) as again:
+        processes = again.descendants()
+        os.killpg(again.process.pid, signal.SIGINT)
+        assert again.process.wait(timeout=60) == 0
+        _, alive = psutil.wait_procs(processes, timeout=1)
+        assert alive == []
+        assert list((again.var / "run").iterdir()) == []
+
+
+def test_children_end_when_serve_is_killed(own_product: RunningProduct) -> None:
+    with running_product(own_product.var) as again:
+        processes = again.descendants()
+        again.process.kill()
+        _, alive = psutil.wait_procs(processes, timeout=30)
+        assert alive == []
+        assert list((again.var / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("word", ["run_engines", "config.server"])
+def test_a_child_that_ends_by_itself_ends_everything(
+    own_product: RunningProduct, word: str
+) -> None:
+    with running_product(own_product.var) as again:
+        processes = again.descendants()
+        child = next(process for process in processes if word in process.cmdline())
+        child.kill()
+        assert again.process.wait(timeout=60) == 1
+        name = {"run_engines": "agent", "config.server": "server"}[word]
+        assert f"the {name} ended by itself, so everything stops" in again.log
+        _, alive = psutil.wait_procs(processes, timeout=30)
+        assert alive == []
+
+
+def test_a_model_that_was_altered_is_said_and_the_admin_stays(own_product: RunningProduct) -> None:
+    (weights,) = (own_product.var / "models").rglob("model.safetensors")
+    with weights.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    with running_product(own_product.var) as again:
+        assert "Deployment smollm2 does not come up: exit code 78:" in again.log
+        assert httpx.get(f"{again.origin}/admin/login/").status_code == 200
+        assert httpx.get(f"{again.origin}/readyz").status_code == 503
+        wait_until("the failed state", lambda: again.engine().state == "failed", timeout_s=5)
