@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -29,7 +30,7 @@ async def back_again(product: RunningProduct, before: EngineRow, *, since: float
     stats = await product.engine_stats()
     assert stats.n_blocks_free == stats.n_blocks_total > 0
     assert (stats.n_running, stats.n_waiting) == (0, 0)
-    assert os.listdir(product.var / "run") == [os.path.basename(after.socket_path)]
+    assert list((product.var / "run").iterdir()) == [Path(after.socket_path)]
 
 
 async def test_a_killed_engine_is_replaced(product: RunningProduct) -> None:
