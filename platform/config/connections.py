@@ -153,6 +153,11 @@ class BoundedWebSocket(WebSocketProtocol):
             self.transport.resumeProducing()
         return message
 
+    def serverClose(self, code: int | None = None) -> None:  # noqa: N802
+        """Close with any code of the protocol; the parent lets a server say only 1000 or its
+        own."""
+        self.sendCloseFrame(code=1000 if code is None else code)
+
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:  # noqa: N802, N803
         self.gate.stopProducing()
         if hasattr(self, "server"):  # else the handshake failed before Daphne knew of it

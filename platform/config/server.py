@@ -74,13 +74,14 @@ class DrainingServer(Server):
         self.http_factory = BoundedHTTPFactory(self)
         self.ws_factory = BoundedWebSocketFactory(self, server=self.server_name)
         self.ws_factory.setProtocolOptions(
+            failByDrop=False,  # tell a client why it is closed
             autoPingTimeout=self.ping_timeout,
             allowNullOrigin=True,
             openHandshakeTimeout=self.websocket_handshake_timeout,
             maxMessagePayloadSize=self.websocket_max_message_size,
             maxFramePayloadSize=self.websocket_max_frame_size,
         )
-        logging.getLogger("twisted").setLevel(logging.WARNING)
+        logging.getLogger("twisted").setLevel(logging.ERROR)
         globalLogBeginner.beginLoggingTo(
             [STDLibLogObserver("twisted")], redirectStandardIO=False, discardBuffer=True
         )
