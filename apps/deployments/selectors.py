@@ -4,7 +4,7 @@ from django.db.models import F, Prefetch
 
 from apps.deployments.models import Deployment, Replica
 from apps.deployments.types import LiveState, ReplicaEndpoint
-from apps.engines.models import EngineProcess
+from apps.engines.selectors import EngineState
 
 
 def replica_endpoints() -> list[ReplicaEndpoint]:
@@ -13,7 +13,7 @@ def replica_endpoints() -> list[ReplicaEndpoint]:
     A deployment that was just told to stop is left out before its engines have drained.
     """
     rows = Replica.objects.filter(
-        engine_process__state=EngineProcess.State.READY,
+        engine_process__state=EngineState.READY,
         deployment__desired_state=Deployment.DesiredState.RUNNING,
         index__lt=F("deployment__n_replicas"),
     ).values_list(
@@ -68,7 +68,7 @@ def deployments_running() -> list[Deployment]:
 
 def live_state(deployment: Deployment) -> LiveState:
     """Judge a deployment that came with its replicas, as from ``deployments_all``: no query."""
-    state = EngineProcess.State
+    state = EngineState
     processes = [replica.engine_process for replica in deployment.replicas.all()]
     n_ready = sum(process.state == state.READY for process in processes)
     failed = [process for process in processes if process.state == state.FAILED]

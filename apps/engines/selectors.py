@@ -5,6 +5,8 @@ from pathlib import Path
 from apps.core.files import log_tail
 from apps.engines.models import EngineProcess
 
+EngineState = EngineProcess.State
+
 
 def engine_processes() -> list[EngineProcess]:
     """Return every slot, in one query."""
