@@ -174,6 +174,9 @@ def main(arguments: Sequence[str]) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     started_at = time.monotonic()
+    # Read by torch's thread pool when torch is imported. By default a thread that waits for its
+    # neighbour burns whole time slices, and on busy cores steps of 30 ms were seen to take seconds.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         options = parse_options(arguments)
         logger.info("loading the tokenizer of %s", options.engine.model_dir)
