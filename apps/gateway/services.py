@@ -15,6 +15,20 @@ async def engine_ping(endpoint: ReplicaEndpoint, *, timeout_s: float) -> EngineH
     return await client.ping(timeout_s)
 
 
+async def routed_replicas(deployment_id: int) -> tuple[ReplicaEndpoint, ...]:
+    """Return the replicas that this process would send a request to at this moment.
+
+    The routing table, not the database: a replica that is ready there may be news that has not
+    come here yet.
+
+    Raises:
+        Unavailable: the routes were never read and cannot be.
+    """
+    runtime = gateway_runtime()
+    await runtime.ready()
+    return runtime.table.snapshot.endpoints.get(deployment_id, ())
+
+
 def is_draining() -> bool:
     """True while this process is stopping and admits nothing."""
     return gateway_runtime().is_draining

@@ -1,16 +1,16 @@
 """Whether the platform can serve: a round trip to the database and one through every deployment."""
 
 import asyncio
-from collections import defaultdict
 from dataclasses import dataclass, field
 
 from django.db import DatabaseError, InterfaceError
 
+from apps.core.exceptions import Unavailable
 from apps.core.hop import database_hop
-from apps.deployments.selectors import deployments_all, replica_endpoints
+from apps.deployments.selectors import deployments_all
 from apps.deployments.types import ReplicaEndpoint
 from apps.engines.exceptions import EngineClientError
-from apps.gateway.services import engine_ping, is_draining
+from apps.gateway.services import engine_ping, is_draining, routed_replicas
 
 PING_TIMEOUT_S = 2.0
 OK = "ok"
@@ -33,25 +33,22 @@ async def readiness() -> Readiness:
     """Ask everything that a request needs; takes at most about ``PING_TIMEOUT_S``."""
     process = "shutting down" if is_draining() else OK
     try:
-        running, endpoints = await database_hop(_running)
-    except (DatabaseError, InterfaceError):
+        running = await database_hop(_running)
+        states = await asyncio.gather(*(_state(deployment_id) for deployment_id in running))
+    except (DatabaseError, InterfaceError, Unavailable):
         return Readiness(process=process, database="does not answer")
-    states = await asyncio.gather(*(_state(endpoints[name]) for name in running))
     return Readiness(
-        process=process, database=OK, deployments=dict(zip(running, states, strict=True))
+        process=process, database=OK, deployments=dict(zip(running.values(), states, strict=True))
     )
 
 
-def _running() -> tuple[list[str], dict[str, list[ReplicaEndpoint]]]:
-    running = [each.name for each in deployments_all() if each.desired_state == "running"]
-    endpoints: defaultdict[str, list[ReplicaEndpoint]] = defaultdict(list)
-    for endpoint in replica_endpoints():
-        endpoints[endpoint.deployment_name].append(endpoint)
-    return running, endpoints
+def _running() -> dict[int, str]:
+    return {each.pk: each.name for each in deployments_all() if each.desired_state == "running"}
 
 
-async def _state(endpoints: list[ReplicaEndpoint]) -> str:
+async def _state(deployment_id: int) -> str:
     """``ok`` as soon as one replica answers."""
+    endpoints = await routed_replicas(deployment_id)
     if not endpoints:
         return "no engine is ready"
     pings = [asyncio.ensure_future(_answers(endpoint)) for endpoint in endpoints]

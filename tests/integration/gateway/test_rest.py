@@ -1,16 +1,19 @@
 """The HTTP doors in this process, against a real engine."""
 
 import json
+from collections.abc import Awaitable
 
 import httpx
 import openai
 import pytest
 
 from apps.core.hop import database_hop
+from apps.core.services import change_stamp_bump
+from apps.engines.models import EngineProcess
 from apps.metering.models import UsageRecord
 from tests.integration.gateway.conftest import ENGINE, MODEL, chat
 from tests.processes import EngineRun
-from tests.waiting import wait_until
+from tests.waiting import wait_until, wait_until_async
 
 
 async def ledger() -> list[UsageRecord]:
@@ -146,18 +149,33 @@ async def test_health(http: httpx.AsyncClient, path: str) -> None:
 async def test_readiness_names_what_is_missing(
     http: httpx.AsyncClient, engine_process: EngineRun
 ) -> None:
-    from apps.engines.models import EngineProcess
+    def observed(**fields: object) -> None:
+        EngineProcess.objects.update(**fields)
+        change_stamp_bump("replicas")
+
+    async def deployments() -> dict[str, str]:
+        return (await http.get("/readyz")).json()["deployments"]
 
     gone = str(engine_process.socket_path) + ".gone"
-    await database_hop(lambda: EngineProcess.objects.update(socket_path=gone, epoch=2))
+    await database_hop(lambda: observed(socket_path=gone, epoch=2))
+    await wait_until_async(
+        "the news that nobody answers",
+        lambda: _is(deployments(), {"tiny": "no engine answers"}),
+    )
+    await database_hop(lambda: observed(state="backing_off"))
+    await wait_until_async(
+        "the news that none is ready",
+        lambda: _is(deployments(), {"tiny": "no engine is ready"}),
+    )
     response = await http.get("/readyz")
     assert response.status_code == 503
-    assert response.json()["deployments"] == {"tiny": "no engine answers"}
-    await database_hop(lambda: EngineProcess.objects.update(state="backing_off"))
-    response = await http.get("/readyz")
     assert response.json() == {
         "status": "not ready",
         "process": "ok",
         "database": "ok",
         "deployments": {"tiny": "no engine is ready"},
     }
+
+
+async def _is(found: Awaitable[object], expected: object) -> bool:
+    return await found == expected
