@@ -7,7 +7,7 @@ from typing import Final
 from django.contrib.admin import AdminSite
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.response import TemplateResponse
-from django.urls import NoReverseMatch, URLPattern, path, reverse
+from django.urls import URLPattern, path, reverse
 from django.views.decorators.http import require_safe
 
 from apps.deployments.selectors import deployments_running
@@ -17,7 +17,7 @@ API_PATH: Final = "/v1"
 STREAM_PATH: Final = "/v1/stream"
 
 IDEAS: Final = (
-    {"icon": "public", "prompt": "What is the capital of France, and what is it known for?"},
+    {"icon": "water", "prompt": "Write a short poem about the sea."},
     {"icon": "lightbulb", "prompt": "Explain in simple words why the sky is blue."},
     {"icon": "list", "prompt": "Give me three tips for writing clear emails."},
     {"icon": "code", "prompt": "Write a Python function that reverses a string."},
@@ -99,7 +99,4 @@ def _list_url(request: HttpRequest, *, app: str, model: str) -> str:
     user = request.user
     if not user.is_authenticated or not user.has_perm(f"{app}.view_{model}"):
         return ""
-    try:
-        return reverse(f"admin:{app}_{model}_changelist")
-    except NoReverseMatch:
-        return ""
+    return reverse(f"admin:{app}_{model}_changelist")

@@ -1,7 +1,7 @@
 // The controls beside the chat: read, restored, kept in step with each other.
 
 const FIELDS = ["temperature", "top_p", "max_tokens", "seed"];
-const DEFAULTS = { system: "", temperature: 0.7, top_p: 0.95, max_tokens: 512, seed: null };
+const DEFAULTS = { system: "", temperature: 0.3, top_p: 0.95, max_tokens: 512, seed: null };
 
 export class Settings {
   #form;

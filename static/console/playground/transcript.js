@@ -169,9 +169,9 @@ function drawFigures(list, turn, ledgerUrl) {
   }));
   if (turn.request_id && ledgerUrl && !isLive) {
     const item = make("li");
-    const link = make("a", "", "Usage record");
+    const link = make("a", "", "Record");
     link.href = `${ledgerUrl}?q=${encodeURIComponent(turn.request_id)}`;
-    link.title = turn.request_id;
+    link.title = `Usage record of ${turn.request_id}`;
     item.append(link);
     list.append(item);
   }
