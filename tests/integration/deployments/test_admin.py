@@ -1,0 +1,132 @@
+"""The pages of deployments, engines and models."""
+
+from pathlib import Path
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from apps.deployments.models import Deployment
+from apps.engines.models import EngineProcess
+from apps.registry.models import RegisteredModel
+from tests.factories import (
+    DeploymentFactory,
+    EngineProcessFactory,
+    ModelVersionFactory,
+    ReplicaFactory,
+    RouteFactory,
+)
+from tests.integration.console.pages import actions, messages, staff
+
+pytestmark = pytest.mark.django_db
+
+LIST = reverse("admin:deployments_deployment_changelist")
+
+
+def form(deployment: Deployment, **changed: object) -> dict[str, object]:
+    fields = {
+        "model_version": deployment.model_version_id,
+        "desired_state": deployment.desired_state,
+        "n_replicas": deployment.n_replicas,
+        "dtype": deployment.dtype,
+        "max_model_len": "",
+        "kv_cache_tokens": deployment.kv_cache_tokens,
+        "max_sequences": deployment.max_sequences,
+        "max_batched_tokens": deployment.max_batched_tokens,
+        "replicas-TOTAL_FORMS": 0,
+        "replicas-INITIAL_FORMS": 0,
+    }
+    return {**fields, **changed}
+
+
+def test_a_deployment_is_added_and_changed_by_the_services(admin_client: Client) -> None:
+    draft = DeploymentFactory.build(model_version=ModelVersionFactory())
+    url = reverse("admin:deployments_deployment_add")
+    answer = admin_client.post(url, form(draft, name="chat"))
+    assert answer.status_code == 302, answer.context["errors"]
+    deployment = Deployment.objects.get(name="chat")
+    url = reverse("admin:deployments_deployment_change", args=[deployment.pk])
+    assert admin_client.post(url, form(deployment, dtype="float32")).status_code == 302
+    deployment.refresh_from_db()
+    assert (deployment.dtype, deployment.generation) == ("float32", 2)
+    assert actions() == ["deployment.created", "deployment.updated"]
+
+
+def test_the_list_shows_what_runs(admin_client: Client) -> None:
+    process = EngineProcessFactory(ready=True, stats={"n_running": 3, "n_waiting": 4})
+    ReplicaFactory(deployment=DeploymentFactory(n_replicas=2), index=0, engine_process=process)
+    page = admin_client.get(LIST).content.decode()
+    for said in ("Degraded", "1 of 2", "3 / 4"):
+        assert said in page
+
+
+@pytest.mark.parametrize(
+    ("action", "desired", "generation", "event"),
+    [
+        ("stop_selected", "stopped", 1, "deployment.stopped"),
+        ("restart_selected", "running", 2, "deployment.restarted"),
+    ],
+)
+def test_actions(
+    action: str, desired: str, generation: int, event: str, admin_client: Client
+) -> None:
+    deployment = DeploymentFactory()
+    data = {"action": action, "_selected_action": [deployment.pk]}
+    admin_client.post(LIST, data)
+    deployment.refresh_from_db()
+    assert (deployment.desired_state, deployment.generation) == (desired, generation)
+    assert actions() == [event]
+
+
+def test_who_may_only_look_starts_and_stops_nothing() -> None:
+    deployment = DeploymentFactory()
+    client = staff("view_deployment")
+    assert client.get(LIST).status_code == 200
+    client.post(LIST, {"action": "stop_selected", "_selected_action": [deployment.pk]})
+    deployment.refresh_from_db()
+    assert deployment.desired_state == "running"
+    assert actions() == []
+
+
+def test_one_that_a_route_leads_to_is_kept_and_the_page_says_why(admin_client: Client) -> None:
+    deployment = RouteFactory(name="public").deployment
+    url = reverse("admin:deployments_deployment_delete", args=[deployment.pk])
+    admin_client.post(url, {"post": "yes"})
+    assert Deployment.objects.filter(pk=deployment.pk).exists()
+    assert actions() == []
+    assert all("deleted successfully" not in said for said in messages(admin_client, LIST))
+
+
+def test_the_engine_page_shows_the_end_of_the_log(admin_client: Client, tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    log.write_text("".join(f"line {n} <b>\n" for n in range(1000)))
+    process = EngineProcessFactory(
+        ready=True, log_path=str(log), stats={"rss_bytes": 1024**3}, info={"backend": "native"}
+    )
+    EngineProcess.objects.update(
+        stats={
+            "n_running": 1,
+            "n_waiting": 0,
+            "n_blocks_free": 5,
+            "n_blocks_total": 2048,
+            "rss_bytes": 1024**3,
+        }
+    )
+    url = reverse("admin:engines_engineprocess_change", args=[process.pk])
+    page = admin_client.get(url).content.decode()
+    assert "line 800 &lt;b&gt;" in page
+    assert "line 799" not in page
+    for said in ("5 of 2,048", "1.0\xa0GB", "native"):
+        assert said in page
+    assert admin_client.post(url, {"state": "failed"}).status_code == 403
+
+
+def test_a_models_description_is_edited_by_its_service(admin_client: Client) -> None:
+    version = ModelVersionFactory(manifest={"format": 1, "files": {}})
+    url = reverse("admin:registry_registeredmodel_change", args=[version.model_id])
+    data = {"description": "Small", "versions-TOTAL_FORMS": 0, "versions-INITIAL_FORMS": 0}
+    assert admin_client.post(url, data).status_code == 302
+    assert RegisteredModel.objects.get().description == "Small"
+    assert actions() == ["registered_model.updated"]
+    url = reverse("admin:registry_modelversion_change", args=[version.pk])
+    assert "&quot;format&quot;: 1" in admin_client.get(url).content.decode()
