@@ -39,4 +39,4 @@ class Overloaded(EngineError):
 
 
 class ModelError(EngineError):
-    """A model directory is incomplete, altered or of an unsupported kind; the engine won't start."""
+    """A model directory is incomplete, altered or of an unsupported kind; nothing starts."""
