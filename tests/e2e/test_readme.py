@@ -1,0 +1,111 @@
+"""What the README shows does what it says: its examples are run against the whole product, and its
+other commands and links exist."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+from tests.serve import RunningProduct
+
+pytestmark = pytest.mark.e2e
+
+README = ROOT / "README.md"
+_BLOCK = re.compile(r"^(<!-- run -->\n)?```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    language: str
+    source: str
+    is_run: bool
+
+
+def blocks(text: str) -> list[Block]:
+    return [
+        Block(language=found[2], source=found[3], is_run=found[1] is not None)
+        for found in _BLOCK.finditer(text)
+    ]
+
+
+def examples(language: str) -> str:
+    """The examples of a language, in one script, because a later one builds on an earlier one."""
+    found = [
+        block.source
+        for block in blocks(README.read_text())
+        if block.is_run and block.language == language
+    ]
+    assert found, f"the README has no {language} example that is run"
+    return "\n".join(found)
+
+
+def run_example(product: RunningProduct, directory: Path, *command: str) -> str:
+    """Run from a place that looks like the root of a clone with a server on port 8000."""
+    (directory / "var").symlink_to(product.var)
+    script = command[-1].replace("127.0.0.1:8000", f"127.0.0.1:{product.port}")
+    done = subprocess.run(
+        [*command[:-1], script],
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], "HOME": str(directory)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_the_commands_answer(product: RunningProduct, tmp_path: Path) -> None:
+    said = run_example(product, tmp_path, "bash", "-euo", "pipefail", "-c", examples("bash"))
+    answer, end = json.JSONDecoder().raw_decode(said)
+    assert "Paris" in answer["choices"][0]["message"]["content"]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    health, ready = said[end:].strip().replace("}{", "}\n{").split("\n", 1)
+    assert json.loads(health)["status"] == "ok"
+    assert json.loads(ready)["status"] == "ready"
+
+
+def test_the_python_example_answers(product: RunningProduct, tmp_path: Path) -> None:
+    said = run_example(product, tmp_path, sys.executable, "-c", examples("python"))
+    assert "sky" in said.lower()
+
+
+def test_every_other_command_exists() -> None:
+    """Commands that install or stay in the foreground are not run here; that they are spelled
+    right is known all the same."""
+    lines = [
+        line
+        for block in blocks(README.read_text())
+        if not block.is_run
+        for line in block.source.splitlines()
+    ]
+    targets = {word for line in lines if line.startswith("make ") for word in line.split()[1:]}
+    targets |= set(re.findall(r"`make ([a-z-]+)", README.read_text()))
+    assert {"serve", "test", "check", "bench", "help"} <= targets
+    for target in targets:
+        done = subprocess.run(
+            ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    others = [line for line in lines if not line.startswith(("make ", "sudo apt-get install "))]
+    assert others == [".venv/bin/python manage.py import_model /path/to/model.gguf --name my-model"]
+    command = [sys.executable, "manage.py", "import_model", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--name NAME" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/adr/README.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    assert links
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
