@@ -158,6 +158,15 @@ class BoundedWebSocket(WebSocketProtocol):
         own."""
         self.sendCloseFrame(code=1000 if code is None else code)
 
+    def dropConnection(self, abort: bool = False) -> None:  # noqa: N802
+        """The closing handshake is over: tell the application now, because the transport closes
+        only once everything was read, and a client that says goodbye may not read on."""
+        super().dropConnection(abort)
+        self.gate.stopProducing()
+        if hasattr(self, "application_queue"):
+            self.application_queue.put_nowait({"type": "websocket.disconnect", "code": 1000})
+            reactor.callLater(self.server.stall_timeout_s, self.transport.abortConnection)
+
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:  # noqa: N802, N803
         self.gate.stopProducing()
         if hasattr(self, "server"):  # else the handshake failed before Daphne knew of it

@@ -1,5 +1,6 @@
 """A platform with one route to a real engine, reached in this process or through its server."""
 
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from apps.core.services import change_stamp_bump
+from apps.core.models import ChangeStamp
 from apps.gateway.runtime import GatewayRuntime, gateway_runtime
 from apps.rbac.models import ApiToken
 from config.asgi import application
@@ -16,6 +17,7 @@ from tests.factories.access import ApiTokenFactory
 from tests.factories.deployments import DeploymentFactory, EngineProcessFactory, ReplicaFactory
 from tests.factories.routing import RouteFactory
 from tests.processes import EngineRun, ServerRun, engine_process, running_server
+from tests.waiting import wait_until
 
 __all__ = ["engine_process"]
 
@@ -44,7 +46,8 @@ def route(transactional_db: None, engine_process: EngineRun) -> str:
     )
     RouteFactory(name=MODEL, deployment=deployment)
     for stamp in ("routes", "replicas", "access"):
-        change_stamp_bump(stamp)
+        # Never a value of an earlier test, which the shared server may have seen.
+        ChangeStamp.objects.create(name=stamp, value=time.time_ns())
     return MODEL
 
 
@@ -79,11 +82,28 @@ def client(http: httpx.AsyncClient, token: ApiToken) -> openai.AsyncOpenAI:
     )
 
 
+@pytest.fixture(scope="session")
+def shared_server(
+    django_db_setup: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerRun]:
+    with running_server(tmp_path_factory.mktemp("server")) as run:
+        yield run
+
+
 @pytest.fixture
-def server(route: str, token: ApiToken, tmp_path: Path, request: Any) -> Iterator[ServerRun]:
-    """The real server; a test may set its environment with ``@pytest.mark.server_env(...)``."""
+def server(
+    route: str, token: ApiToken, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[ServerRun]:
+    """The real server, shared; one of its own for a test that says ``server_env(NAME="value")``
+    to set its environment, or that ends it."""
     marker = request.node.get_closest_marker("server_env")
-    with running_server(tmp_path, marker.kwargs if marker else {}) as run:
+    if marker is not None:
+        with running_server(tmp_path, marker.kwargs) as run:
+            yield run
+    else:
+        run = request.getfixturevalue("shared_server")
+        ready = f"{run.base_url}/readyz"
+        wait_until("the server to see the rows", lambda: httpx.get(ready).status_code == 200)
         yield run
 
 

@@ -215,6 +215,7 @@ async def test_sigterm_ends_a_long_stream_in_band(
     await wait_until_async("the engine to be idle", engine_process.is_idle)
 
 
+@pytest.mark.server_env()
 def test_an_idle_server_ends_at_once_and_in_silence(server: ServerRun) -> None:
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=5) == 0

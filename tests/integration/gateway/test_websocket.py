@@ -231,14 +231,22 @@ async def test_a_frame_over_the_bound(server: ServerRun, token: ApiToken) -> Non
         assert await closed_with(ws) == 1009
 
 
+@pytest.mark.parametrize("how", ["closes", "closes unread", "vanishes"])
 async def test_closing_aborts_every_request(
-    server: ServerRun, token: ApiToken, engine_process: EngineRun
+    server: ServerRun, token: ApiToken, engine_process: EngineRun, how: str
 ) -> None:
     async with opened(server, token) as ws:
         for index in range(3):
             await send(ws, type="start", id=f"c{index}", **chat(**LONG))
         await wait_until_async("all to run", lambda: engine_process.stats().n_running == 3)
-    await wait_until_async("the engine to be idle", engine_process.is_idle)
+        if how == "vanishes":
+            ws.transport.abort()
+        elif how == "closes unread":
+            ws.transport.pause_reading()
+        closing = asyncio.create_task(ws.close())
+        await wait_until_async("the engine to be idle", engine_process.is_idle, timeout_s=3)
+        ws.transport.abort()
+        await closing
 
     async def outcomes() -> list[str]:
         rows = await database_hop(lambda: list(UsageRecord.objects.filter(state="settled")))
