@@ -80,7 +80,7 @@ async def test_clients_that_stop_reading_are_cancelled(product: RunningProduct) 
     """Others are served as before, and what the stalled ones hold is bounded."""
     web = psutil.Process(product.web_pid())
     rss_before = web.memory_info().rss
-    body = long_answer(product, n_tokens=1800)
+    body = long_answer(product, n_tokens=7000)
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(N_STALLED):
             await stack.enter_async_context(connection(product, body, receive_buffer=4096))
@@ -93,7 +93,7 @@ async def test_clients_that_stop_reading_are_cancelled(product: RunningProduct) 
             transcript = await read_stream(reader)
         assert transcript.finish_reasons == ["length"]
         # Nobody read a byte; the deadline of the door ends them all.
-        deadline_s = product.stall_timeout_s + 60
+        deadline_s = product.stall_timeout_s + 150
         started = time.monotonic()
         stats = await idle(product, timeout_s=deadline_s)
         assert time.monotonic() - started < deadline_s
