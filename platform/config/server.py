@@ -29,7 +29,7 @@ logger = logging.getLogger("config.server")
 
 EXIT_PORT_TAKEN: Final = 98
 # In the kernel, for each connection; with Twisted's 64 KiB it bounds what a stopped reader holds.
-SEND_BUFFER_BYTES: Final = 256 * 1024
+SEND_BUFFER_BYTES: Final = 64 * 1024
 IN_BAND_END_S: Final = 3.0
 CLOSE_SERVICE_RESTART: Final = 1012
 
