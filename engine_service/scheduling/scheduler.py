@@ -88,7 +88,6 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Choose the next step's rows; blocks for them are held when this returns."""
-        n_preemptions_before = self.n_preemptions
         budget = self._max_batched_tokens - sum(seq.is_decoding for seq in self._running)
         rows = []
         for sequence in self.running:
@@ -100,9 +99,9 @@ class Scheduler:
             elif budget:
                 rows.append(self._prefill_row(sequence, budget=budget))
                 budget -= rows[-1].n_new
-        if self.n_preemptions == n_preemptions_before:
-            rows += self._admit(budget)
-        return Batch.of(rows)
+        # A sequence preempted just now stays out: when it went nothing was free, and one of its
+        # blocks is held since, so that it lacks at least one.
+        return Batch.of(rows + self._admit(budget))
 
     def update(self, batch: Batch, *, token_ids: SequenceOf[int]) -> list[Advance]:
         """Record that a batch was computed; ``token_ids`` are those of ``batch.sampled``.

@@ -104,12 +104,10 @@ def test_some_prompts_alone(model_dir: Path, mixed_run: MixedRun) -> None:
 
 
 @pytest.mark.prove
-def test_every_prompt_alone_against_a_reference_without_drafts(
-    model_dir: Path, prompts: list[Prompt]
-) -> None:
+@pytest.mark.timeout(1200)
+def test_every_prompt_alone(model_dir: Path, mixed_run: MixedRun) -> None:
     engine = NativeBackend(EngineConfig(model_dir=model_dir, dtype="float32"))
-    answers = reference_answers(model_dir, prompts=prompts, n_tokens=N_TOKENS)
-    report = compare(answers, run_alone(run_backend(engine)))
+    report = compare(mixed_run.answers, run_alone(run_backend(engine)))
     print("alone:", report)
     assert report.n_tokens == 20 * N_TOKENS
     assert report.differences == []
