@@ -16,29 +16,37 @@ class EnginePool:
     def __init__(self, *, name: str) -> None:
         self._name = name
         self._clients: dict[str, tuple[ReplicaEndpoint, EngineClient]] = {}
-        self._connecting: dict[str, asyncio.Lock] = {}
+        self._connecting: dict[ReplicaEndpoint, asyncio.Task[EngineClient]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     async def client(self, endpoint: ReplicaEndpoint) -> EngineClient:
         """Return a live client of the engine start that ``endpoint`` names.
 
+        Whoever asks while a connection is being made gets what becomes of it, so that an engine
+        that does not answer costs a crowd one time-out and not one after another.
+
         Raises:
             EngineDead: nobody answers there, or another start than the one expected.
         """
-        if (client := self._live(endpoint)) is not None:
-            return client
-        lock = self._connecting.setdefault(endpoint.engine_name, asyncio.Lock())
-        async with lock:
-            if (client := self._live(endpoint)) is not None:
-                return client
-            client = EngineClient(
-                endpoint.socket_path, name=self._name, expected_epoch=endpoint.epoch
-            )
+        found = self._clients.get(endpoint.engine_name)
+        if found is not None and found[0].epoch == endpoint.epoch and not found[1].is_closed:
+            return found[1]
+        connecting = self._connecting.get(endpoint)
+        if connecting is None:
+            connecting = asyncio.create_task(self._connect(endpoint))
+            self._connecting[endpoint] = connecting
+        return await asyncio.shield(connecting)
+
+    async def _connect(self, endpoint: ReplicaEndpoint) -> EngineClient:
+        client = EngineClient(endpoint.socket_path, name=self._name, expected_epoch=endpoint.epoch)
+        try:
             await client.connect(timeout_s=CONNECT_TIMEOUT_S)
-            if (previous := self._clients.get(endpoint.engine_name)) is not None:
-                self._close(previous[1])
-            self._clients[endpoint.engine_name] = (endpoint, client)
-            return client
+        finally:
+            del self._connecting[endpoint]
+        if (previous := self._clients.get(endpoint.engine_name)) is not None:
+            self._close(previous[1])
+        self._clients[endpoint.engine_name] = (endpoint, client)
+        return client
 
     def retain(self, endpoints: Iterable[ReplicaEndpoint]) -> None:
         """Close the connections to engine starts that are gone. An engine that only stopped being
@@ -51,16 +59,12 @@ class EnginePool:
 
     async def aclose(self) -> None:
         """Close every connection; requests that still run on them end with EngineDead."""
+        for task in self._connecting.values():
+            task.cancel()
         for _, client in self._clients.values():
             self._close(client)
         self._clients.clear()
         await asyncio.gather(*self._closing)
-
-    def _live(self, endpoint: ReplicaEndpoint) -> EngineClient | None:
-        found = self._clients.get(endpoint.engine_name)
-        if found is None or found[0].epoch != endpoint.epoch or found[1].is_closed:
-            return None
-        return found[1]
 
     def _close(self, client: EngineClient) -> None:
         task = asyncio.create_task(client.close())

@@ -126,8 +126,8 @@ class GenerationStream:
         return delta
 
     async def aclose(self) -> None:
-        """End it if nobody did; for a stream that was made and then not iterated over."""
-        await self._end(None)
+        """End it if nobody did: its client is gone before it was, or while it was, sent."""
+        await self._end(asyncio.CancelledError())
 
     async def cancel(self) -> None:
         """Stop it for the client; iterating then ends with what there is. Idempotent."""

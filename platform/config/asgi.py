@@ -29,7 +29,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
             await _stream(scope, receive, send)
         else:
             await send({"type": "websocket.close"})
-    elif scope["path"].startswith("/v1/"):
+    elif scope["path"] == "/v1" or scope["path"].startswith("/v1/"):
         await _inference(scope, receive, send)
     elif scope["path"] in HEALTH_PATHS:
         await _health(scope, receive, send)

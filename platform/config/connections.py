@@ -84,6 +84,9 @@ class BoundedRequest(WebRequest):
             if self.channel._waitingForTransport:  # an earlier answer is still unread
                 self.gate.pauseProducing()
             self.registerProducer(self.gate, True)
+            if self.server.is_draining:
+                self.channel.persistent = False
+                self.setHeader(b"connection", b"close")
         super().handle_reply(message)
 
     def finish(self) -> None:

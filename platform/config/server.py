@@ -67,6 +67,10 @@ class DrainingServer(Server):
         self._exit_with_parent = exit_with_parent
         self._draining: asyncio.Task[None] | None = None
 
+    @property
+    def is_draining(self) -> bool:
+        return self._draining is not None
+
     def run(self) -> None:
         """Serve until drained. In place of the parent's, which knows neither our protocols nor an
         adopted socket."""
@@ -109,7 +113,7 @@ class DrainingServer(Server):
         """Start the application of a connection, or a refusal while draining."""
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         scope.setdefault("asgi", {"version": "3.0"})
-        application = _refuse if self._draining is not None else self.application
+        application = _refuse if self.is_draining else self.application
         receive = protocol.receive if isinstance(protocol, BoundedWebSocket) else queue.get
         self.connections[protocol]["application_instance"] = asyncio.ensure_future(
             application(scope, receive, partial(self.handle_reply, protocol))
@@ -134,7 +138,7 @@ class DrainingServer(Server):
 
     def drain(self) -> None:
         """Begin to stop; a second call stops at once."""
-        if self._draining is not None:
+        if self.is_draining:
             _stop_reactor()
             return
         self._draining = asyncio.get_event_loop().create_task(self._drain())
@@ -143,7 +147,7 @@ class DrainingServer(Server):
         """Drain when the pipe from the parent ends: whoever held it is gone."""
         if not os.read(sys.stdin.fileno(), 1024):
             loop.remove_reader(sys.stdin.fileno())
-            if self._draining is None:
+            if not self.is_draining:
                 self.drain()
 
     async def _drain(self) -> None:
@@ -206,7 +210,6 @@ async def _refuse(scope: dict[str, Any], receive: Any, send: Any) -> None:
         retry_after_s=2.0,
     )
     headers, body = error_message(error)
-    headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

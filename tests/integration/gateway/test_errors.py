@@ -147,6 +147,7 @@ async def test_token_ids_outside_the_vocabulary(client: openai.AsyncOpenAI) -> N
         ("DELETE", "/v1/models", {}, None, 405, "method_not_allowed"),
         ("OPTIONS", "/v1/models", {}, None, 405, "method_not_allowed"),
         ("GET", "/v1/embeddings", {}, None, 404, "not_found"),
+        ("GET", "/v1", {}, None, 404, "not_found"),
         ("GET", "/v1/models/", {}, None, 404, "not_found"),
         ("GET", "/v1/models?x=%ff", {}, None, 200, None),
         ("POST", "/v1/completions", {}, b" " * 5_000_000, 413, "payload_too_large"),

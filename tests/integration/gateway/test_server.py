@@ -196,6 +196,32 @@ async def test_sigterm_lets_a_stream_end(server: ServerRun, token: ApiToken) -> 
     assert (row.outcome, row.n_completion_tokens) == ("completed", 300)
 
 
+@pytest.mark.server_env(GATEWAY_DRAIN_S="20")
+async def test_newcomers_are_sent_away_while_draining(server: ServerRun, token: ApiToken) -> None:
+    async with connection(server) as (reader, writer), connection(server) as (idle, newcomer):
+        newcomer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in await asyncio.wait_for(idle.readuntil(b"\r\n\r\n"), 5)
+        writer.write(raw_request(token, chat(stream=True, **LONG)))
+        await reader.readuntil(b'"role":"assistant"')
+        server.process.send_signal(signal.SIGTERM)
+
+        def is_draining() -> bool:
+            return "Draining: 1 requests run" in server.log.read_text()
+
+        await wait_until_async("draining to begin", is_draining)
+        newcomer.write(raw_request(token, chat()))
+        answer = await asyncio.wait_for(idle.read(-1), 5)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(server.host, server.port)
+    head, _, body = answer[answer.index(b"HTTP/1.1") :].partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 2" in head.lower()
+    assert json.loads(body)["error"]["code"] == "server_shutting_down"
+    assert await asyncio.to_thread(server.process.wait, 20) == 0
+    [row] = await rows()
+    assert (row.outcome, row.error_code) == ("aborted", "client_disconnected")
+
+
 @pytest.mark.server_env(GATEWAY_DRAIN_S="1")
 async def test_sigterm_ends_a_long_stream_in_band(
     server: ServerRun, token: ApiToken, engine_process: EngineRun
