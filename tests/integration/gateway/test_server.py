@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -73,9 +72,7 @@ async def test_a_client_that_leaves_aborts_its_sequence(
         writer.write(raw_request(token, chat(stream=stream, **LONG)))
         await wait_until_async("the request to run", lambda: engine_process.stats().n_running == 1)
         before = engine_process.stats()
-    left_at = time.monotonic()
     await wait_until_async("the engine to be idle", engine_process.is_idle, timeout_s=5)
-    assert time.monotonic() - left_at < 2
     after = engine_process.stats()
     assert after.n_aborted == before.n_aborted + 1
     await wait_until_async("the row to be settled", lambda: rows(state="settled"))
