@@ -15,7 +15,7 @@ DATABASE_TESTS = $(filter-out %/convert %/engine %/wire %/__init__.py %/__pycach
 	$(wildcard tests/integration/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench lock setup setup-dev model clean
+.PHONY: help serve test check bench prove-serve lock setup setup-dev model clean
 
 help: ## show this
 	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]   set up and run everything"
@@ -52,6 +52,12 @@ check: setup-dev ## lint, types, import contracts, Django's own checks
 
 bench: setup-dev model ## tokens per second and latency over HTTP and in the engine, side by side
 	PYTHONPATH=.:platform $(BIN)/python -m benchmarks.gateway
+
+# -rP prints what the tests counted: near-ties, tokens, preemptions.
+prove-serve: setup-dev model ## the whole product's proof: parity, faults, end to end; then the benchmark
+	$(BIN)/pytest -m "" -rP --show-capture=stdout --junit-xml=benchmarks/results/prove-serve.xml \
+		tests/integration/engine/test_parity_smollm2.py tests/faults tests/e2e tests/architecture
+	$(MAKE) bench
 
 lock: setup-dev ## write requirements/*.txt anew from requirements/*.in
 	cd requirements && $(LOCK) --output-file base.txt base.in
