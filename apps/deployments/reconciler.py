@@ -16,6 +16,7 @@ from apps.deployments.types import DEPLOYMENTS_STAMP
 from apps.engines.services import (
     AgentPaths,
     EngineAgent,
+    Timings,
     engine_epoch_take,
     is_ready,
     observations_record,
@@ -34,8 +35,9 @@ _SWEEP_EVERY_S = 10.0
 class Reconciler:
     """One agent at work. While the database is away it keeps the engines that it has."""
 
-    def __init__(self, *, paths: AgentPaths) -> None:
-        self.agent = EngineAgent(paths=paths, take_epoch=_epoch_take)
+    def __init__(self, *, paths: AgentPaths, timings: Timings) -> None:
+        self.agent = EngineAgent(paths=paths, take_epoch=_epoch_take, timings=timings)
+        self._timings = timings
         self._stop = asyncio.Event()
         self._stamp: int | None = None
         self._occupied: frozenset[int] = frozenset()
@@ -105,7 +107,8 @@ class Reconciler:
         async def adopt() -> None:
             for row in await database_hop(stale_states_correct):
                 if row.pid is not None and row.socket_path:
-                    end = orphan_end(pid=row.pid, socket_path=Path(row.socket_path))
+                    socket = Path(row.socket_path)
+                    end = orphan_end(pid=row.pid, socket_path=socket, timings=self._timings)
                     tasks.append(asyncio.create_task(end))
 
         while not await self._tolerantly(adopt) and not self._stop.is_set():

@@ -27,13 +27,11 @@ class EngineAgent:
     changed: set whenever ``observations`` has a change of state to tell.
     """
 
-    def __init__(
-        self, *, paths: AgentPaths, take_epoch: TakeEpoch, timings: Timings | None = None
-    ) -> None:
+    def __init__(self, *, paths: AgentPaths, take_epoch: TakeEpoch, timings: Timings) -> None:
         self.changed = asyncio.Event()
         self._paths = paths
         self._take_epoch = take_epoch
-        self._timings = timings or Timings()
+        self._timings = timings
         self._desired: dict[int, EngineSpec] = {}
         self._supervisors: dict[int, Supervisor] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -108,13 +106,13 @@ class EngineAgent:
             self._reconcile()
 
 
-async def orphan_end(*, pid: int, socket_path: Path, timings: Timings | None = None) -> None:
+async def orphan_end(*, pid: int, socket_path: Path, timings: Timings) -> None:
     """Wait for an engine of an agent that was killed: it drains by itself; kill it if it does not.
 
     The process is known by the socket path on its command line, so that a reused pid is let be.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + (timings or Timings()).stop_grace_s
+    deadline = loop.time() + timings.stop_grace_s
     while _serves(pid, socket_path):
         if loop.time() >= deadline:
             with contextlib.suppress(ProcessLookupError):

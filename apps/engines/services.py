@@ -10,12 +10,14 @@ from apps.core.services import change_stamp_bump
 from apps.engines.agent import EngineAgent, is_ready, orphan_end
 from apps.engines.models import EngineProcess
 from apps.engines.paths import AgentPaths, agent_paths
+from apps.engines.policy import Timings
 from apps.engines.types import REPLICAS_STAMP, EngineObservation
 
 # The agent's mechanics that the room of deployments drives.
 __all__ = [
     "AgentPaths",
     "EngineAgent",
+    "Timings",
     "agent_paths",
     "engine_epoch_take",
     "engine_process_create",

@@ -102,3 +102,7 @@ GATEWAY_MAX_BODY_BYTES = env.integer("GATEWAY_MAX_BODY_BYTES", default=4 * 1024 
 GATEWAY_STALL_TIMEOUT_S = env.integer("GATEWAY_STALL_TIMEOUT_S", default=30, minimum=1)
 GATEWAY_REQUEST_TIMEOUT_S = env.integer("GATEWAY_REQUEST_TIMEOUT_S", default=600, minimum=1)
 GATEWAY_DRAIN_S = env.integer("GATEWAY_DRAIN_S", default=10, minimum=0)
+
+# An engine that answers no ping for so long is killed; a step of a large model on a slow processor
+# must fit in it.
+ENGINE_PING_DEADLINE_S = env.integer("ENGINE_PING_DEADLINE_S", default=5, minimum=1)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from apps.deployments.services import (
     deployment_stop,
     deployment_update,
 )
-from apps.engines.agent import orphan_end
 from apps.engines.client import EngineClient
 from apps.engines.models import EngineProcess
 from apps.engines.paths import AgentPaths, agent_paths
@@ -71,8 +69,10 @@ def deployment(settings: Any, model_dir: Path) -> Deployment:
 
 
 @contextlib.asynccontextmanager
-async def running_agent(paths: AgentPaths) -> AsyncIterator[Reconciler]:
-    reconciler = Reconciler(paths=paths)
+async def running_agent(
+    paths: AgentPaths, timings: Timings | None = None
+) -> AsyncIterator[Reconciler]:
+    reconciler = Reconciler(paths=paths, timings=timings or Timings())
     task = asyncio.create_task(reconciler.run())
     try:
         yield reconciler
@@ -220,17 +220,14 @@ async def test_an_engine_of_a_killed_agent_is_seen_off(
     deployment: Deployment,
     paths: AgentPaths,
     hanging: "subprocess.Popen[bytes]",
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    soon = partial(orphan_end, timings=Timings(stop_grace_s=0.5))
-    monkeypatch.setattr(reconciler_module, "orphan_end", soon)
     socket = paths.run_dir / "e1-1.sock"
     row = {"state": "ready", "epoch": 1, "pid": hanging.pid, "socket_path": str(socket)}
     process = await database_hop(EngineProcess.objects.create, name="tiny-0", **row)
     await database_hop(
         Replica.objects.create, deployment=deployment, index=0, engine_process=process
     )
-    async with running_agent(paths):
+    async with running_agent(paths, Timings(stop_grace_s=2.0)):
         await ready(epoch=2)
         await wait_until_async("its end", lambda: hanging.poll() == -signal.SIGKILL)
         await wait_until_async("its socket to go", lambda: not socket.exists())

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from apps.core.files import LockHeld, var_lock
 from apps.deployments.reconciler import Reconciler
 from apps.engines.exceptions import AgentError
-from apps.engines.services import agent_paths
+from apps.engines.services import Timings, agent_paths
 
 
 class Command(BaseCommand):
@@ -26,7 +26,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             with var_lock(settings.VAR_DIR / "agent.lock", holder="engine agent"):
-                reconciler = Reconciler(paths=agent_paths(settings.VAR_DIR))
+                timings = Timings(ping_deadline_s=settings.ENGINE_PING_DEADLINE_S)
+                reconciler = Reconciler(paths=agent_paths(settings.VAR_DIR), timings=timings)
                 asyncio.run(_run(reconciler, watch_stdin=options["exit_with_parent"]))
         except (AgentError, LockHeld) as error:
             raise CommandError(str(error)) from error
