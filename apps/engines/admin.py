@@ -3,11 +3,11 @@
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.humanize.templatetags.humanize import naturaltime
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
-from django.utils.timesince import timesince
 
 from apps.core.admin import ReadOnlyAdmin, display
 from apps.engines.models import EngineProcess
@@ -27,16 +27,16 @@ class EngineProcessAdmin(ReadOnlyAdmin):
         "memory",
         "ping",
         "last_pong",
-        "n_restarts",
+        "restarts",
     )
     list_filter = ("state",)
     search_fields = ("name",)
     ordering = ("name",)
-    sortable_by = ("name", "epoch", "n_restarts")
+    sortable_by = ("name", "epoch", "restarts")
     fieldsets = (
         (
             None,
-            {"fields": (("name", "state_badge"), ("pid", "epoch", "n_restarts"), "last_error")},
+            {"fields": (("name", "state_badge"), ("pid", "epoch", "restarts"), "last_error")},
         ),
         (
             "Health",
@@ -56,7 +56,7 @@ class EngineProcessAdmin(ReadOnlyAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return (
-            *("state_badge", "ping", "memory", "requests", "blocks"),
+            *("state_badge", "ping", "memory", "requests", "blocks", "restarts"),
             *("info_table", "stats_table", "log"),
         )
 
@@ -84,7 +84,11 @@ class EngineProcessAdmin(ReadOnlyAdmin):
 
     @display(description="Last pong")
     def last_pong(self, process: EngineProcess) -> str:
-        return f"{timesince(process.last_pong_at)} ago" if process.last_pong_at else "-"
+        return naturaltime(process.last_pong_at) if process.last_pong_at else "-"
+
+    @display(description="Restarts", ordering="n_restarts")
+    def restarts(self, process: EngineProcess) -> int:
+        return process.n_restarts
 
     @display(description="Engine")
     def info_table(self, process: EngineProcess) -> SafeString:
@@ -108,8 +112,19 @@ def _table(values: dict[str, Any]) -> SafeString:
         "",
         '<tr><td class="pr-6 py-1">{}</td><td class="py-1 font-mono">{}</td></tr>',
         (
-            (name.removeprefix("n_").replace("_", " "), f"{v:,}" if isinstance(v, int) else v)
-            for name, v in values.items()
+            (name.removeprefix("n_").replace("_", " "), _readable(value))
+            for name, value in values.items()
+            if name not in ("epoch", "pid")
         ),
     )
     return format_html("<table><tbody>{}</tbody></table>", rows) if values else SafeString("-")
+
+
+def _readable(value: object) -> str:
+    match value:
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.1f}"
+        case _:
+            return str(value)
