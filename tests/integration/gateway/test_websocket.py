@@ -5,63 +5,24 @@ import contextlib
 import json
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import httpx
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from apps.audit.types import SYSTEM
 from apps.core.hop import database_hop
 from apps.metering.models import UsageRecord
-from apps.rbac.models import ApiToken, User
+from apps.rbac.models import ApiToken
 from apps.rbac.services import api_token_revoke
 from apps.tenants.models import Tenant
-from tests.factories.access import MembershipFactory, UserFactory
 from tests.integration.gateway.conftest import chat
+from tests.integration.gateway.streams import closed_with, ends, opened, receive, send, until
 from tests.processes import EngineRun, ServerRun
 from tests.waiting import wait_until_async
 
 LONG = {"max_tokens": 6000, "ignore_eos": True}
-
-
-@contextlib.asynccontextmanager
-async def opened(server: ServerRun, token: ApiToken | None) -> AsyncIterator[ClientConnection]:
-    headers = {} if token is None else {"Authorization": f"Bearer {token.secret}"}
-    async with connect(server.ws_url, additional_headers=headers) as socket:
-        if token is not None:
-            assert (await receive(socket))["type"] == "ready"
-        yield socket
-
-
-async def receive(socket: ClientConnection) -> dict[str, Any]:
-    return dict(json.loads(await asyncio.wait_for(socket.recv(), 20)))
-
-
-async def send(socket: ClientConnection, **frame: Any) -> None:
-    await socket.send(json.dumps(frame))
-
-
-async def until(
-    socket: ClientConnection, is_last: Callable[[dict[str, Any]], bool]
-) -> list[dict[str, Any]]:
-    frames = [await receive(socket)]
-    while not is_last(frames[-1]):
-        frames.append(await receive(socket))
-    return frames
-
-
-def ends(client_id: str) -> Callable[[dict[str, Any]], bool]:
-    return lambda frame: frame.get("id") == client_id and frame["type"] in {"finished", "error"}
-
-
-async def closed_with(socket: ClientConnection) -> int | None:
-    with pytest.raises(ConnectionClosed):
-        while True:
-            await asyncio.wait_for(socket.recv(), 20)
-    return socket.close_code
 
 
 async def test_one_request(server: ServerRun, token: ApiToken) -> None:
@@ -319,51 +280,3 @@ async def test_sigterm_ends_requests_in_band_then_closes(
 async def test_another_path(server: ServerRun) -> None:
     with pytest.raises(InvalidStatus):
         await connect(server.ws_url + "/other")
-
-
-# -- the admin's session -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def person(transactional_db: None, token: ApiToken) -> User:
-    user: User = UserFactory(admin=True, username="ann")
-    MembershipFactory(user=user, tenant=token.tenant)
-    return user
-
-
-def session_cookie(server: ServerRun) -> str:
-    with httpx.Client(base_url=server.base_url) as http:
-        http.get("/admin/login/")
-        form = {
-            "username": "ann",
-            "password": "pass-word-1",
-            "csrfmiddlewaretoken": http.cookies["csrftoken"],
-        }
-        assert http.post("/admin/login/", data=form).status_code == 302
-        return http.cookies["sessionid"]
-
-
-async def test_session_of_the_admin(server: ServerRun, person: User) -> None:
-    headers = {"Cookie": f"sessionid={session_cookie(server)}"}
-    async with connect(server.ws_url, additional_headers=headers, origin=server.base_url) as ws:
-        assert (await receive(ws))["type"] == "ready"
-        await send(ws, type="start", id="c1", **chat())
-        assert (await until(ws, ends("c1")))[-1]["type"] == "finished"
-    row = await database_hop(UsageRecord.objects.get)
-    assert (row.user_id, row.api_token_id) == (person.pk, None)
-
-
-async def test_session_from_another_origin(server: ServerRun, person: User) -> None:
-    headers = {"Cookie": f"sessionid={session_cookie(server)}"}
-    for origin in ("http://evil.example", "null", None):
-        async with connect(server.ws_url, additional_headers=headers, origin=origin) as ws:
-            assert (await receive(ws))["error"]["code"] == "origin_not_allowed"
-            assert await closed_with(ws) == 4403
-
-
-async def test_session_of_a_member_of_nothing(server: ServerRun, transactional_db: None) -> None:
-    await database_hop(UserFactory, admin=True, username="ann")
-    headers = {"Cookie": f"sessionid={session_cookie(server)}"}
-    async with connect(server.ws_url, additional_headers=headers, origin=server.base_url) as ws:
-        assert (await receive(ws))["error"]["code"] == "permission_denied"
-        assert await closed_with(ws) == 4403
