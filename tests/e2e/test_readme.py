@@ -1,5 +1,5 @@
-"""What the README shows does what it says: its examples are run against the whole product, and its
-other commands and links exist."""
+"""What the README and the pages of the API show does what it says: examples are run against the
+whole product, other commands and links exist."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from tests.serve import RunningProduct
 pytestmark = pytest.mark.e2e
 
 README = ROOT / "README.md"
+TOKEN_SHOWN = "sk-nano-…"
 _BLOCK = re.compile(r"^(<!-- run -->\n)?```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -34,14 +35,14 @@ def blocks(text: str) -> list[Block]:
     ]
 
 
-def examples(language: str) -> str:
+def examples(language: str, *, page: Path = README) -> str:
     """The examples of a language, in one script, because a later one builds on an earlier one."""
     found = [
         block.source
-        for block in blocks(README.read_text())
+        for block in blocks(page.read_text())
         if block.is_run and block.language == language
     ]
-    assert found, f"the README has no {language} example that is run"
+    assert found, f"{page.name} has no {language} example that is run"
     return "\n".join(found)
 
 
@@ -49,6 +50,7 @@ def run_example(product: RunningProduct, directory: Path, *command: str) -> str:
     """Run from a place that looks like the root of a clone with a server on port 8000."""
     (directory / "var").symlink_to(product.var)
     script = command[-1].replace("127.0.0.1:8000", f"127.0.0.1:{product.port}")
+    script = script.replace(TOKEN_SHOWN, product.api_token)
     done = subprocess.run(
         [*command[:-1], script],
         cwd=directory,
@@ -77,6 +79,17 @@ def test_the_python_example_answers(product: RunningProduct, tmp_path: Path) -> 
     assert "sky" in said.lower()
 
 
+@pytest.mark.parametrize(
+    ("page", "says"), [("docs/api.md", "Paris"), ("docs/websocket.md", "'finish_reason': '")]
+)
+def test_the_example_of_a_page_answers(
+    product: RunningProduct, tmp_path: Path, page: str, says: str
+) -> None:
+    source = examples("python", page=ROOT / page)
+    said = run_example(product, tmp_path, sys.executable, "-c", source)
+    assert says in said
+
+
 def test_every_other_command_exists() -> None:
     """Commands that install or stay in the foreground are not run here; that they are spelled
     right is known all the same."""
@@ -103,7 +116,8 @@ def test_every_other_command_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/adr/README.md"]
+    "name",
+    ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/adr/README.md", "docs/api.md"],
 )
 def test_links_lead_somewhere(name: str) -> None:
     page = ROOT / name
