@@ -4,6 +4,7 @@ blocks come back, their usage is settled, and the server's memory stays where it
 import asyncio
 import contextlib
 import random
+import statistics
 import time
 
 import psutil
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.e2e
 
 N_DISCONNECTS = 200
 N_AT_ONCE = 16
+N_MEASURED = 11
 N_STALLED = 20
 # What allocators and caches may still settle to after the warm-up.
 RSS_SLACK_BYTES = 24 * 1024 * 1024
@@ -74,6 +76,21 @@ async def test_disconnects_at_random_points(product: RunningProduct) -> None:
     assert stats.n_blocks_free == stats.n_blocks_total
     await settled(product)
     assert web.memory_info().rss - rss_before < RSS_SLACK_BYTES
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_disconnect_ends_its_sequence_within_two_steps(
+    product: RunningProduct, *, stream: bool
+) -> None:
+    """The median of many, because this process may be held up between its look and its leaving."""
+    body = long_answer(product, n_tokens=400, stream=stream)
+    n_steps = []
+    for _ in range(N_MEASURED):
+        async with connection(product, body):
+            await wait_until_async("a step", lambda: _n_running(product, at_least=1))
+            before = await product.engine_stats()
+        n_steps.append((await idle(product)).n_steps - before.n_steps)
+    assert statistics.median(n_steps) <= 2, n_steps
 
 
 async def test_clients_that_stop_reading_are_cancelled(product: RunningProduct) -> None:
