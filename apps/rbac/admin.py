@@ -20,6 +20,7 @@ from apps.audit.selectors import actor_of
 from apps.core.admin import ServiceModelAdmin, action, dialog_redirect, display
 from apps.rbac.forms import ServicePasswordForm, UserAddForm, UserEditForm
 from apps.rbac.models import ApiToken, User
+from apps.rbac.selectors import permission_names
 from apps.rbac.services import (
     api_token_issue,
     api_token_revoke,
@@ -64,8 +65,11 @@ class UserAdmin(ServiceModelAdmin, DjangoUserAdmin):  # type: ignore[misc,type-a
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Nobody takes over someone who may do more than they."""
-        above = isinstance(obj, User) and obj.is_superuser and not request.user.is_superuser
-        return not above and bool(super().has_change_permission(request, obj))
+        me = request.user
+        above = isinstance(obj, User) and (
+            obj.is_superuser or bool(permission_names(obj) - me.get_all_permissions())
+        )
+        return (me.is_superuser or not above) and bool(super().has_change_permission(request, obj))
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         fields = super().get_readonly_fields(request, obj)

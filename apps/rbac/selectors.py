@@ -9,7 +9,7 @@ from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 
 from apps.core.exceptions import AuthenticationFailed, PermissionDenied, Unavailable
-from apps.rbac.models import ApiToken
+from apps.rbac.models import ApiToken, User
 from apps.rbac.types import SECRET_MARK, Principal
 from apps.tenants.selectors import tenant_of_user
 
@@ -95,3 +95,9 @@ def principal_of_user(user: AbstractBaseUser) -> Principal:
         label=user.get_username(),
         user_id=user.pk,
     )
+
+
+def permission_names(user: User) -> set[str]:
+    """Return what a user was given, as ``app.codename``, also while they are switched off."""
+    pairs = user.user_permissions.values_list("content_type__app_label", "codename")
+    return {f"{label}.{codename}" for label, codename in pairs}

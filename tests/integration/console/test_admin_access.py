@@ -60,6 +60,22 @@ class TestUsers:
         assert User.objects.get(pk=boss.pk).check_password("correct horse 9")
         assert actions() == []
 
+    @pytest.mark.parametrize("is_active", [True, False])
+    def test_who_may_do_less_cannot_take_over_who_may_do_more(self, is_active: bool) -> None:
+        operator = UserFactory(is_staff=True, is_active=is_active, password="correct horse 9")
+        operator.user_permissions.add(Permission.objects.get(codename="change_deployment"))
+        client = staff("change_user", "view_user")
+        url = reverse("admin:auth_user_password_change", args=[operator.pk])
+        new = {"password1": "another horse 9", "password2": "another horse 9"}
+        assert client.post(url, new).status_code == 403
+        edit = client.post(reverse("admin:rbac_user_change", args=[operator.pk]), {"username": "x"})
+        assert edit.status_code == 403
+        assert User.objects.get(pk=operator.pk).check_password("correct horse 9")
+        assert actions() == []
+        equal = staff("change_user", "view_user", "change_deployment")
+        assert equal.post(url, new).status_code == 302
+        assert actions() == ["user.password_changed"]
+
     def test_an_administrator_sets_a_password(self, admin_client: Client) -> None:
         user = UserFactory()
         url = reverse("admin:auth_user_password_change", args=[user.pk])
