@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 from django.test import Client
+from hypothesis import settings as hypothesis_settings
 
 from apps.audit.types import Actor
 from apps.rbac.models import User
@@ -13,6 +14,11 @@ from tests.factories import UserFactory
 from tests.serve import product
 
 __all__ = ["product"]  # one product for e2e and faults together
+
+# Developers search anew at each run; a submission is judged by the same examples as the last one.
+hypothesis_settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis_settings.load_profile("ci")
 
 
 @pytest.fixture

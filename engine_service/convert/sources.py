@@ -105,6 +105,8 @@ def _checked_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     for member in members:
         name = member.filename
         pure = PurePosixPath(name)
+        if not name:  # zipfile itself would stumble over it
+            raise ConversionError("an archive member has no name", field="source")
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
             raise ConversionError(f"archive member {name!r} leads outside", field=name)
         if stat.S_ISLNK(member.external_attr >> 16):

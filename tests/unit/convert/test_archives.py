@@ -99,6 +99,16 @@ def test_links_duplicates_and_other_compression_are_refused(tmp_path: Path) -> N
     assert "compressed in an unsupported way" in str(refusal(lzma))
 
 
+def test_a_member_without_a_name_is_refused(tmp_path: Path) -> None:
+    """Found by the garbling below: the name's length and a NUL in it are the archive's to say."""
+    zipped = archive(tmp_path / "tiny.zip", {"a": b"x"})
+    # The name's only byte, in the directory at the end; zipfile cuts names at a NUL.
+    content = bytearray(zipped.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 46] = 0
+    zipped.write_bytes(content)
+    assert str(refusal(zipped)) == "an archive member has no name"
+
+
 @pytest.mark.parametrize(
     ("declared", "says"),
     [(1000, "Bad CRC-32"), ((1 << 20) + 1, "not of the size it declares")],
