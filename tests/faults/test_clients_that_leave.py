@@ -75,7 +75,9 @@ async def test_disconnects_at_random_points(product: RunningProduct) -> None:
     stats = await idle(product)
     assert stats.n_blocks_free == stats.n_blocks_total
     await settled(product)
-    assert web.memory_info().rss - rss_before < RSS_SLACK_BYTES
+    growth = web.memory_info().rss - rss_before
+    print(f"the server grew by {growth / 2**20:.1f} MiB over {N_DISCONNECTS} disconnects")
+    assert growth < RSS_SLACK_BYTES
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -90,7 +92,8 @@ async def test_a_disconnect_ends_its_sequence_within_two_steps(
             await wait_until_async("a step", lambda: _n_running(product, at_least=1))
             before = await product.engine_stats()
         n_steps.append((await idle(product)).n_steps - before.n_steps)
-    assert statistics.median(n_steps) <= 2, n_steps
+    print(f"steps from the disconnect to the abort: {n_steps}")
+    assert statistics.median(n_steps) <= 2
 
 
 async def test_clients_that_stop_reading_are_cancelled(product: RunningProduct) -> None:
@@ -116,7 +119,10 @@ async def test_clients_that_stop_reading_are_cancelled(product: RunningProduct) 
         assert time.monotonic() - started < deadline_s
         assert stats.n_blocks_free == stats.n_blocks_total
         await settled(product)
-        assert web.memory_info().rss - rss_before < RSS_SLACK_BYTES
+        growth = web.memory_info().rss - rss_before
+        print(f"{N_STALLED} stalled clients were cut off after {time.monotonic() - started:.0f} s")
+        print(f"the server grew by {growth / 2**20:.1f} MiB meanwhile")
+        assert growth < RSS_SLACK_BYTES
     outcomes = product.usage_outcomes()
     assert outcomes["aborted"] >= N_STALLED
 
