@@ -7,6 +7,7 @@ from typing import Any, Final
 from daphne.http_protocol import HTTPFactory, WebRequest
 from daphne.server import reactor
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
+from twisted.web.http import HTTPChannel, _GenericHTTPChannelProtocol
 
 from apps.core.exceptions import AppError, InvalidRequest, PayloadTooLarge
 from apps.core.ids import new_id
@@ -33,6 +34,29 @@ def error_message(error: AppError) -> tuple[list[tuple[bytes, bytes]], bytes]:
     return headers, body
 
 
+def _last_answer(status: bytes, error: AppError) -> bytes:
+    """Return an answer, whole as it goes over the wire, after which the connection closes."""
+    headers, body = error_message(error)
+    headers.append((b"connection", b"close"))
+    lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+    return b"HTTP/1.1 %s\r\n%s\r\n%s" % (status, lines, body)
+
+
+class BoundedChannel(HTTPChannel):
+    """One HTTP connection. What cannot be read as HTTP is refused in the one error body too."""
+
+    maxHeaders = MAX_HEADERS  # noqa: N815
+    totalHeadersSize = MAX_HEADER_BYTES  # noqa: N815
+
+    def _respondToBadRequestAndDisconnect(self) -> None:  # noqa: N802 - Twisted's name
+        error = InvalidRequest("The request is not valid HTTP, or its headers are too large.")
+        self.transport.write(_last_answer(b"400 Bad Request", error))
+        self.loseConnection()
+
+    def lineLengthExceeded(self, line: bytes) -> None:  # noqa: N802
+        self._respondToBadRequestAndDisconnect()
+
+
 class BoundedRequest(WebRequest):
     """One HTTP request."""
 
@@ -40,7 +64,7 @@ class BoundedRequest(WebRequest):
         self.gate = WriteGate()
         self._n_body_bytes = 0
         self._is_refused = False
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, parsePOSTFormSubmission=False, **kwargs)  # Django parses forms
 
     def drop(self) -> None:
         """Cut the connection of a client that does not read."""
@@ -67,15 +91,19 @@ class BoundedRequest(WebRequest):
         if self._is_refused:
             self.channel.loseConnection()
             return None
+        # Daphne takes its root path from this header, whoever sends it.
+        self.requestHeaders.removeHeader(b"daphne-root-path")
+        protocols = self.requestHeaders.getRawHeaders(b"sec-websocket-protocol", ())
+        if not all(value.isascii() for value in protocols):  # Daphne would fail at it
+            self.basic_error(400, b"Bad Request", "Invalid header value")
+            return None
         return super().process()
 
     def _refuse(self) -> None:
         self._is_refused = True
         limit = self.server.max_body_bytes
-        headers, body = error_message(PayloadTooLarge(f"The request body is over {limit} bytes."))
-        headers.append((b"connection", b"close"))
-        lines = b"".join(b"%s: %s\r\n" % header for header in headers)
-        self.channel.write(b"HTTP/1.1 413 Content Too Large\r\n" + lines + b"\r\n" + body)
+        error = PayloadTooLarge(f"The request body is over {limit} bytes.")
+        self.channel.write(_last_answer(b"413 Content Too Large", error))
 
     # -- out ---------------------------------------------------------------------------------
 
@@ -115,13 +143,13 @@ def _drop_unread(channel: Any) -> None:
 
 
 class BoundedHTTPFactory(HTTPFactory):
-    """Makes connections whose requests are ours."""
+    """Makes connections and requests of our own kinds."""
+
+    protocol = staticmethod(lambda: _GenericHTTPChannelProtocol(BoundedChannel()))
 
     def buildProtocol(self, addr: Any) -> Any:  # noqa: N802
         protocol = super().buildProtocol(addr)
         protocol.requestFactory = BoundedRequest
-        protocol._channel.maxHeaders = MAX_HEADERS
-        protocol._channel.totalHeadersSize = MAX_HEADER_BYTES
         return protocol
 
 
