@@ -6,6 +6,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.processes import ROOT
 from tests.serve import (
     RunningProduct,
     free_port,
@@ -52,6 +54,25 @@ def test_the_banner_says_how_to_come_in(own_product: RunningProduct) -> None:
     file = own_product.var / "bootstrap.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert "was not answered" not in own_product.log
+
+
+def test_nobody_else_may_read_what_it_writes(own_product: RunningProduct) -> None:
+    made_by_the_test = {"serve.log"}
+    open_to_others = [
+        path.name
+        for path in own_product.var.rglob("*")
+        if stat.S_IMODE(path.lstat().st_mode) & 0o077 and path.name not in made_by_the_test
+    ]
+    assert (own_product.var / "db.sqlite3").is_file()
+    assert open_to_others == []
+
+
+def test_a_var_that_is_new_is_ours_alone(tmp_path: Path) -> None:
+    var = tmp_path / "new" / "var"
+    env = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
+    command = [sys.executable, "manage.py", "check"]
+    subprocess.run(command, cwd=ROOT, env={**env, "VAR": str(var)}, check=True, timeout=60)
+    assert stat.S_IMODE(var.stat().st_mode) == 0o700
 
 
 def test_the_curl_of_the_banner_answers_when_pasted(own_product: RunningProduct) -> None:

@@ -15,7 +15,7 @@ ALLOWED_HOSTS = env.strings("ALLOWED_HOSTS", default=("localhost", "127.0.0.1", 
 def _secret_key() -> str:
     """A key of this installation's own, made once, so that none stands in the source."""
     file = VAR_DIR / "secret_key"
-    VAR_DIR.mkdir(parents=True, exist_ok=True)
+    VAR_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not file.exists():
         draft = file.with_suffix(f".{os.getpid()}")
         draft.touch(mode=0o600)

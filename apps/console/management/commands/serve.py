@@ -28,6 +28,7 @@ class Command(BaseCommand):
         parser.add_argument("--port", type=int, default=8000, help="port to listen on")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        os.umask(0o077)  # the database, logs and models are nobody else's to read
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _leave)
         host, port = options["host"], options["port"]
