@@ -1,5 +1,6 @@
 """Writes of the core room."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.db import models
@@ -23,9 +24,21 @@ def model_changes(*, obj: models.Model, stored: models.Model) -> dict[str, list[
     for field in obj._meta.concrete_fields:
         before, after = field.value_from_object(stored), field.value_from_object(obj)
         if field.editable and before != after:
-            changes[field.name] = [_plain(before), _plain(after)]
+            changes[field.name] = [plain(before), plain(after)]
     return changes
 
 
-def _plain(value: Any) -> Any:
+def fields_set(obj: models.Model, fields: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Set the fields that differ; return field → [before, after], in values that JSON can hold."""
+    changes: dict[str, list[Any]] = {}
+    for name, after in fields.items():
+        before = getattr(obj, name)
+        if before != after:
+            changes[name] = [plain(before), plain(after)]
+            setattr(obj, name, after)
+    return changes
+
+
+def plain(value: Any) -> Any:
+    """Return a value that JSON can hold: itself, or its text."""
     return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -2,7 +2,7 @@
 engine agent then brings the processes in line."""
 
 from collections.abc import Collection
-from typing import Any, Final, Unpack
+from typing import Final, Unpack
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -11,7 +11,7 @@ from django.db import models, transaction
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.exceptions import Conflict
-from apps.core.services import change_stamp_bump
+from apps.core.services import change_stamp_bump, fields_set, plain
 from apps.deployments.models import Deployment, Replica
 from apps.deployments.selectors import deployments_all
 from apps.deployments.types import DEPLOYMENTS_STAMP, DeploymentFields
@@ -37,7 +37,7 @@ def deployment_create(*, actor: Actor, **fields: Unpack[DeploymentFields]) -> De
     deployment = Deployment(**fields)
     deployment.full_clean()
     deployment.save()
-    facts = {name: _plain(value) for name, value in fields.items()}
+    facts = {name: plain(value) for name, value in fields.items()}
     event_record(action="deployment.created", actor=actor, obj=deployment, changes=facts)
     change_stamp_bump(DEPLOYMENTS_STAMP)
     return deployment
@@ -49,12 +49,7 @@ def deployment_update(
 ) -> Deployment:
     """Set the given fields; a change that engines must be started anew for replaces them."""
     current = _deployment_lock(deployment)
-    changes: dict[str, Any] = {}
-    for name, value in fields.items():
-        before = getattr(current, name)
-        if before != value:
-            changes[name] = [_plain(before), _plain(value)]
-            setattr(current, name, value)
+    changes = fields_set(current, fields)
     if not changes:
         return current
     if "name" in changes:
@@ -192,7 +187,3 @@ def _deployment_lock(deployment: Deployment) -> Deployment:
         .select_related("model_version")
         .get(pk=deployment.pk)
     )
-
-
-def _plain(value: object) -> Any:
-    return str(value) if isinstance(value, models.Model) else value

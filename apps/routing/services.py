@@ -1,12 +1,12 @@
 """Writes of routes. Each is one transaction with its audit event and its change stamp."""
 
-from typing import Any, Unpack
+from typing import Unpack
 
 from django.db import transaction
 
 from apps.audit.services import event_record
 from apps.audit.types import Actor
-from apps.core.services import change_stamp_bump
+from apps.core.services import change_stamp_bump, fields_set, plain
 from apps.routing.models import Route
 from apps.routing.types import ROUTES_STAMP, RouteFields
 
@@ -16,7 +16,7 @@ def route_create(*, actor: Actor, **fields: Unpack[RouteFields]) -> Route:
     route = Route(**fields)
     route.full_clean()
     route.save()
-    facts = {name: _plain(value) for name, value in fields.items()}
+    facts = {name: plain(value) for name, value in fields.items()}
     event_record(action="route.created", actor=actor, obj=route, changes=facts)
     change_stamp_bump(ROUTES_STAMP)
     return route
@@ -26,12 +26,7 @@ def route_create(*, actor: Actor, **fields: Unpack[RouteFields]) -> Route:
 def route_update(*, route: Route, actor: Actor, **fields: Unpack[RouteFields]) -> Route:
     """Set the given fields; running requests keep the engine that they have."""
     current = _route_lock(route)
-    changes: dict[str, Any] = {}
-    for name, value in fields.items():
-        before = getattr(current, name)
-        if before != value:
-            changes[name] = [_plain(before), _plain(value)]
-            setattr(current, name, value)
+    changes = fields_set(current, fields)
     if not changes:
         return current
     current.full_clean()
@@ -53,7 +48,3 @@ def _route_lock(route: Route) -> Route:
     return (
         Route.objects.select_for_update(of=("self",)).select_related("deployment").get(pk=route.pk)
     )
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
