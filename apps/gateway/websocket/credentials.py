@@ -6,9 +6,10 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.auth.base_user import AbstractBaseUser
+from django.db import DatabaseError, InterfaceError
 from django.http.request import split_domain_port, validate_host
 
-from apps.core.exceptions import PermissionDenied
+from apps.core.exceptions import PermissionDenied, Unavailable
 from apps.core.hop import database_hop
 from apps.gateway.authentication import principal_of_secret
 from apps.rbac.selectors import principal_of_user
@@ -48,7 +49,10 @@ class SessionCredential:
 
 
 def _principal_of(user: AbstractBaseUser) -> Principal:
-    user.refresh_from_db()
+    try:
+        user.refresh_from_db()
+    except (DatabaseError, InterfaceError) as error:
+        raise Unavailable("The user cannot be checked at the moment.") from error
     return principal_of_user(user)
 
 

@@ -81,8 +81,17 @@ def database(name: str, *, sqlite_default: Path) -> dict[str, Any]:
         "PORT": str(port or ""),
         "CONN_MAX_AGE": 0,
         "OPTIONS": {
+            # A server that vanished without a word is given up soon; the address may say otherwise.
+            "connect_timeout": 5,
+            "tcp_user_timeout": 10_000,
             **dict(parse_qsl(parts.query)),
-            "pool": {"min_size": 1, "max_size": integer("DATABASE_POOL_SIZE", default=16)},
+            "pool": {
+                "min_size": 1,
+                "max_size": integer("DATABASE_POOL_SIZE", default=16, minimum=1),
+                "timeout": 3,
+                # Past it the next to ask tries at once; before, the pauses double up to minutes.
+                "reconnect_timeout": 1,
+            },
         },
     }
 
