@@ -23,6 +23,7 @@ from apps.routing.selectors import Lease
 logger = logging.getLogger(__name__)
 
 NO_TEXT = TextDelta(text="", n_tokens=0)
+SETTLE_AGAIN_S = 1.0
 
 
 class GenerationStream:
@@ -180,8 +181,20 @@ class GenerationStream:
         try:
             await database_hop(settle, settlement)
         except (DatabaseError, InterfaceError) as failure:
-            # The row stays reserved; the sweeper closes it when its life is over.
-            logger.error("Request %s was not settled: %s", self.request_id, failure)
+            logger.error("Request %s is not settled yet: %s", self.request_id, failure)
+            self._runtime.spawn(self._settle_later(settlement))
+
+    async def _settle_later(self, settlement: Settlement) -> None:
+        """Try on without the client until the row's life is over and the sweeper closes it."""
+        until_s = time.monotonic() + self._reservation.lifetime_s
+        while time.monotonic() < until_s:
+            await asyncio.sleep(SETTLE_AGAIN_S)
+            try:
+                await database_hop(settle, settlement)
+            except (DatabaseError, InterfaceError):
+                continue
+            logger.info("Request %s is settled now", self.request_id)
+            return
 
     def _settlement(self, error: BaseException | None) -> Settlement:
         result = self._engine.result if self._engine is not None else None

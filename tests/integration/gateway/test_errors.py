@@ -6,12 +6,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from django.db import OperationalError
 
 from apps.core.exceptions import AppError
 from apps.core.hop import database_hop
 from apps.core.services import change_stamp_bump
-from apps.gateway import generation
 from apps.gateway.runtime import GatewayRuntime
 from apps.metering.models import UsageRecord
 from apps.rbac.models import ApiToken
@@ -231,21 +229,6 @@ async def test_inactive_route_disappears(
     await database_hop(switch_off)
     await wait_until_async("the route to be gone", lambda: not runtime.table.targets())
     assert (await client.models.list()).data == []
-
-
-async def test_database_away_at_reserve(
-    client: openai.AsyncOpenAI, engine_process: EngineRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise OperationalError("the database is away")
-
-    before = engine_process.stats()
-    monkeypatch.setattr(generation, "reserve", fail)
-    with pytest.raises(openai.InternalServerError) as refused:
-        await client.chat.completions.create(**chat())
-    assert (refused.value.status_code, body_of(refused.value)["code"]) == (503, "unavailable")
-    assert engine_process.stats().n_completion_tokens == before.n_completion_tokens
-    wait_until("the engine to be idle", engine_process.is_idle)
 
 
 async def test_request_deadline(
