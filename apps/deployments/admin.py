@@ -106,6 +106,11 @@ class DeploymentAdmin(ServiceModelAdmin):
     def service_delete(self, request: HttpRequest, obj: Any) -> None:
         deployment_delete(deployment=obj, actor=actor_of(request))
 
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        """Replicas go with their deployment; that nobody deletes one by hand does not keep it."""
+        deleted, counts, lacking, protected = super().get_deleted_objects(objs, request)
+        return deleted, counts, lacking - {Replica._meta.verbose_name}, protected
+
     @display(
         description="Desired",
         label={"Running": "primary", "Stopped": ""},

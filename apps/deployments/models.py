@@ -1,5 +1,6 @@
 """What should run (Deployment) and what runs (Replica)."""
 
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 
@@ -63,6 +64,28 @@ class Deployment(TimestampedModel):
 
     def __str__(self) -> str:
         return self.name
+
+    def clean(self) -> None:
+        """Refuse what an engine would refuse at its start, while somebody is there to read it."""
+        errors: dict[str, str] = {}
+        if self.max_batched_tokens < self.max_sequences:
+            errors["max_batched_tokens"] = (
+                f"At least {self.max_sequences}, so that every request of a step gets a token."
+            )
+        if self.max_model_len is not None:
+            if self.max_model_len > self.kv_cache_tokens:
+                errors["max_model_len"] = (
+                    f"At most the {self.kv_cache_tokens} tokens that may be held in all."
+                )
+            elif (
+                self.model_version_id is not None
+                and self.max_model_len > self.model_version.context_length
+            ):
+                errors["max_model_len"] = (
+                    f"At most the {self.model_version.context_length} tokens that the model allows."
+                )
+        if errors:
+            raise ValidationError(errors)
 
 
 class Replica(TimestampedModel):

@@ -6,7 +6,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from apps.deployments.models import Deployment
+from apps.deployments.models import Deployment, Replica
 from apps.engines.models import EngineProcess
 from apps.registry.models import RegisteredModel
 from tests.factories import (
@@ -86,6 +86,46 @@ def test_who_may_only_look_starts_and_stops_nothing() -> None:
     deployment.refresh_from_db()
     assert deployment.desired_state == "running"
     assert actions() == []
+
+
+def test_one_with_replicas_is_deleted_and_they_go_with_it(admin_client: Client) -> None:
+    deployment = ReplicaFactory().deployment
+    url = reverse("admin:deployments_deployment_delete", args=[deployment.pk])
+    assert admin_client.get(url).status_code == 200
+    assert admin_client.post(url, {"post": "yes"}).status_code == 302
+    assert not Deployment.objects.exists()
+    assert not Replica.objects.exists()
+    assert actions() == ["deployment.deleted"]
+
+
+def test_who_may_not_delete_deletes_none() -> None:
+    deployment = ReplicaFactory().deployment
+    client = staff("view_deployment", "change_deployment")
+    url = reverse("admin:deployments_deployment_delete", args=[deployment.pk])
+    assert client.post(url, {"post": "yes"}).status_code == 403
+    assert Replica.objects.exists()
+    assert actions() == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "wrong"),
+    [
+        ({"max_sequences": 64, "max_batched_tokens": 63}, "max_batched_tokens"),
+        ({"kv_cache_tokens": 1024, "max_model_len": 1025}, "max_model_len"),
+        ({"max_model_len": 8193}, "max_model_len"),
+    ],
+)
+def test_what_an_engine_would_refuse_is_a_form_error(
+    changed: dict[str, object], wrong: str, admin_client: Client
+) -> None:
+    draft = DeploymentFactory.build(model_version=ModelVersionFactory(context_length=8192))
+    url = reverse("admin:deployments_deployment_add")
+    answer = admin_client.post(url, form(draft, name="chat", **changed))
+    assert list(answer.context["adminform"].form.errors) == [wrong]
+    assert not Deployment.objects.exists()
+    empty = dict.fromkeys(("model_version", "max_sequences", "max_batched_tokens"), "")
+    answer = admin_client.post(url, form(draft, name="chat", **{**changed, **empty}))
+    assert set(answer.context["adminform"].form.errors) >= set(empty)
 
 
 def test_one_that_a_route_leads_to_is_kept_and_the_page_says_why(admin_client: Client) -> None:
