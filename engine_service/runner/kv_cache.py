@@ -1,24 +1,34 @@
 """The tensors behind the KV pool's blocks."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from engine_service.config import ModelConfig
+from engine_service.errors import ModelError
 
 
 class KVCache:
     """One cache a layer, in the layout that ``kernels.reference`` describes.
 
-    Zeros, so that the operating system gives memory only as blocks are first used.
+    Zeros, so that the operating system gives memory only as blocks are first used. Raises
+    ModelError where not even the addresses are to be had.
     """
 
     def __init__(
         self, config: ModelConfig, *, n_blocks: int, block_size: int, dtype: torch.dtype
     ) -> None:
         shape = (config.n_layers, n_blocks, block_size, 2, config.n_kv_heads, config.head_dim)
-        self._tensor = torch.zeros(shape, dtype=dtype)
+        try:
+            self._tensor = torch.zeros(shape, dtype=dtype)
+        except RuntimeError as error:
+            size_gib = math.prod(shape) * dtype.itemsize / 2**30
+            raise ModelError(
+                f"a KV pool of {n_blocks * block_size} tokens takes {size_gib:,.0f} GiB, "
+                "more memory than can be had: lower kv_cache_tokens"
+            ) from error
         self.layers: Sequence[Tensor] = self._tensor.unbind(0)
 
     def clear(self, blocks: Sequence[int]) -> None:
