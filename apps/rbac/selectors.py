@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.models import Permission
 from django.db import DatabaseError, InterfaceError
+from django.db.models import Q
 from django.utils import timezone
 
 from apps.core.exceptions import AuthenticationFailed, PermissionDenied, Unavailable
@@ -98,6 +100,8 @@ def principal_of_user(user: AbstractBaseUser) -> Principal:
 
 
 def permission_names(user: User) -> set[str]:
-    """Return what a user was given, as ``app.codename``, also while they are switched off."""
-    pairs = user.user_permissions.values_list("content_type__app_label", "codename")
+    """Return what a user was given, by themselves or by a group, as ``app.codename``; also while
+    they are switched off."""
+    given = Permission.objects.filter(Q(user=user) | Q(group__user=user))
+    pairs = given.values_list("content_type__app_label", "codename")
     return {f"{label}.{codename}" for label, codename in pairs}

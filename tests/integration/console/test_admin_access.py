@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Permission
+from django.contrib.auth.models import Group, Permission
 from django.test import Client
 from django.urls import reverse
 
@@ -61,9 +61,18 @@ class TestUsers:
         assert actions() == []
 
     @pytest.mark.parametrize("is_active", [True, False])
-    def test_who_may_do_less_cannot_take_over_who_may_do_more(self, is_active: bool) -> None:
+    @pytest.mark.parametrize("by_group", [True, False])
+    def test_who_may_do_less_cannot_take_over_who_may_do_more(
+        self, is_active: bool, by_group: bool
+    ) -> None:
         operator = UserFactory(is_staff=True, is_active=is_active, password="correct horse 9")
-        operator.user_permissions.add(Permission.objects.get(codename="change_deployment"))
+        right = Permission.objects.get(codename="change_deployment")
+        if by_group:
+            group = Group.objects.create(name="operators")
+            group.permissions.add(right)
+            operator.groups.add(group)
+        else:
+            operator.user_permissions.add(right)
         client = staff("change_user", "view_user")
         url = reverse("admin:auth_user_password_change", args=[operator.pk])
         new = {"password1": "another horse 9", "password2": "another horse 9"}
