@@ -1,13 +1,15 @@
 """Waits until the house that was just started gives a client an answer."""
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from apps.console.probe import chat, http_get
+from apps.console.probe import Answer, chat, http_get
 from apps.core.hop import database_hop
 from apps.deployments.selectors import deployments_all, live_state
 from apps.deployments.types import LiveState
+from apps.monitoring.selectors import OK
 from apps.routing.selectors import snapshot
 
 Report = Callable[[str], None]
@@ -31,14 +33,26 @@ async def wait_until_open(*, host: str, port: int, token: str, report: Report) -
             if said.get(name) != state.word:
                 said[name] = state.word
                 report(f"  deployment {name}: {state.word.lower()}")
-        if ready is not None and ready.status == 200:
+        if ready is not None and is_settled(states, answers=_answers(ready)):
+            for name, state in states.items():
+                if _is_hopeless(state):
+                    report(f"Deployment {name} does not come up: {state.last_error}")
             return await _round_trip(host=host, port=port, token=token, report=report)
-        hopeless = {name: state for name, state in states.items() if _is_hopeless(state)}
-        if ready is not None and (hopeless or not states):
-            for name, state in hopeless.items():
-                report(f"Deployment {name} does not come up: {state.last_error}")
-            return ""
         await asyncio.sleep(_POLL_S)
+
+
+def is_settled(states: Mapping[str, LiveState], *, answers: Mapping[str, str]) -> bool:
+    """Whether nothing is left to wait for: each deployment answers the server or is hopeless."""
+    return all(answers.get(name) == OK or _is_hopeless(state) for name, state in states.items())
+
+
+def _answers(ready: Answer) -> Mapping[str, str]:
+    """Return what the server said of each deployment."""
+    try:
+        found = json.loads(ready.body)["deployments"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 async def _round_trip(*, host: str, port: int, token: str, report: Report) -> str:

@@ -97,17 +97,21 @@ def banner(access: Access, *, origin: str, file: str, model: str) -> str:
   API token     {access.api_token}
   WebSocket     {access.ws_url}
 
-  Try it:
+{_try_it(access, model=model) if model else "  No model answers: the admin says why."}
+
+  The same is in {file}.
+  Ctrl-C stops everything.
+{rule}"""
+
+
+def _try_it(access: Access, *, model: str) -> str:
+    return f"""  Try it:
 
 curl {access.base_url}/chat/completions \\
   -H "Authorization: Bearer {access.api_token}" \\
   -H "Content-Type: application/json" \\
   -d '{{"model": "{model}", "temperature": 0,
-       "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
-
-  The same is in {file}.
-  Ctrl-C stops everything.
-{rule}"""
+       "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'"""
 
 
 def _hosts_allow(host: str) -> None:
