@@ -4,6 +4,8 @@ import contextlib
 import os
 import secrets
 
+from django.core.exceptions import ImproperlyConfigured
+
 from config.settings import env
 from config.settings.base import *  # noqa: F403
 from config.settings.base import VAR_DIR
@@ -15,8 +17,8 @@ ALLOWED_HOSTS = env.strings("ALLOWED_HOSTS", default=("localhost", "127.0.0.1", 
 def _secret_key() -> str:
     """A key of this installation's own, made once, so that none stands in the source."""
     file = VAR_DIR / "secret_key"
-    VAR_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not file.exists():
+        VAR_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = file.with_suffix(f".{os.getpid()}")
         draft.touch(mode=0o600)
         draft.write_text(secrets.token_urlsafe(48))
@@ -26,6 +28,9 @@ def _secret_key() -> str:
     return file.read_text()
 
 
-SECRET_KEY = env.text("SECRET_KEY", "") or _secret_key()
+try:
+    SECRET_KEY = env.text("SECRET_KEY", "") or _secret_key()
+except OSError as error:
+    raise ImproperlyConfigured(f"VAR={VAR_DIR} cannot be used: {error.strerror}") from error
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = DEBUG

@@ -5,13 +5,14 @@ import os
 import signal
 import socket
 import sys
+from argparse import ArgumentTypeError
 from contextlib import ExitStack
 from typing import Any, NoReturn
 
 from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import connections
+from django.db import DatabaseError, connections
 
 from apps.console.bootstrap import Access, BootstrapError, bootstrap
 from apps.console.launcher import Launcher, LaunchError, LaunchOptions, port_claim
@@ -25,7 +26,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-        parser.add_argument("--port", type=int, default=8000, help="port to listen on")
+        parser.add_argument("--port", type=_port, default=8000, help="port to listen on")
 
     def handle(self, *args: Any, **options: Any) -> None:
         os.umask(0o077)  # the database, logs and models are nobody else's to read
@@ -39,6 +40,8 @@ class Command(BaseCommand):
                 self._serve(listener, host=host, port=port)
         except (BootstrapError, LaunchError, LockHeld) as error:
             raise CommandError(str(error)) from error
+        except (OSError, DatabaseError) as error:
+            raise CommandError(f"VAR={settings.VAR_DIR} or the database: {error}") from error
         except KeyboardInterrupt:
             raise CommandError("stopped before it was ready", returncode=130) from None
 
@@ -124,6 +127,12 @@ def _hosts_allow(host: str) -> None:
     else:
         names.append(f"[{host}]" if ":" in host else host)
     os.environ["ALLOWED_HOSTS"] = ",".join(dict.fromkeys(names))
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
+    return int(text)
 
 
 def _leave(number: int, frame: object) -> NoReturn:
