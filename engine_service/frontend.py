@@ -119,7 +119,15 @@ class Frontend:
                 code="unsupported_value",
                 param="messages",
             )
-        # A turn renders to at least its text and one character of frame.
+        # A turn takes at least a token. Rendering many thousands holds up all other threads.
+        if len(prompt.messages) > self._info.max_model_len:
+            raise RequestError(
+                f"The model's context is {self._info.max_model_len} tokens; there are "
+                f"{len(prompt.messages)} messages.",
+                code="context_length_exceeded",
+                param="messages",
+            )
+        # It renders to at least its text and one character of frame.
         n_chars = sum(len(turn.content) + 1 for turn in prompt.messages)
         self._check_length(n_chars, param="messages")
         messages = [

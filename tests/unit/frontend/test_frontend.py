@@ -84,6 +84,21 @@ def test_what_cannot_be_honoured_names_its_field(
     assert (caught.value.code, caught.value.param) == (code, param)
 
 
+def test_more_turns_than_the_context_has_tokens_are_not_rendered(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[int] = []
+    tokenizer = frontend._tokenizer
+    monkeypatch.setattr(
+        tokenizer, "apply_chat_template", lambda turns, **_: rendered.append(len(turns)) or "x"
+    )
+    with pytest.raises(RequestError, match="there are 65 messages") as refused:
+        frontend.prepare_now(prepare(chat(*[""] * 65)))
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
+    frontend.prepare_now(prepare(chat(*[""] * 64)))
+    assert rendered == [64]
+
+
 def test_the_reason_of_a_template_is_passed_on(frontend: Frontend) -> None:
     with pytest.raises(RequestError, match="no tools here"):
         frontend.prepare_now(prepare(chat("x", role="tool")))
