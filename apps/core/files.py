@@ -3,11 +3,13 @@
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 _LOG_MOST_BYTES: Final = 5 * 1024 * 1024
+_LOCK_POLL_S: Final = 0.1
 
 
 class LockHeld(Exception):
@@ -15,27 +17,38 @@ class LockHeld(Exception):
 
 
 @contextlib.contextmanager
-def var_lock(file: Path, *, holder: str) -> Iterator[None]:
+def var_lock(file: Path, *, holder: str, wait_s: float = 0.0) -> Iterator[None]:
     """Hold a lock file; the system drops it with its holder, however that ends.
 
     Raises:
-        LockHeld: another process holds it.
+        LockHeld: another process holds it, ``wait_s`` later still.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock_taken(handle, wait_s=wait_s):
             handle.seek(0)
             pid = handle.read().strip() or "unknown"
             raise LockHeld(
                 f"another {holder} (pid {pid}) already works in {file.parent}: "
                 "stop it first, or set VAR to another directory"
-            ) from None
+            )
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
         yield
+
+
+def _lock_taken(handle: IO[str], *, wait_s: float) -> bool:
+    until_s = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until_s:
+                return False
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return True
 
 
 def log_open(file: Path) -> int:

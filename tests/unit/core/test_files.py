@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,27 @@ def test_a_lock_is_held_by_one_and_names_its_holder(tmp_path: Path) -> None:
         pass
     with var_lock(file, holder="thing"):
         assert file.read_text() == str(os.getpid())
+
+
+def test_a_lock_goes_to_who_waits_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "a.lock"
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with var_lock(file, holder="thing"):
+            held.set()
+            let_go.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(10)
+    with pytest.raises(LockHeld), var_lock(file, holder="thing", wait_s=0.15):
+        pass
+    releasing = threading.Timer(0.2, let_go.set)
+    releasing.start()
+    with var_lock(file, holder="thing", wait_s=10):
+        assert let_go.is_set()
+    holder.join()
 
 
 def test_a_lock_goes_with_a_holder_that_is_killed(tmp_path: Path) -> None:

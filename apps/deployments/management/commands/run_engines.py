@@ -14,6 +14,8 @@ from apps.deployments.reconciler import Reconciler
 from apps.engines.exceptions import AgentError
 from apps.engines.services import Timings, agent_paths
 
+_DRAIN_MOST_S = 40.0
+
 
 class Command(BaseCommand):
     help = "Start, watch, restart and stop engine processes as the deployments say."
@@ -24,8 +26,11 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        lock = settings.VAR_DIR / "agent.lock"
+        # A parent that was killed and came back: the agent of before still drains.
+        wait_s = _DRAIN_MOST_S if options["exit_with_parent"] else 0.0
         try:
-            with var_lock(settings.VAR_DIR / "agent.lock", holder="engine agent"):
+            with var_lock(lock, holder="engine agent", wait_s=wait_s):
                 timings = Timings(ping_deadline_s=settings.ENGINE_PING_DEADLINE_S)
                 reconciler = Reconciler(paths=agent_paths(settings.VAR_DIR), timings=timings)
                 asyncio.run(_run(reconciler, watch_stdin=options["exit_with_parent"]))
