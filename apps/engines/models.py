@@ -22,7 +22,7 @@ class EngineProcess(TimestampedModel):
     epoch = models.PositiveBigIntegerField(default=0)
     pid = models.PositiveIntegerField(null=True, blank=True)
     socket_path = models.CharField(max_length=108, blank=True)
-    log_path = models.CharField(max_length=300, blank=True)
+    log_path = models.CharField(max_length=4096, blank=True)  # the longest path of Linux
     started_at = models.DateTimeField(null=True, blank=True)
     ready_at = models.DateTimeField(null=True, blank=True)
     last_pong_at = models.DateTimeField(null=True, blank=True)

@@ -22,7 +22,7 @@ class Migration(migrations.Migration):
                 ('epoch', models.PositiveBigIntegerField(default=0)),
                 ('pid', models.PositiveIntegerField(blank=True, null=True)),
                 ('socket_path', models.CharField(blank=True, max_length=108)),
-                ('log_path', models.CharField(blank=True, max_length=300)),
+                ('log_path', models.CharField(blank=True, max_length=4096)),
                 ('started_at', models.DateTimeField(blank=True, null=True)),
                 ('ready_at', models.DateTimeField(blank=True, null=True)),
                 ('last_pong_at', models.DateTimeField(blank=True, null=True)),

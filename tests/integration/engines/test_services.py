@@ -53,6 +53,15 @@ def test_a_removed_slot_gives_no_epoch() -> None:
         engine_epoch_take(4711)
 
 
+def test_a_log_may_lie_as_deep_as_the_system_allows() -> None:
+    """PostgreSQL refused a longer path, which the agent took for a database that is away."""
+    process = EngineProcessFactory()
+    path = "/" + "d/" * 2000 + "e.log"
+    observations_record([observation(process, log_path=path)], is_routing_changed=False)
+    process.refresh_from_db()
+    assert process.log_path == path
+
+
 def test_an_observation_is_written_whole_but_never_the_epoch() -> None:
     """An agent that has just begun knows no epoch; it once reset the count, so that two starts
     shared a socket path."""
