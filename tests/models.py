@@ -43,13 +43,19 @@ def smollm2_dir() -> Path:
 
 
 def random_llama_dir(tmp_path: Path, **config: Any) -> Path:
-    """A tiny Llama with random float32 weights and a byte-level tokenizer, in a new directory.
+    """``random_model_dir`` of a Llama, its head tied to the embedding."""
+    return random_model_dir(tmp_path, "llama", **config)
 
-    ``config`` overrides fields of LlamaConfig. Weights vary enough (initializer_range 0.2) that
-    greedy answers do not fall into loops, which would hide errors.
+
+def random_model_dir(tmp_path: Path, family: str, **config: Any) -> Path:
+    """A tiny model with random float32 weights and a byte-level tokenizer, in a new directory.
+
+    family: transformers' model type. ``config`` overrides fields of its configuration. Weights vary
+    enough (initializer_range 0.2) that greedy answers do not fall into loops, which would hide
+    errors; so do the vectors that transformers starts at zero or one and only some families have.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     settings: dict[str, Any] = {
         "vocab_size": 320,
@@ -66,16 +72,21 @@ def random_llama_dir(tmp_path: Path, **config: Any) -> Path:
         "pad_token_id": 257,
         **config,
     }
-    directory = tmp_path / "random-llama"
+    directory = tmp_path / f"random-{family}"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**settings)).float()
+        described = AutoConfig.for_model(family, **settings)
+        model = AutoModelForCausalLM.from_config(described, dtype=torch.float32)
+        for name, values in model.named_parameters():
+            if name.endswith((".bias", "q_norm.weight", "k_norm.weight")):
+                with torch.no_grad():
+                    values += torch.randn_like(values) * 0.5
     model.save_pretrained(directory)
     _byte_tokenizer(model_max_length=settings["max_position_embeddings"]).save_pretrained(directory)
     write_manifest(
         directory,
         ModelFacts(
-            architecture="LlamaForCausalLM",
+            architecture=type(model).__name__,
             n_parameters=sum(weights.numel() for weights in model.parameters()),
             context_length=settings["max_position_embeddings"],
             vocab_size=settings["vocab_size"],

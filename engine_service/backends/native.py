@@ -41,7 +41,9 @@ class NativeBackend:
         if config.n_threads is not None:
             torch.set_num_threads(config.n_threads)
         model_config = ModelConfig.from_dir(config.model_dir)
-        max_model_len = config.effective_max_model_len(model_config.context_length)
+        max_model_len = config.effective_max_model_len(
+            model_config.context_length, sliding_window=model_config.sliding_window
+        )
         dtype = resolve_dtype(config.dtype)
         model = load_model(
             config.model_dir, config=model_config, max_model_len=max_model_len, dtype=dtype

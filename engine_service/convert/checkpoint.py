@@ -1,6 +1,6 @@
-"""What both kinds of source come down to: a Llama configuration, files, and tensors to read.
+"""What both kinds of source come down to: a configuration, files, and tensors to read.
 
-The table of a Llama's tensors lives here; a source with one missing, too many or misshapen is
+The table of a model's tensors lives here; a source with one missing, too many or misshapen is
 refused before anything is written.
 """
 
@@ -12,8 +12,8 @@ from typing import Any
 import numpy.typing as npt
 
 from engine_service.convert.errors import ConversionError
+from engine_service.families import FAMILIES
 
-ARCHITECTURE = "LlamaForCausalLM"
 BFLOAT16 = "bfloat16"
 FLOAT32 = "float32"
 # Raw elements of the stored type: float32, or bfloat16 as its 16 bits.
@@ -32,9 +32,10 @@ _LIMITS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LlamaShape:
+class ModelShape:
     """The numbers that decide every tensor's shape; field names are Hugging Face's."""
 
+    architecture: str
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
@@ -62,26 +63,32 @@ class LlamaShape:
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor, in the order in which they are stored."""
+        family = FAMILIES[self.architecture]
         hidden, inner = self.hidden_size, self.intermediate_size
         q_rows = self.num_attention_heads * self.head_dim
         kv_rows = self.num_key_value_heads * self.head_dim
-        layer = {
-            "input_layernorm": (hidden,),
-            "self_attn.q_proj": (q_rows, hidden),
-            "self_attn.k_proj": (kv_rows, hidden),
-            "self_attn.v_proj": (kv_rows, hidden),
-            "self_attn.o_proj": (hidden, q_rows),
-            "post_attention_layernorm": (hidden,),
-            "mlp.gate_proj": (inner, hidden),
-            "mlp.up_proj": (inner, hidden),
-            "mlp.down_proj": (hidden, inner),
+        layer: dict[str, tuple[int, ...]] = {
+            "input_layernorm.weight": (hidden,),
+            "self_attn.q_proj.weight": (q_rows, hidden),
+            "self_attn.k_proj.weight": (kv_rows, hidden),
+            "self_attn.v_proj.weight": (kv_rows, hidden),
+            "self_attn.o_proj.weight": (hidden, q_rows),
+            "post_attention_layernorm.weight": (hidden,),
+            "mlp.gate_proj.weight": (inner, hidden),
+            "mlp.up_proj.weight": (inner, hidden),
+            "mlp.down_proj.weight": (hidden, inner),
         }
+        if family.qkv_bias:
+            for part, n_rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
+                layer[f"self_attn.{part}_proj.bias"] = (n_rows,)
+        if family.qk_norm:
+            layer["self_attn.q_norm.weight"] = layer["self_attn.k_norm.weight"] = (self.head_dim,)
         tensors: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (self.vocab_size, hidden)
         }
         for index in range(self.num_hidden_layers):
             for part, shape in layer.items():
-                tensors[f"model.layers.{index}.{part}.weight"] = shape
+                tensors[f"model.layers.{index}.{part}"] = shape
         tensors["model.norm.weight"] = (hidden,)
         if not self.tie_word_embeddings:
             tensors["lm_head.weight"] = (self.vocab_size, hidden)
@@ -96,7 +103,7 @@ class LlamaShape:
 class Checkpoint:
     """A source that passed its checks; ``read`` gives one tensor in ``dtype``, row-major."""
 
-    shape: LlamaShape
+    shape: ModelShape
     dtype: str
     license: str
     config: Mapping[str, Any]
@@ -104,7 +111,7 @@ class Checkpoint:
     read: Callable[[str], RawTensor]
 
 
-def check_tensors(*, found: Mapping[str, tuple[int, ...]], shape: LlamaShape) -> None:
+def check_tensors(*, found: Mapping[str, tuple[int, ...]], shape: ModelShape) -> None:
     """Refuse a source whose tensors are not exactly those of the model."""
     expected = shape.tensors()
     for name, expected_shape in expected.items():
@@ -118,5 +125,5 @@ def check_tensors(*, found: Mapping[str, tuple[int, ...]], shape: LlamaShape) ->
     for name in found:
         if name not in expected:
             raise ConversionError(
-                f"tensor {name!r} is no part of a supported {ARCHITECTURE}", field=name
+                f"tensor {name!r} is no part of a supported {shape.architecture}", field=name
             )

@@ -6,11 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_service.convert.checkpoint import (
-    ARCHITECTURE,
     BFLOAT16,
     FLOAT32,
     Checkpoint,
-    LlamaShape,
+    ModelShape,
     RawTensor,
     check_tensors,
 )
@@ -20,6 +19,7 @@ from engine_service.convert.gguf_metadata import Metadata, integer, positive_rea
 from engine_service.convert.gguf_reader import GgufFile
 from engine_service.convert.gguf_tokenizer import build_tokenizer_files, special_token_ids
 
+_ARCHITECTURE = "LlamaForCausalLM"
 _LAYER_PARTS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -81,7 +81,7 @@ def _refuse_unsupported(metadata: Metadata) -> None:
         raise ConversionError("mixtures of experts are not supported", field="llama.expert_count")
 
 
-def _shape(file: GgufFile) -> LlamaShape:
+def _shape(file: GgufFile) -> ModelShape:
     metadata = file.metadata
     hidden_size = integer(metadata, "llama.embedding_length")
     n_heads = integer(metadata, "llama.attention.head_count")
@@ -95,7 +95,8 @@ def _shape(file: GgufFile) -> LlamaShape:
             raise ConversionError(
                 f"{key} differs from the head size {head_dim}: not supported", field=key
             )
-    return LlamaShape(
+    return ModelShape(
+        architecture=_ARCHITECTURE,
         hidden_size=hidden_size,
         intermediate_size=integer(metadata, "llama.feed_forward_length"),
         num_hidden_layers=integer(metadata, "llama.block_count"),
@@ -108,11 +109,15 @@ def _shape(file: GgufFile) -> LlamaShape:
     )
 
 
-def _config(file: GgufFile, *, shape: LlamaShape, dtype: str) -> dict[str, Any]:
+def _config(file: GgufFile, *, shape: ModelShape, dtype: str) -> dict[str, Any]:
     metadata = file.metadata
-    sizes = {name: getattr(shape, name) for name in LlamaShape.__dataclass_fields__}
+    sizes = {
+        name: getattr(shape, name)
+        for name in ModelShape.__dataclass_fields__
+        if name != "architecture"
+    }
     return {
-        "architectures": [ARCHITECTURE],
+        "architectures": [_ARCHITECTURE],
         "model_type": "llama",
         "dtype": dtype,
         **sizes,
@@ -134,11 +139,11 @@ def _hugging_face_name(name: str) -> str:
     match name.split("."):
         case ["blk", index, part, "weight"] if part in _LAYER_PARTS and index.isdecimal():
             return f"model.layers.{index}.{_LAYER_PARTS[part]}.weight"
-    raise ConversionError(f"tensor {name!r} is no part of a supported {ARCHITECTURE}", field=name)
+    raise ConversionError(f"tensor {name!r} is no part of a supported {_ARCHITECTURE}", field=name)
 
 
 def _with_rotary_halves(
-    values: npt.NDArray[np.float32], *, name: str, shape: LlamaShape
+    values: npt.NDArray[np.float32], *, name: str, shape: ModelShape
 ) -> npt.NDArray[np.float32]:
     """Undo llama.cpp's row order of q and k, which pairs neighbours; Hugging Face pairs halves."""
     if name.endswith("self_attn.q_proj.weight"):

@@ -10,11 +10,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from engine_service.convert.checkpoint import (
-    ARCHITECTURE,
     BFLOAT16,
     FLOAT32,
     Checkpoint,
-    LlamaShape,
+    ModelShape,
     RawTensor,
     check_tensors,
 )
@@ -28,6 +27,7 @@ from engine_service.convert.files import (
     read_bounded,
 )
 from engine_service.convert.safetensors_file import SafetensorsFile, StoredTensor
+from engine_service.families import FAMILIES
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # Name of a copied file -> most bytes, and whether a model can do without.
@@ -112,9 +112,10 @@ def _config(files: Mapping[str, Path]) -> dict[str, Any]:
                 f"config.json has {name!r}: models that bring their own code are refused",
                 field=name,
             )
-    if config.get("architectures") != [ARCHITECTURE]:
+    if config.get("architectures") not in [[name] for name in FAMILIES]:
         raise ConversionError(
-            f"architectures is {config.get('architectures')!r}; [{ARCHITECTURE!r}] is supported",
+            f"architectures is {config.get('architectures')!r}; one of "
+            f"{', '.join(FAMILIES)} is supported",
             field="architectures",
         )
     if config.get("quantization_config"):
@@ -124,9 +125,12 @@ def _config(files: Mapping[str, Path]) -> dict[str, Any]:
     return config
 
 
-def _shape(config: Mapping[str, Any]) -> LlamaShape:
+def _shape(config: Mapping[str, Any]) -> ModelShape:
     n_heads, hidden_size = config.get("num_attention_heads"), config.get("hidden_size")
+    architecture: str = config["architectures"][0]
     head_dim = config.get("head_dim")
+    if head_dim is None:
+        head_dim = FAMILIES[architecture].default_head_dim
     if head_dim is None and isinstance(hidden_size, int) and isinstance(n_heads, int) and n_heads:
         head_dim = hidden_size // n_heads
     n_kv_heads = config.get("num_key_value_heads")
@@ -143,9 +147,10 @@ def _shape(config: Mapping[str, Any]) -> LlamaShape:
             "max_position_embeddings",
         )
     }
-    # LlamaShape refuses what is no number.
+    # ModelShape refuses what is no number.
     numbers |= {"num_key_value_heads": n_kv_heads, "head_dim": head_dim}
-    return LlamaShape(
+    return ModelShape(
+        architecture=architecture,
         **numbers,
         tie_word_embeddings=config.get("tie_word_embeddings", False) is True,
     )

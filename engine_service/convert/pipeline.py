@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from engine_service.config import ModelConfig
-from engine_service.convert.checkpoint import ARCHITECTURE, BFLOAT16, Checkpoint, RawTensor
+from engine_service.convert.checkpoint import BFLOAT16, Checkpoint, RawTensor
 from engine_service.convert.errors import ConversionError
 from engine_service.convert.files import json_bytes
 from engine_service.convert.safetensors_file import write_safetensors
@@ -73,7 +73,7 @@ def _check_config(model: Path) -> None:
 
 def _facts(checkpoint: Checkpoint, *, source: ManifestSource) -> ModelFacts:
     return ModelFacts(
-        architecture=ARCHITECTURE,
+        architecture=checkpoint.shape.architecture,
         n_parameters=checkpoint.shape.n_parameters(),
         context_length=checkpoint.shape.max_position_embeddings,
         vocab_size=checkpoint.shape.vocab_size,

@@ -11,9 +11,9 @@ from engine_service.kernels import onednn, reference
 logger = logging.getLogger(__name__)
 
 
-def linear_kernel(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the product with ``weight``, an (n_out, n_in) matrix that it may copy."""
+def linear_kernel(weight: Tensor, *, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """Return the product with ``weight``, an (n_out, n_in) matrix that it may copy, plus bias."""
     if onednn.supports(weight.dtype):
-        return partial(onednn.linear, packed=onednn.pack(weight))
+        return partial(onednn.linear, packed=onednn.pack(weight), bias=bias)
     logger.warning("oneDNN lacks %s here: matrix products are slow", weight.dtype)
-    return partial(reference.linear, weight=weight)
+    return partial(reference.linear, weight=weight, bias=bias)

@@ -42,8 +42,8 @@ class AttentionRow:
     block_table: Sequence[int]
 
 
-def linear(x: Tensor, *, weight: Tensor) -> Tensor:
-    return functional.linear(x, weight)
+def linear(x: Tensor, *, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return functional.linear(x, weight, bias)
 
 
 def rms_norm(x: Tensor, *, weight: Tensor, eps: float) -> Tensor:

@@ -1,34 +1,47 @@
-"""Which class runs which architecture, and loading one from a verified directory."""
+"""Which function reads which architecture, and loading one from a verified directory."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
 from engine_service.config import ModelConfig
 from engine_service.errors import ModelError
-from engine_service.models.llama import LlamaModel
+from engine_service.layers.decoder import Decoder
+from engine_service.models.llama import read_llama
 from engine_service.models.manifest import verify_manifest
+from engine_service.models.mistral import read_mistral
+from engine_service.models.qwen2 import read_qwen2
+from engine_service.models.qwen3 import read_qwen3
 from engine_service.models.weights import WeightReader
 
-MODELS: Final[Mapping[str, type[LlamaModel]]] = {"LlamaForCausalLM": LlamaModel}
+
+class ReadModel(Protocol):
+    """Takes every tensor of a model; raises ModelError for one missing, misshapen or unknown."""
+
+    def __call__(
+        self, config: ModelConfig, *, weights: WeightReader, max_model_len: int, dtype: torch.dtype
+    ) -> Decoder: ...
+
+
+# One for each of ``families.FAMILIES``: reading the configuration refuses any other.
+MODELS: Final[Mapping[str, ReadModel]] = {
+    "LlamaForCausalLM": read_llama,
+    "MistralForCausalLM": read_mistral,
+    "Qwen2ForCausalLM": read_qwen2,
+    "Qwen3ForCausalLM": read_qwen3,
+}
 
 
 def load_model(
     model_dir: Path, *, config: ModelConfig, max_model_len: int, dtype: torch.dtype
-) -> LlamaModel:
+) -> Decoder:
     """Verify a model directory against its manifest and load it.
 
     Raises:
-        ModelError: it is altered, incomplete, or of an architecture that is not implemented.
+        ModelError: it is altered, incomplete, or not what its configuration says.
     """
-    model_class = MODELS.get(config.architecture)
-    if model_class is None:
-        raise ModelError(
-            f"the architecture {config.architecture} is not supported; these are: "
-            f"{', '.join(sorted(MODELS))}"
-        )
     manifest = verify_manifest(model_dir)
     if manifest.architecture != config.architecture:
         raise ModelError(
@@ -36,4 +49,5 @@ def load_model(
         )
     paths = [model_dir / name for name in manifest.files if name.endswith(".safetensors")]
     with WeightReader(paths, dtype=dtype) as weights:
-        return model_class(config, weights=weights, max_model_len=max_model_len, dtype=dtype)
+        read = MODELS[config.architecture]
+        return read(config, weights=weights, max_model_len=max_model_len, dtype=dtype)

@@ -4,7 +4,7 @@ from collections.abc import Sequence as SequenceOf
 
 import torch
 
-from engine_service.models.llama import LlamaModel
+from engine_service.layers.decoder import Decoder
 from engine_service.runner.input_builder import build_step_input
 from engine_service.runner.kv_cache import KVCache
 from engine_service.runner.sampler import SampleRow, sample
@@ -15,7 +15,7 @@ class ModelRunner:
     """Owns the KV cache's content; which block is whose is the scheduler's business."""
 
     def __init__(
-        self, model: LlamaModel, *, kv_cache: KVCache, block_size: int, dtype: torch.dtype
+        self, model: Decoder, *, kv_cache: KVCache, block_size: int, dtype: torch.dtype
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache

@@ -1,4 +1,4 @@
-"""Tiny random Llamas give the token ids of transformers, however the scheduler cuts the work."""
+"""Random models of every family give transformers' token ids, however the work is cut."""
 
 import random
 from pathlib import Path
@@ -8,34 +8,65 @@ import pytest
 
 from engine_service.backends.native import NativeBackend
 from engine_service.config import EngineConfig
-from tests.models import random_llama_dir
+from tests.models import random_model_dir
 from tests.parity import compare, reference_answers, run_alone, run_backend
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "tied, grouped heads": {},
-    "untied, one head group": {"tie_word_embeddings": False, "num_key_value_heads": 4},
-    "untied, one kv head, wide heads": {
-        "tie_word_embeddings": False,
-        "num_key_value_heads": 1,
-        "head_dim": 32,
-        "rope_theta": 500_000.0,
-        "rms_norm_eps": 1e-5,
-    },
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0}
+YARN |= {"original_max_position_embeddings": 128}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama: tied, grouped heads": ("llama", {}),
+    "llama: untied, one head group": (
+        "llama",
+        {"tie_word_embeddings": False, "num_key_value_heads": 4},
+    ),
+    "llama: untied, one kv head, wide heads": (
+        "llama",
+        {
+            "tie_word_embeddings": False,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "rope_theta": 500_000.0,
+            "rms_norm_eps": 1e-5,
+        },
+    ),
+    "llama: llama3 rotary": ("llama", {"rope_parameters": LLAMA3}),
+    "mistral: no window": ("mistral", {"sliding_window": None, "tie_word_embeddings": False}),
+    "mistral: a window as wide as the pool": ("mistral", {"sliding_window": 176}),
+    "qwen2: tied": ("qwen2", {}),
+    "qwen2: untied, yarn rotary": (
+        "qwen2",
+        {"tie_word_embeddings": False, "rope_parameters": YARN, "num_key_value_heads": 1},
+    ),
+    "qwen3: tied, wide heads": ("qwen3", {"head_dim": 32}),
+    "qwen3: untied, narrow heads, linear rotary": (
+        "qwen3",
+        {
+            "tie_word_embeddings": False,
+            "head_dim": 8,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
+        },
+    ),
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize(("family", "settings"), MODELS.values(), ids=MODELS.keys())
 def test_equals_transformers_alone_mixed_preempted_and_cached(
-    tmp_path: Path, shape: dict[str, Any]
+    tmp_path: Path, family: str, settings: dict[str, Any]
 ) -> None:
-    model_dir = random_llama_dir(tmp_path, **shape)
+    model_dir = random_model_dir(tmp_path, family, **settings)
     rng = random.Random(7)
     shared = tuple(rng.randrange(320) for _ in range(40))
     prompts = [tuple(rng.randrange(320) for _ in range(n)) for n in (1, 2, 15, 16, 17, 33, 90)]
     prompts += [shared + tuple(rng.randrange(320) for _ in range(n)) for n in (1, 8, 30)]
     answers = reference_answers(model_dir, prompts=prompts, n_tokens=24)
 
-    alone = NativeBackend(EngineConfig(model_dir=model_dir, dtype="float32"))
+    alone = NativeBackend(
+        EngineConfig(
+            model_dir=model_dir, dtype="float32", max_model_len=settings.get("sliding_window")
+        )
+    )
     report = compare(answers, run_alone(run_backend(alone)))
     assert report.differences == []
     # The second of the prompts with a shared start finds its two full blocks of 16.

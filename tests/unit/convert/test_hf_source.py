@@ -21,6 +21,8 @@ from tests.unit.convert.builders import (
     weights,
 )
 
+ATTENTION = "model.layers.0.self_attn"
+
 
 def converted(source: Path) -> Path:
     output = source.parent / "out"
@@ -115,7 +117,13 @@ def test_a_tied_head_must_equal_the_embedding(tmp_path: Path) -> None:
         ({"architectures": ["MambaForCausalLM"]}, "architectures", "MambaForCausalLM"),
         ({"architectures": None}, "architectures", "is None"),
         ({"quantization_config": {"bits": 4}}, "quantization_config", "not supported"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "config.json", "yarn"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "config.json", "longrope"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "config.json", "rope_scaling: factor must be"),
+        (
+            {"architectures": ["Qwen2ForCausalLM"]},
+            "model.layers.0.self_attn.q_proj.bias",
+            "is missing",
+        ),
         ({"attention_bias": True}, "config.json", "attention_bias=True"),
         ({"hidden_act": "gelu"}, "config.json", "hidden_act='gelu'"),
         ({"hidden_size": "32"}, "hidden_size", "is '32'"),

@@ -1,6 +1,7 @@
 """The reference kernels against plain definitions and against transformers' own layers."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
+from engine_service.json_fields import JsonFields
 from engine_service.kernels import onednn, reference
 from engine_service.kernels.reference import AttentionRow
-from engine_service.layers.rotary_embedding import RotaryEmbedding
+from engine_service.layers.rotary_embedding import RotaryEmbedding, rotary_frequencies
+from engine_service.rotary import read_rotary
 
 HEAD_DIM, N_KV_HEADS, BLOCK_SIZE, N_BLOCKS = 8, 2, 4, 64
 DTYPES = (torch.float32, torch.bfloat16)
@@ -98,20 +101,56 @@ def test_rms_norm_equals_transformers(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours, theirs(x))
 
 
-def test_rotary_embedding_equals_transformers() -> None:
+ROTARY: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 3.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
+    "yarn, everything given": {
+        "rope_type": "yarn",
+        "factor": 16.0,
+        "original_max_position_embeddings": 256,
+        "beta_fast": 24.0,
+        "beta_slow": 2.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.7,
+        "truncate": False,
+    },
+    "yarn, its own attention factor, a ramp without length": {
+        "rope_type": "yarn",
+        "factor": 2.0,
+        "original_max_position_embeddings": 2,
+        "attention_factor": 0.9,
+    },
+}
+
+
+@pytest.mark.parametrize("parameters", ROTARY.values(), ids=ROTARY.keys())
+@pytest.mark.parametrize("head_dim", [8, 64])
+def test_rotary_embedding_equals_transformers(parameters: dict[str, Any], head_dim: int) -> None:
+    parameters = {"rope_theta": 100_000.0, **parameters}
     config = LlamaConfig(
-        hidden_size=4 * HEAD_DIM,
+        hidden_size=4 * head_dim,
         num_attention_heads=4,
         max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+        rope_parameters=dict(parameters),
     )
+    theirs = LlamaRotaryEmbedding(config)
+    fields = {"rope_parameters": parameters, "max_position_embeddings": 4096}
+    described = read_rotary(JsonFields(fields, where="config.json"))
+    assert torch.equal(rotary_frequencies(described, head_dim=head_dim), theirs.inv_freq)
+
     positions = torch.tensor([0, 1, 7, 500, 4095])
-    q = torch.randn(5, 4, HEAD_DIM)
-    cos, sin = LlamaRotaryEmbedding(config)(q, positions[None])
+    q = torch.randn(5, 4, head_dim)
+    cos, sin = theirs(q, positions[None])
     expected, _ = apply_rotary_pos_emb(q.transpose(0, 1)[None], q.transpose(0, 1)[None], cos, sin)
-    rotary = RotaryEmbedding(
-        head_dim=HEAD_DIM, theta=100_000.0, max_model_len=4096, dtype=torch.float32
-    )
+    rotary = RotaryEmbedding(described, head_dim=head_dim, max_model_len=4096, dtype=torch.float32)
     our_cos, our_sin = rotary(positions)
     ours = reference.rotate(q, cos=our_cos, sin=our_sin)
     torch.testing.assert_close(ours, expected[0].transpose(0, 1), rtol=1e-6, atol=1e-6)
@@ -134,3 +173,8 @@ def test_packed_product_equals_reference(dtype: torch.dtype, n_tokens: int) -> N
     weight, x = torch.randn(96, 64).to(dtype), torch.randn(n_tokens, 64).to(dtype)
     ours = onednn.linear(x, packed=onednn.pack(weight))
     torch.testing.assert_close(ours, reference.linear(x, weight=weight), rtol=1e-2, atol=1e-4)
+    bias = torch.randn(96).to(dtype)
+    ours = onednn.linear(x, packed=onednn.pack(weight), bias=bias)
+    expected = reference.linear(x, weight=weight, bias=bias)
+    torch.testing.assert_close(ours, expected, rtol=1e-2, atol=1e-4)
+    assert not torch.equal(expected, reference.linear(x, weight=weight))

@@ -5,6 +5,7 @@ import torch
 
 from engine_service.config import ModelConfig
 from engine_service.errors import ModelError
+from engine_service.rotary import RotaryConfig
 from engine_service.runner.kv_cache import KVCache
 
 CONFIG = ModelConfig(
@@ -17,7 +18,8 @@ CONFIG = ModelConfig(
     n_kv_heads=2,
     head_dim=16,
     rms_norm_eps=1e-5,
-    rope_theta=10_000.0,
+    rotary=RotaryConfig(theta=10_000.0),
+    sliding_window=None,
     context_length=128,
     tie_word_embeddings=True,
     eos_token_ids=frozenset({2}),
