@@ -67,13 +67,19 @@ def parse_options(arguments: Sequence[str]) -> Options:
         "max_batched_tokens": "most tokens in a step",
         "max_model_len": "most tokens of prompt and answer",
         "max_waiting": "most requests that wait",
+        "max_waiting_per_tenant": "most requests of one tenant that wait",
         "threads": "threads of the model's arithmetic",
     }
     for name, text in numbers.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=text)
+    parser.add_argument(
+        "--target-itl-s", type=float, help="bound the time of a step by its share of prefill"
+    )
     found = parser.parse_args(arguments)
     # What is not given keeps the default that EngineConfig has for it.
     given = {name: value for name in numbers if (value := getattr(found, name)) is not None}
+    if found.target_itl_s is not None:
+        given["target_itl_s"] = found.target_itl_s
     if "threads" in given:
         given["n_threads"] = given.pop("threads")
     return Options(

@@ -27,6 +27,8 @@ class EngineConfig:
     kv_cache_tokens: size of the KV pool. max_sequences: most sequences in one step.
     max_batched_tokens: most tokens in one step, decode and prefill together.
     max_model_len: None takes the model's context; both are bounded by the pool.
+    max_waiting_per_tenant: most of those that wait may be one tenant's; None sets no such bound.
+    target_itl_s: how long a step that decodes and prefills should take; None sets no target.
     n_threads: None leaves the choice to torch.
     """
 
@@ -38,6 +40,8 @@ class EngineConfig:
     max_batched_tokens: int = 512
     max_model_len: int | None = None
     max_waiting: int = 256
+    max_waiting_per_tenant: int | None = None
+    target_itl_s: float | None = None
     n_threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -45,9 +49,11 @@ class EngineConfig:
             raise ModelError(f"dtype must be one of {', '.join(DTYPE_NAMES)}, not {self.dtype!r}")
         for name in ("block_size", "kv_cache_tokens", "max_sequences", "max_waiting"):
             _require_positive(name, getattr(self, name))
-        for name in ("max_model_len", "n_threads"):
+        for name in ("max_model_len", "max_waiting_per_tenant", "n_threads"):
             if getattr(self, name) is not None:
                 _require_positive(name, getattr(self, name))
+        if self.target_itl_s is not None and not 0.0 < self.target_itl_s < float("inf"):
+            raise ModelError(f"target_itl_s must be a positive number, not {self.target_itl_s}")
         if self.kv_cache_tokens < self.block_size:
             raise ModelError(
                 f"kv_cache_tokens ({self.kv_cache_tokens}) must hold at least one block "

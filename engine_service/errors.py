@@ -38,5 +38,21 @@ class Overloaded(EngineError):
         )
 
 
+class DeadlineExceeded(EngineError):
+    """A request waited beyond its deadline, because others had to go first."""
+
+    def to_wire(self) -> WireError:
+        return WireError(
+            kind="overloaded", code="deadline_exceeded", message=str(self), retry_after_s=1.0
+        )
+
+
+class Stalled(EngineError):
+    """A request that can make no progress was given up, so that the others can."""
+
+    def to_wire(self) -> WireError:
+        return WireError(kind="engine", code="stalled", message=str(self))
+
+
 class ModelError(EngineError):
     """A model directory is incomplete, altered or of an unsupported kind; nothing starts."""

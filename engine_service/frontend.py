@@ -15,7 +15,15 @@ from jinja2 import TemplateError
 
 from engine_service.detokenizer import Detokenizer
 from engine_service.errors import ModelError, RequestError
-from engine_service.protocol import ChatPrompt, Prepare, Prompt, SamplingParams, TextPrompt
+from engine_service.protocol import (
+    NO_STANDING,
+    ChatPrompt,
+    Prepare,
+    Prompt,
+    SamplingParams,
+    Standing,
+    TextPrompt,
+)
 from engine_service.validation import validate_request
 
 if TYPE_CHECKING:
@@ -34,6 +42,7 @@ class PreparedPrompt:
     sampling: SamplingParams
     max_new_tokens: int
     cache_salt: str
+    standing: Standing = NO_STANDING
 
 
 def load_tokenizer(model_dir: Path) -> Any:
@@ -88,6 +97,7 @@ class Frontend:
             sampling=request.sampling,
             max_new_tokens=max_new_tokens,
             cache_salt=request.cache_salt,
+            standing=request.standing,
         )
 
     def detokenizer(self, sampling: SamplingParams) -> Detokenizer:

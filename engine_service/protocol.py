@@ -92,6 +92,23 @@ class SamplingParams(Value, frozen=True):
     n: int = 1
 
 
+class Standing(Value, frozen=True):
+    """How a request stands among the others that wait; all of it is the server's word.
+
+    tenant: opaque; service is shared evenly between tenants. weight: a request of weight 2 costs
+    its tenant half as much. priority: the higher goes first, whatever tenants have had.
+    deadline_s: seconds from its start after which it is failed if it waits; None never.
+    """
+
+    tenant: str = ""
+    weight: float = 1.0
+    priority: int = 0
+    deadline_s: float | None = None
+
+
+NO_STANDING: Final = Standing()
+
+
 # -- platform → engine ---------------------------------------------------------------------------
 
 
@@ -114,6 +131,7 @@ class Prepare(Message, frozen=True):
     sampling: SamplingParams
     max_tokens: int | None = None
     cache_salt: str = ""
+    standing: Standing = NO_STANDING
 
 
 class Start(Message, frozen=True):

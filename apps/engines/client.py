@@ -28,13 +28,14 @@ from engine_service.protocol import (
     FrameError,
     Prompt,
     SamplingParams,
+    Standing,
     TextPrompt,
     TokenPrompt,
 )
 
 # Callers build prompts from these; the rest of the protocol stays in here.
 __all__ = ["ChatMessage", "ChatPrompt", "EngineClient", "EngineStream"]
-__all__ += ["Prompt", "SamplingParams", "TextPrompt", "TokenPrompt"]
+__all__ += ["Prompt", "SamplingParams", "Standing", "TextPrompt", "TokenPrompt"]
 
 VERSION: Final = protocol.PROTOCOL_VERSION
 MAX_UNSENT_BYTES: Final = 16 * 1024 * 1024
@@ -113,6 +114,7 @@ class EngineClient:
         max_tokens: int | None,
         cache_salt: str,
         timeout_s: float,
+        standing: Standing = protocol.NO_STANDING,
     ) -> PreparedRequest:
         """Have the prompt tokenized and everything validated; ``start`` or ``discard`` follows.
 
@@ -128,6 +130,7 @@ class EngineClient:
                 sampling=sampling,
                 max_tokens=max_tokens,
                 cache_salt=cache_salt,
+                standing=standing,
             )
         )
         self._check_open()

@@ -5,6 +5,7 @@ import time
 from django.conf import settings
 
 from apps.core.ids import new_id
+from apps.engines.client import Standing
 from apps.engines.exceptions import EngineClientError
 from apps.gateway.exceptions import app_error_of
 from apps.gateway.generation import GenerationStream
@@ -61,6 +62,7 @@ async def _prepare(
     endpoint, target = lease.endpoint, lease.target
     request_id = new_id(request.id_prefix)
     client = await runtime.engines.client(endpoint)
+    timeout_s = float(settings.GATEWAY_REQUEST_TIMEOUT_S)
     prepared = await client.prepare(
         request_id=request_id,
         prompt=request.prompt,
@@ -68,8 +70,8 @@ async def _prepare(
         max_tokens=request.max_tokens,
         cache_salt=principal.cache_salt,
         timeout_s=PREPARE_TIMEOUT_S,
+        standing=Standing(tenant=str(principal.tenant_id), deadline_s=timeout_s),
     )
-    timeout_s = float(settings.GATEWAY_REQUEST_TIMEOUT_S)
     return GenerationStream(
         runtime=runtime,
         lease=lease,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine_service.errors import EngineError
-from engine_service.protocol import EngineStats, FinishReason, SamplingParams
+from engine_service.protocol import NO_STANDING, EngineStats, FinishReason, SamplingParams, Standing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +21,7 @@ class EngineRequest:
     sampling: SamplingParams
     max_new_tokens: int
     cache_salt: str = ""
+    standing: Standing = NO_STANDING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

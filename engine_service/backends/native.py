@@ -15,9 +15,9 @@ from engine_service.protocol import EngineStats
 from engine_service.runner.devices import resolve_dtype
 from engine_service.runner.kv_cache import KVCache
 from engine_service.runner.model_runner import ModelRunner
-from engine_service.scheduling.batch import Batch
+from engine_service.scheduling.batch import Advance, Batch
 from engine_service.scheduling.block_manager import BlockManager
-from engine_service.scheduling.scheduler import Advance, Scheduler
+from engine_service.scheduling.scheduler import Scheduler
 from engine_service.scheduling.sequence import Sequence
 
 
@@ -76,6 +76,8 @@ class NativeBackend:
             max_waiting=config.max_waiting,
             max_model_len=max_model_len,
             eos_token_ids=model_config.eos_token_ids,
+            max_waiting_per_tenant=config.max_waiting_per_tenant,
+            target_itl_s=config.target_itl_s,
         )
         self._rng = rng or random.SystemRandom()
         self._live: dict[int, Sequence] = {}
@@ -94,6 +96,7 @@ class NativeBackend:
             max_new_tokens=request.max_new_tokens,
             cache_salt=request.cache_salt,
             seed=self._rng.getrandbits(63) if seed is None else seed,
+            standing=request.standing,
         )
         self._scheduler.add(sequence)
         self._live[request.key] = sequence
@@ -120,6 +123,8 @@ class NativeBackend:
         started = time.perf_counter()
         self._batch = None
         batch = self._batch = self._scheduler.schedule()
+        for failure in self._scheduler.take_failures():
+            self._report_failed(failure.sequence, error=failure.error)
         if batch.rows:
             token_ids = self._runner.run(batch)
             self._discard_not_finite(batch, token_ids=token_ids)
@@ -132,12 +137,7 @@ class NativeBackend:
         return self._take_outputs()
 
     def fail_running(self, error: EngineError) -> SequenceOf[SequenceOutput]:
-        # Without a batch it was scheduling itself that raised: any running one may be the cause.
-        sequences = (
-            self._scheduler.running
-            if self._batch is None
-            else tuple(row.sequence for row in self._batch.rows)
-        )
+        sequences = self._suspects()
         self._batch = None
         for sequence in sequences:
             if self._live.get(sequence.key) is sequence:
@@ -171,6 +171,14 @@ class NativeBackend:
                 self._runner.clear(self._scheduler.discard(sequence))
                 error = EngineError("the model's output for this request is not finite")
                 self._report_failed(sequence, error=error)
+
+    def _suspects(self) -> SequenceOf[Sequence]:
+        """Return whom to end after a step that raised."""
+        if self._batch is not None:
+            return tuple(row.sequence for row in self._batch.rows)
+        # It was scheduling itself that raised.
+        suspect = self._scheduler.suspect
+        return self._scheduler.running if suspect is None else (suspect,)
 
     def _report_failed(self, sequence: Sequence, *, error: EngineError) -> None:
         del self._live[sequence.key]

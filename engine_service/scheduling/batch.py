@@ -1,8 +1,10 @@
-"""What one step runs."""
+"""What one step runs, and what comes of it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from engine_service.errors import EngineError
+from engine_service.protocol import FinishReason
 from engine_service.scheduling.sequence import Sequence
 
 
@@ -43,3 +45,20 @@ class Batch:
     def sampled(self) -> tuple[Sequence, ...]:
         """Sequences that get a token from this step, in the order of their rows."""
         return tuple(row.sequence for row in self.rows if row.is_sampled)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advance:
+    """A sequence got a token; ``finish_reason`` is set where it was the last."""
+
+    sequence: Sequence
+    token_id: int
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A sequence was given up; it has left the scheduler."""
+
+    sequence: Sequence
+    error: EngineError

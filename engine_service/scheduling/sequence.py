@@ -1,10 +1,11 @@
 """One generation as the scheduler sees it: its token ids, how many are computed, its blocks."""
 
 import hashlib
+import math
 from array import array
 from enum import Enum, auto
 
-from engine_service.protocol import SamplingParams
+from engine_service.protocol import NO_STANDING, SamplingParams, Standing
 
 _DIGEST_BYTES = 16
 
@@ -21,12 +22,16 @@ class Sequence:
     Invariants: a running sequence has n_computed < len(token_ids), so that each step has something
     to compute for it; the K and V of token ``i`` are in block ``block_table[i // block_size]``; a
     sequence that is not running holds no block.
+
+    seniority: number of its first admission, kept when it is preempted. expires_at_s: when it is
+    to be given up if it waits then, on the scheduler's clock.
     """
 
     __slots__ = (
         "_digests",
         "_salt_digest",
         "block_table",
+        "expires_at_s",
         "key",
         "max_new_tokens",
         "n_cached",
@@ -35,6 +40,8 @@ class Sequence:
         "n_registered",
         "sampling",
         "seed",
+        "seniority",
+        "standing",
         "state",
         "token_ids",
     )
@@ -48,6 +55,7 @@ class Sequence:
         max_new_tokens: int,
         cache_salt: str,
         seed: int,
+        standing: Standing = NO_STANDING,
     ) -> None:
         self.key = key
         self.token_ids = list(prompt_token_ids)
@@ -55,6 +63,9 @@ class Sequence:
         self.sampling = sampling
         self.max_new_tokens = max_new_tokens
         self.seed = seed
+        self.standing = standing
+        self.seniority: int | None = None
+        self.expires_at_s = math.inf
         self.state = SequenceState.WAITING
         self.block_table: list[int] = []
         self.n_computed = 0
@@ -77,6 +88,11 @@ class Sequence:
     @property
     def is_decoding(self) -> bool:
         return self.n_uncomputed == 1
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Order of admitted sequences: who goes first comes first and is preempted last."""
+        return (-self.standing.priority, -1 if self.seniority is None else self.seniority)
 
     def block_digests(self, n_blocks: int, *, block_size: int) -> list[bytes]:
         """Return the hash chain over the first ``n_blocks`` full blocks.

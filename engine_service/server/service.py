@@ -183,6 +183,7 @@ class EngineService:
                 sampling=prompt.sampling,
                 max_new_tokens=start.max_new_tokens,
                 cache_salt=prompt.cache_salt,
+                standing=prompt.standing,
             )
         )
         self._live[key] = _Live(connection, generation)

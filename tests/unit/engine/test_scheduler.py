@@ -5,69 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_service.errors import Overloaded, RequestError
-from engine_service.protocol import SamplingParams
-from engine_service.scheduling.batch import Batch
-from engine_service.scheduling.block_manager import BlockManager
-from engine_service.scheduling.scheduler import Scheduler
-from engine_service.scheduling.sequence import Sequence, SequenceState
-
-EOS = 9
-
-
-def make_scheduler(
-    *,
-    n_blocks: int = 8,
-    block_size: int = 4,
-    max_sequences: int = 4,
-    max_batched_tokens: int = 8,
-    max_waiting: int = 100,
-) -> Scheduler:
-    return Scheduler(
-        blocks=BlockManager(n_blocks=n_blocks, block_size=block_size),
-        max_sequences=max_sequences,
-        max_batched_tokens=max_batched_tokens,
-        max_waiting=max_waiting,
-        max_model_len=n_blocks * block_size,
-        eos_token_ids=frozenset({EOS}),
-    )
-
-
-def make_sequence(
-    key: int,
-    *,
-    prompt: tuple[int, ...],
-    max_new_tokens: int = 4,
-    salt: str = "",
-    ignore_eos: bool = False,
-) -> Sequence:
-    return Sequence(
-        key=key,
-        prompt_token_ids=prompt,
-        sampling=SamplingParams(ignore_eos=ignore_eos),
-        max_new_tokens=max_new_tokens,
-        cache_salt=salt,
-        seed=0,
-    )
-
-
-def next_token(sequence: Sequence) -> int:
-    """A model that depends on everything before, and now and then ends."""
-    return (sum(sequence.token_ids) * 7 + len(sequence)) % 10
-
-
-def check_batch(batch: Batch, scheduler: Scheduler) -> None:
-    """Each computed token has a slot, and no slot is written by two sequences."""
-    block_size = scheduler.blocks.block_size
-    written: set[tuple[int, int]] = set()
-    for row in batch.rows:
-        assert row.n_new >= 1
-        assert row.sequence.state is SequenceState.RUNNING
-        assert row.n_computed == row.sequence.n_computed
-        assert row.end <= len(row.sequence)
-        for position in range(row.n_computed, row.end):
-            slot = (row.sequence.block_table[position // block_size], position % block_size)
-            assert slot not in written
-            written.add(slot)
+from engine_service.scheduling.sequence import Sequence
+from tests.unit.engine.scheduling import (
+    EOS,
+    check_batch,
+    make_scheduler,
+    make_sequence,
+    next_token,
+    run_step,
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -108,7 +54,7 @@ def test_every_request_ends_with_the_same_tokens_as_alone(
         assert batch.n_tokens <= max_batched_tokens
         assert batch.rows or not (scheduler.n_running or scheduler.n_waiting)
         assert scheduler.n_running <= 4
-        token_ids = [next_token(sequence) for sequence in batch.sampled]
+        token_ids = [next_token(sequence.token_ids) for sequence in batch.sampled]
         for advance in scheduler.update(batch, token_ids=token_ids):
             if advance.finish_reason is not None:
                 assert advance.sequence.key not in finished
@@ -121,18 +67,10 @@ def test_every_request_ends_with_the_same_tokens_as_alone(
         sequence = sequences[key]
         expected = list(sequence.token_ids[: sequence.n_prompt])
         while len(expected) < len(sequence):
-            expected.append((sum(expected) * 7 + len(expected)) % 10)
+            expected.append(next_token(expected))
         assert sequence.token_ids == expected
         assert reason == ("stop" if expected[-1] == EOS else "length")
         assert sequence.block_table == []
-
-
-def run_step(scheduler: Scheduler, *, token_id: int = 1) -> list[tuple[int, int, int]]:
-    """Run a step that samples ``token_id`` everywhere; return key, n_computed, n_new by key."""
-    batch = scheduler.schedule()
-    rows = sorted((row.sequence.key, row.n_computed, row.n_new) for row in batch.rows)
-    scheduler.update(batch, token_ids=[token_id] * len(batch.sampled))
-    return rows
 
 
 def test_a_step_mixes_decode_with_the_next_chunk_of_a_prompt() -> None:

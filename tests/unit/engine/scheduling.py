@@ -1,0 +1,171 @@
+"""A scheduler with a stand-in for the model, and the run of a random schedule through it."""
+
+import random
+from typing import Any
+
+from engine_service.protocol import NO_STANDING, SamplingParams, Standing
+from engine_service.scheduling.batch import Batch
+from engine_service.scheduling.block_manager import BlockManager
+from engine_service.scheduling.scheduler import Scheduler
+from engine_service.scheduling.sequence import Sequence, SequenceState
+
+EOS = 9
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def make_scheduler(*, n_blocks: int = 8, block_size: int = 4, **settings: Any) -> Scheduler:
+    defaults = {"max_sequences": 4, "max_batched_tokens": 8, "max_waiting": 100}
+    return Scheduler(
+        blocks=BlockManager(n_blocks=n_blocks, block_size=block_size),
+        max_model_len=n_blocks * block_size,
+        eos_token_ids=frozenset({EOS}),
+        **{**defaults, **settings},
+    )
+
+
+def make_sequence(
+    key: int,
+    *,
+    prompt: tuple[int, ...],
+    max_new_tokens: int = 4,
+    salt: str = "",
+    ignore_eos: bool = False,
+    standing: Standing = NO_STANDING,
+) -> Sequence:
+    return Sequence(
+        key=key,
+        prompt_token_ids=prompt,
+        sampling=SamplingParams(ignore_eos=ignore_eos),
+        max_new_tokens=max_new_tokens,
+        cache_salt=salt,
+        seed=0,
+        standing=standing,
+    )
+
+
+def run_step(scheduler: Scheduler, *, token_id: int = 1) -> list[tuple[int, int, int]]:
+    """Run a step that samples ``token_id`` everywhere; return key, n_computed, n_new by key."""
+    batch = scheduler.schedule()
+    rows = sorted((row.sequence.key, row.n_computed, row.n_new) for row in batch.rows)
+    scheduler.update(batch, token_ids=[token_id] * len(batch.sampled))
+    return rows
+
+
+def next_token(token_ids: list[int]) -> int:
+    """A model that depends on everything before, and now and then ends."""
+    return (sum(token_ids) * 7 + len(token_ids)) % 10
+
+
+def check_batch(batch: Batch, scheduler: Scheduler) -> None:
+    """Each computed token has a slot, and no slot is written by two sequences."""
+    block_size = scheduler.blocks.block_size
+    written: set[tuple[int, int]] = set()
+    for row in batch.rows:
+        assert row.n_new >= 1
+        assert row.sequence.state is SequenceState.RUNNING
+        assert row.n_computed == row.sequence.n_computed
+        assert row.end <= len(row.sequence)
+        for position in range(row.n_computed, row.end):
+            slot = (row.sequence.block_table[position // block_size], position % block_size)
+            assert slot not in written
+            written.add(slot)
+
+
+def check_blocks(scheduler: Scheduler) -> None:
+    """Blocks in tables and free ones are the pool; a shared one holds the same tokens for all."""
+    block_size = scheduler.blocks.block_size
+    content: dict[int, tuple[int, ...]] = {}
+    for sequence in scheduler.running:
+        for index, block in enumerate(sequence.block_table):
+            upto = tuple(sequence.token_ids[: (index + 1) * block_size])
+            assert content.setdefault(block, upto) == upto
+    assert scheduler.blocks.n_free + len(content) == scheduler.blocks.n_blocks
+
+
+def run_random_schedule(rng: random.Random, *, check_every_step: bool = True) -> int:
+    """Run arrivals, aborts, deadlines and preemptions to the end; return the preemptions.
+
+    What must hold: each request ends once, by itself as it would alone, and every block is free.
+    """
+    clock = Clock()
+    n_blocks = rng.randint(5, 14)
+    budget = rng.randint(4, 24)
+    target_itl_s = rng.choice((None, 0.5, 2.0))
+    scheduler = make_scheduler(
+        n_blocks=n_blocks, max_batched_tokens=budget, target_itl_s=target_itl_s, clock=clock
+    )
+    arrivals: dict[int, list[Sequence]] = {}
+    abort_at: dict[int, int] = {}
+    n_requests = rng.randint(1, 14)
+    for key in range(n_requests):
+        first = rng.randrange(3)
+        prompt = tuple((first + i) % EOS for i in range(rng.randint(1, 14)))
+        sequence = make_sequence(
+            key, prompt=prompt, max_new_tokens=rng.randint(1, 6), standing=random_standing(rng)
+        )
+        arrivals.setdefault(rng.randrange(13), []).append(sequence)
+        abort_at[key] = rng.randrange(60)
+    ends: dict[int, str] = {}
+    seen: list[Sequence] = []
+    step = 0
+    while step < 13 or scheduler.n_running or scheduler.n_waiting:
+        for sequence in seen:
+            if abort_at[sequence.key] == step and sequence.key not in ends:
+                scheduler.remove(sequence)
+                ends[sequence.key] = "abort"
+        for sequence in arrivals.get(step, ()):
+            scheduler.add(sequence)
+            seen.append(sequence)
+        batch = scheduler.schedule()
+        for failure in scheduler.take_failures():
+            assert failure.error.to_wire().code == "deadline_exceeded"
+            assert failure.sequence.key not in ends
+            ends[failure.sequence.key] = "deadline"
+        assert batch.rows or not (scheduler.n_running or scheduler.n_waiting)
+        assert batch.n_tokens <= budget
+        assert scheduler.n_running <= 4
+        if check_every_step:
+            check_batch(batch, scheduler)
+            check_blocks(scheduler)
+        clock.now_s += rng.random() * 2
+        token_ids = [next_token(sequence.token_ids) for sequence in batch.sampled]
+        for advance in scheduler.update(batch, token_ids=token_ids):
+            if advance.finish_reason is not None:
+                assert advance.sequence.key not in ends
+                ends[advance.sequence.key] = advance.finish_reason
+        step += 1
+        assert step < 2000, "the scheduler makes no progress"
+    assert len(ends) == n_requests
+    assert scheduler.blocks.n_free == n_blocks
+    for sequence in seen:
+        check_end(sequence, reason=ends[sequence.key])
+    return scheduler.n_preemptions
+
+
+def random_standing(rng: random.Random) -> Standing:
+    return Standing(
+        tenant=rng.choice("abc"),
+        weight=rng.choice((0.5, 1.0, 4.0)),
+        priority=rng.choice((0, 0, 0, 1, -1)),
+        deadline_s=rng.choice((None, None, 8.0, 40.0)),
+    )
+
+
+def check_end(sequence: Sequence, *, reason: str) -> None:
+    expected = list(sequence.token_ids[: sequence.n_prompt])
+    while len(expected) < len(sequence):
+        expected.append(next_token(expected))
+    assert sequence.token_ids == expected
+    assert sequence.block_table == []
+    if reason in ("stop", "length"):
+        assert reason == ("stop" if expected[-1] == EOS else "length")
+        assert reason == "stop" or sequence.n_generated == sequence.max_new_tokens
