@@ -8,7 +8,8 @@ saves up service. (VTC: Sheng et al., Fairness in Serving Large Language Models,
 https://arxiv.org/abs/2401.00588; preemption and priorities are ours.)
 
 While two tenants wait all the time with one priority, their counters therefore differ by no more
-than the largest prompt and the tokens of one full pool.
+than the largest prompt and the answers of one full batch, divided by the weight. (The pool's size,
+which the paper has here, bounds nothing where what was preempted keeps its tokens.)
 """
 
 import math

@@ -21,6 +21,8 @@ from tests.unit.engine.scheduling import (
     run_step,
 )
 
+N_SEQUENCES = 4
+
 
 def waiting(key: int, *, n_prompt: int = 4, n_new: int = 4, **standing: object) -> Sequence:
     return make_sequence(
@@ -59,8 +61,11 @@ def spread_of_service(rng: random.Random, *, n_steps: int) -> tuple[float, float
 
     The gap is that between any two moments, as the theorem has it.
     """
-    n_blocks, block_size, max_prompt = rng.randint(6, 20), 4, 12
-    scheduler = make_scheduler(n_blocks=n_blocks, max_batched_tokens=rng.randint(4, 40))
+    scheduler = make_scheduler(
+        n_blocks=rng.randint(6, 20),
+        max_batched_tokens=rng.randint(4, 40),
+        max_sequences=N_SEQUENCES,
+    )
     weights = {"a": 1.0, "b": rng.choice((0.5, 1.0, 3.0))}
     # One tenant may send small requests only, so that those of the other are many times as large.
     largest = {"a": rng.randint(1, 12), "b": rng.randint(1, 12)}
@@ -72,7 +77,7 @@ def spread_of_service(rng: random.Random, *, n_steps: int) -> tuple[float, float
     for _ in range(n_steps):
         for tenant, weight in weights.items():
             while n_waiting[tenant] < 6:
-                n_prompt = rng.randint(1, min(max_prompt, largest[tenant]))
+                n_prompt = rng.randint(1, largest[tenant])
                 sequence = waiting(
                     next(keys),
                     n_prompt=n_prompt,
@@ -95,7 +100,8 @@ def spread_of_service(rng: random.Random, *, n_steps: int) -> tuple[float, float
         gap = service["a"] - service["b"]
         lowest, highest = min(lowest, gap), max(highest, gap)
     assert min(service.values()) > n_steps / 50
-    return highest - lowest, 2 * max(max_prompt, n_blocks * block_size) / min(weights.values())
+    most = max((1 + N_SEQUENCES) * largest[tenant] / weights[tenant] for tenant in "ab")
+    return highest - lowest, 2 * most
 
 
 @given(seed=st.integers(0, 2**32))
