@@ -8,6 +8,7 @@ _MAX_SHRINK = 0.5
 _MAX_GROWTH = 1.25
 _MIN_PREFILL_PART = 32
 _CHUNKS_PER_STEP = 8
+_MAX_LONG_PREFILLS = 4
 
 
 class StepBudget:
@@ -47,10 +48,22 @@ class StepBudget:
         self._tokens = float(min(max(self._tokens, least), self._max_tokens))
 
 
-def has_prefill_room(prefills: SequenceOf[Sequence], *, budget: int) -> bool:
-    """Return whether one more prefill would get a chunk worth having."""
-    chunk = max(1, budget // _CHUNKS_PER_STEP)
-    return sum(min(sequence.n_uncomputed, chunk) for sequence in prefills) < budget
+def has_prefill_room(prefills: SequenceOf[Sequence], *, n_uncomputed: int, budget: int) -> bool:
+    """Return whether to admit one more prefill now, of ``n_uncomputed`` tokens.
+
+    Only if it gets a chunk worth having of this step: later it may find more of its prefix cached.
+    A few that are longer than a step come in anyway, so that short ones behind them can.
+    """
+    if not prefills:
+        return budget > 0
+    if n_uncomputed > budget:
+        n_long = sum(sequence.n_uncomputed > budget for sequence in prefills)
+        return budget > 0 and n_long < _MAX_LONG_PREFILLS
+    wants = [sequence.n_uncomputed for sequence in prefills]
+    sure = min(wants[0], (budget + 1) // 2)
+    wants[0] -= sure
+    left = budget - sure - sum(want for want in wants if want <= n_uncomputed)
+    return left >= min(n_uncomputed, max(1, budget // _CHUNKS_PER_STEP))
 
 
 def share_prefill(prefills: SequenceOf[Sequence], *, budget: int) -> list[tuple[Sequence, int]]:

@@ -182,13 +182,13 @@ class Scheduler:
 
     def _admit(self, prefills: list[Sequence], *, budget: int) -> None:
         """Admit while the next in the queue can be; who is admitted joins ``prefills`` by rank."""
-        while (
-            self._waiting
-            and len(self._running) < self._max_sequences
-            and has_prefill_room(prefills, budget=budget)
-        ):
+        while self._waiting and len(self._running) < self._max_sequences:
             self.suspect = sequence = self._waiting.head()
-            if not self._claim_blocks(sequence):
+            known = self._known_blocks(sequence)
+            n_uncomputed = len(sequence) - len(known) * self.blocks.block_size
+            if not has_prefill_room(prefills, n_uncomputed=n_uncomputed, budget=budget):
+                break
+            if not self._claim_blocks(sequence, known=known):
                 break
             self._waiting.remove(sequence)
             sequence.state = SequenceState.RUNNING
@@ -198,17 +198,19 @@ class Scheduler:
             for members in (self._running, prefills):
                 insort(members, sequence, key=_rank)
 
-    def _claim_blocks(self, sequence: Sequence) -> bool:
+    def _known_blocks(self, sequence: Sequence) -> list[int]:
         # The last token is always computed, for its logits: its block must not come from the cache.
         block_size = self.blocks.block_size
         n_cacheable = (len(sequence) - 1) // block_size
-        known = self.blocks.lookup(sequence.block_digests(n_cacheable, block_size=block_size))
+        return self.blocks.lookup(sequence.block_digests(n_cacheable, block_size=block_size))
+
+    def _claim_blocks(self, sequence: Sequence, *, known: SequenceOf[int]) -> bool:
         n_new = self.blocks.n_blocks_for(len(sequence)) - len(known)
         table = self.blocks.claim(known=known, n_new=n_new)
         if table is None:
             return False
         sequence.block_table = table
-        sequence.n_computed = len(known) * block_size
+        sequence.n_computed = len(known) * self.blocks.block_size
         sequence.n_registered = len(known)
         if sequence.n_cached is None:
             sequence.n_cached = sequence.n_computed

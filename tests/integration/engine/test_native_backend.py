@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,16 @@ from safetensors.torch import load_file, save_file
 from engine_service.backends.base import EngineRequest, SequenceOutput
 from engine_service.backends.native import NativeBackend
 from engine_service.config import EngineConfig
-from engine_service.errors import EngineError, ModelError, Overloaded, RequestError
+from engine_service.errors import (
+    DeadlineExceeded,
+    EngineError,
+    ModelError,
+    Overloaded,
+    RequestError,
+)
 from engine_service.layers.embedding import Embedding
 from engine_service.models.manifest import read_manifest, write_manifest
-from engine_service.protocol import SamplingParams
+from engine_service.protocol import SamplingParams, Standing
 from tests.models import random_llama_dir
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -177,6 +184,32 @@ def test_a_step_that_raises_ends_its_rows_only(
     assert not backend.has_work()
     assert backend.stats().n_blocks_free == backend.stats().n_blocks_total
     assert tokens(run(backend, make_request(2, prompt=range(30, 60)))[2]) == expected
+
+
+def test_scheduling_that_raises_ends_the_one_it_was_busy_with(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tokens(run(make_backend(model_dir), make_request(0))[0])
+    backend = make_backend(model_dir)
+    backend.add(make_request(0))
+    first = backend.step()
+    backend.add(make_request(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(backend._scheduler, "_claim_blocks", None)
+        with pytest.raises(TypeError):
+            backend.step()
+    (failed,) = backend.fail_running(EngineError("the step failed"))
+    assert (failed.key, str(failed.error)) == (1, "the step failed")
+    assert tokens([*first, *run(backend)[0]]) == expected
+
+
+def test_a_request_that_waits_beyond_its_deadline_is_failed_alone(model_dir: Path) -> None:
+    backend = make_backend(model_dir, max_sequences=1)
+    late = replace(make_request(1), standing=Standing(deadline_s=1e-9))
+    outputs = run(backend, make_request(0), late)
+    assert outputs[0][-1].finish_reason == "length"
+    assert [type(output.error) for output in outputs[1]] == [DeadlineExceeded]
+    assert backend.stats().n_failed == 1
 
 
 def test_not_finite_output_fails_its_request_and_poisons_nobody(

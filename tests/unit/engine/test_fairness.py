@@ -250,6 +250,24 @@ def test_a_long_prompt_does_not_hold_short_ones_back_nor_they_it() -> None:
     assert run_step(scheduler) == [(0, 24, 10), (1, 4, 1), (2, 4, 1), (3, 0, 4)]
 
 
+def test_a_short_prompt_passes_the_long_ones_before_it() -> None:
+    scheduler = make_scheduler(n_blocks=256, max_batched_tokens=16, max_sequences=8)
+    for key in range(3):
+        scheduler.add(waiting(key, n_prompt=200))
+    scheduler.add(waiting(3, n_prompt=8))
+    assert run_step(scheduler) == [(0, 0, 8), (3, 0, 8)]
+
+
+def test_prompts_that_come_together_share_their_prefix() -> None:
+    scheduler = make_scheduler(n_blocks=64, max_batched_tokens=9, max_sequences=8)
+    prompts = [make_sequence(key, prompt=(*range(8), key), max_new_tokens=1) for key in range(4)]
+    for sequence in prompts:
+        scheduler.add(sequence)
+    while scheduler.n_running or scheduler.n_waiting:
+        run_step(scheduler)
+    assert [sequence.n_cached for sequence in prompts] == [0, 8, 8, 8]
+
+
 def test_prompts_of_one_length_are_computed_one_after_the_other() -> None:
     scheduler = make_scheduler(n_blocks=64, max_batched_tokens=16, max_sequences=4)
     for key in range(4):

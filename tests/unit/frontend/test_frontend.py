@@ -13,6 +13,7 @@ from engine_service.protocol import (
     Prepare,
     Prompt,
     SamplingParams,
+    Standing,
     TextPrompt,
     TokenPrompt,
 )
@@ -26,6 +27,7 @@ def prepare(prompt: Prompt, *, max_tokens: int | None = None, **sampling: Any) -
         sampling=SamplingParams(**sampling),
         max_tokens=max_tokens,
         cache_salt="tenant",
+        standing=Standing(tenant="7", priority=1),
     )
 
 
@@ -47,6 +49,7 @@ async def test_a_chat_is_rendered_with_the_template_and_its_special_tokens(
     assert prepared.token_ids == tuple(expected)
     assert prepared.max_new_tokens == 64 - len(expected)
     assert prepared.cache_salt == "tenant"
+    assert prepared.standing == Standing(tenant="7", priority=1)
 
 
 def test_text_and_tokens_are_taken_as_they_stand(frontend: Frontend) -> None:
