@@ -131,11 +131,20 @@ def _partial_start(text: str, stop: str) -> int:
 
 
 class Detokenizer:
-    """The text of one generation: whole characters, stop strings taken out, end tokens unseen."""
+    """The text of one generation: whole characters, stop strings taken out, end tokens unseen.
+
+    min_tokens: the text of so many is not searched for stop strings.
+    """
 
     def __init__(
-        self, decoder: Decoder, *, special_ids: Collection[int], stop: Sequence[str] = ()
+        self,
+        decoder: Decoder,
+        *,
+        special_ids: Collection[int],
+        stop: Sequence[str] = (),
+        min_tokens: int = 0,
     ) -> None:
+        self._min_tokens = min_tokens
         self._ids = IncrementalDecoder(decoder, special_ids=special_ids)
         self._stop = StopStrings(stop)
         self.n_tokens = 0
@@ -148,6 +157,9 @@ class Detokenizer:
             if self.stopped:
                 break
             self.n_tokens += 1
+            if self.n_tokens <= self._min_tokens:
+                text += self._ids.push(token_id)
+                continue
             piece = self._stop.push(self._ids.push(token_id))
             self.stopped = piece.stopped
             text += piece.text

@@ -102,7 +102,12 @@ class Frontend:
 
     def detokenizer(self, sampling: SamplingParams) -> Detokenizer:
         """Return the detokenizer of one generation."""
-        return Detokenizer(self._decoder, special_ids=self._special_ids, stop=sampling.stop)
+        return Detokenizer(
+            self._decoder,
+            special_ids=self._special_ids,
+            stop=sampling.stop,
+            min_tokens=sampling.min_tokens,
+        )
 
     def is_end_token(self, token_id: int) -> bool:
         """Return whether the model ends its answer with this id."""

@@ -17,6 +17,7 @@ from typing import Final, Literal
 import msgspec
 
 PROTOCOL_VERSION: Final = 1
+MAX_TOP_LOGPROBS: Final = 20
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 HEADER: Final = struct.Struct(">I")
 
@@ -81,6 +82,14 @@ class SamplingParams(Value, frozen=True):
     the same tokens whatever else is in the batch. stop: strings that end the text, themselves
     left out of it. ignore_eos: for benchmarks. n: answers per prompt; above 1 is refused until
     the engine forks sequences.
+
+    min_p: [0, 1], drops tokens less likely than this part of the best; applied with top_k and
+    top_p, after the temperature. presence_penalty, frequency_penalty: -2 to 2, subtracted for
+    tokens of the answer, once or each time. repetition_penalty: 0.01 to 100, divides or multiplies
+    the logits of tokens of prompt and answer; 1 is off. logit_bias: pairs of token id and -100 to
+    100. stop_token_ids: end the answer like an end of sequence. min_tokens: no end token and no
+    stop string before so many. logprobs, prompt_logprobs: None, or how many of the best tokens to
+    report, 0 to 20, beside each token of the answer or of the prompt.
     """
 
     temperature: float = 1.0
@@ -90,6 +99,15 @@ class SamplingParams(Value, frozen=True):
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     n: int = 1
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 class Standing(Value, frozen=True):
@@ -197,20 +215,35 @@ class WireError(Value, frozen=True):
     retry_after_s: float | None = None
 
 
+class TokenLogprob(Value, frozen=True):
+    """What the model said of one token, before any sampling parameter; ``top`` are the best ids
+    and theirs, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class Delta(Value, frozen=True):
     """New text of one request. ``n_tokens`` were sampled for it; text may be empty while the
-    detokenizer holds back an unfinished character or a possible stop string."""
+    detokenizer holds back an unfinished character or a possible stop string.
+
+    Only if asked for: ``logprobs``, one for each of the ``n_tokens``; ``prompt_logprobs``, for the
+    prompt's second token and those after it, a part at a time, all before the answer.
+    """
 
     request_id: str
     text: str
     n_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Finished(Value, frozen=True):
     """The one good end. Counts are final and authoritative; ``text`` is what was held back.
 
     A token that only completed a stop string counts as completion; tokens sampled after the end
-    was known do not.
+    was known do not. ``logprobs`` are of the counted tokens that no delta had.
     """
 
     request_id: str
@@ -219,6 +252,7 @@ class Finished(Value, frozen=True):
     n_cached_tokens: int
     n_completion_tokens: int
     text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class FailedRequest(Value, frozen=True):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from engine_service.errors import RequestError
-from engine_service.protocol import SamplingParams
+from engine_service.protocol import MAX_TOP_LOGPROBS, SamplingParams
 
 if TYPE_CHECKING:
     from engine_service.backends.base import ModelInfo
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 MAX_STOP_STRINGS: Final = 4
 MAX_STOP_CHARS: Final = 256
 MAX_TEMPERATURE: Final = 2.0
+MAX_PENALTY: Final = 2.0
+# Beyond these the logits would leave float32's range long before they meant anything.
+MIN_REPETITION_PENALTY: Final = 0.01
+MAX_REPETITION_PENALTY: Final = 100.0
+MAX_LOGIT_BIAS: Final = 100.0
+MAX_BIASED_TOKENS: Final = 1024
+MAX_STOP_TOKEN_IDS: Final = 64
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
 
@@ -38,7 +45,21 @@ def validate_request(
     """
     _check_prompt(prompt_token_ids, info=info, param=prompt_param)
     _check_sampling(sampling)
-    remaining = info.max_model_len - len(prompt_token_ids)
+    _check_penalties(sampling)
+    _check_token_ids(sampling, vocab_size=info.vocab_size)
+    _check_logprobs(sampling)
+    max_new_tokens = _max_new_tokens(max_tokens, n_prompt=len(prompt_token_ids), info=info)
+    if not 0 <= sampling.min_tokens <= max_new_tokens:
+        raise _invalid(
+            "min_tokens",
+            f"must be from 0 to the {max_new_tokens} tokens that the answer may have, "
+            f"not {sampling.min_tokens}",
+        )
+    return max_new_tokens
+
+
+def _max_new_tokens(max_tokens: int | None, *, n_prompt: int, info: "ModelInfo") -> int:
+    remaining = info.max_model_len - n_prompt
     if max_tokens is None:
         return remaining
     if max_tokens < 1:
@@ -46,7 +67,7 @@ def validate_request(
     if max_tokens > remaining:
         raise _too_long(
             f"The model's context is {info.max_model_len} tokens; the prompt has "
-            f"{len(prompt_token_ids)} and max_tokens asks for {max_tokens}, "
+            f"{n_prompt} and max_tokens asks for {max_tokens}, "
             f"{max_tokens - remaining} more than remain.",
             param="max_tokens",
         )
@@ -86,6 +107,48 @@ def _check_sampling(sampling: SamplingParams) -> None:
             param="n",
         )
     _check_stop(sampling.stop)
+
+
+def _check_penalties(sampling: SamplingParams) -> None:
+    if not 0.0 <= sampling.min_p <= 1.0:
+        raise _invalid("min_p", f"must be from 0 (off) to 1, not {sampling.min_p}")
+    for param in ("presence_penalty", "frequency_penalty"):
+        value = getattr(sampling, param)
+        if not -MAX_PENALTY <= value <= MAX_PENALTY:
+            raise _invalid(param, f"must be from -2 to 2, not {value}")
+    if not MIN_REPETITION_PENALTY <= sampling.repetition_penalty <= MAX_REPETITION_PENALTY:
+        raise _invalid(
+            "repetition_penalty",
+            f"must be from {MIN_REPETITION_PENALTY:g} to {MAX_REPETITION_PENALTY:g}, "
+            f"not {sampling.repetition_penalty}",
+        )
+
+
+def _check_token_ids(sampling: SamplingParams, *, vocab_size: int) -> None:
+    biased = [token_id for token_id, _ in sampling.logit_bias]
+    for param, ids, most in (
+        ("logit_bias", biased, MAX_BIASED_TOKENS),
+        ("stop_token_ids", sampling.stop_token_ids, MAX_STOP_TOKEN_IDS),
+    ):
+        if len(ids) > most:
+            raise _invalid(param, f"may name at most {most} tokens, not {len(ids)}")
+        outside = next((i for i in ids if not 0 <= i < vocab_size), None)
+        if outside is not None:
+            raise _invalid(
+                param, f"names token id {outside}; the vocabulary is 0 to {vocab_size - 1}"
+            )
+    if len(set(biased)) < len(biased):
+        raise _invalid("logit_bias", "must not name a token twice")
+    for token_id, bias in sampling.logit_bias:
+        if not -MAX_LOGIT_BIAS <= bias <= MAX_LOGIT_BIAS:
+            raise _invalid("logit_bias", f"must be from -100 to 100, not {bias} (id {token_id})")
+
+
+def _check_logprobs(sampling: SamplingParams) -> None:
+    for param in ("logprobs", "prompt_logprobs"):
+        value = getattr(sampling, param)
+        if value is not None and not 0 <= value <= MAX_TOP_LOGPROBS:
+            raise _invalid(param, f"must be from 0 to {MAX_TOP_LOGPROBS}, not {value}")
 
 
 def _check_stop(stop: tuple[str, ...]) -> None:

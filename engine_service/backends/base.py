@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine_service.errors import EngineError
-from engine_service.protocol import NO_STANDING, EngineStats, FinishReason, SamplingParams, Standing
+from engine_service.protocol import (
+    NO_STANDING,
+    EngineStats,
+    FinishReason,
+    SamplingParams,
+    Standing,
+    TokenLogprob,
+)
+from engine_service.scheduling.token_mask import TokenMask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +22,7 @@ class EngineRequest:
 
     key: unique among live requests of this process. prompt_token_ids: at least one id, each in
     the vocabulary. max_new_tokens: at least 1, prompt and answer together within the context.
+    mask: says before each token which ones may come; None allows all.
     """
 
     key: int
@@ -22,6 +31,7 @@ class EngineRequest:
     max_new_tokens: int
     cache_salt: str = ""
     standing: Standing = NO_STANDING
+    mask: TokenMask | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +40,8 @@ class SequenceOutput:
 
     token_ids: sampled in this step, an end-of-sequence token included. Exactly one output of a
     request has ``finish_reason`` or ``error`` set, and it is the last. Counts are totals so far.
+    logprobs: one for each of ``token_ids``, prompt_logprobs: of the next part of the prompt; both
+    only if asked for.
     """
 
     key: int
@@ -38,6 +50,8 @@ class SequenceOutput:
     error: EngineError | None = None
     n_cached_tokens: int = 0
     n_completion_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,12 +11,14 @@ from engine_service.backends.base import EngineRequest, ModelInfo, SequenceOutpu
 from engine_service.config import EngineConfig, ModelConfig
 from engine_service.errors import EngineError
 from engine_service.models.registry import load_model
-from engine_service.protocol import EngineStats
+from engine_service.protocol import EngineStats, TokenLogprob
 from engine_service.runner.devices import resolve_dtype
 from engine_service.runner.kv_cache import KVCache
 from engine_service.runner.model_runner import ModelRunner
+from engine_service.runner.sampler import Samples
 from engine_service.scheduling.batch import Advance, Batch
 from engine_service.scheduling.block_manager import BlockManager
+from engine_service.scheduling.sampling_state import SamplingState
 from engine_service.scheduling.scheduler import Scheduler
 from engine_service.scheduling.sequence import Sequence
 
@@ -97,6 +99,12 @@ class NativeBackend:
             cache_salt=request.cache_salt,
             seed=self._rng.getrandbits(63) if seed is None else seed,
             standing=request.standing,
+            sampling_state=SamplingState.of(
+                request.sampling,
+                prompt_token_ids=request.prompt_token_ids,
+                eos_token_ids=self.info.eos_token_ids,
+                mask=request.mask,
+            ),
         )
         self._scheduler.add(sequence)
         self._live[request.key] = sequence
@@ -126,12 +134,18 @@ class NativeBackend:
         for failure in self._scheduler.take_failures():
             self._report_failed(failure.sequence, error=failure.error)
         if batch.rows:
-            token_ids = self._runner.run(batch)
-            self._discard_not_finite(batch, token_ids=token_ids)
+            result = self._runner.run(batch)
+            samples = result.samples
+            self._outputs += [self._scored(seq, logprobs) for seq, logprobs in result.scored]
+            logprobs = {batch.sampled[i].key: entry for i, entry in samples.logprobs.items()}
+            self._fail_without_token(batch, samples=samples)
             advances = self._scheduler.update(
-                batch, token_ids=[-1 if token_id is None else token_id for token_id in token_ids]
+                batch, token_ids=[-1 if id_ is None else id_ for id_ in samples.token_ids]
             )
-            self._outputs += [self._output_of(advance) for advance in advances]
+            self._outputs += [
+                self._output_of(advance, logprob=logprobs.get(advance.sequence.key))
+                for advance in advances
+            ]
             self._counters.n_steps += 1
             self._counters.last_step_ms = (time.perf_counter() - started) * 1000.0
         return self._take_outputs()
@@ -165,12 +179,26 @@ class NativeBackend:
             last_step_ms=counters.last_step_ms,
         )
 
-    def _discard_not_finite(self, batch: Batch, *, token_ids: SequenceOf[int | None]) -> None:
-        for sequence, token_id in zip(batch.sampled, token_ids, strict=True):
-            if token_id is None:
+    def _fail_without_token(self, batch: Batch, *, samples: Samples) -> None:
+        for index, token_id in enumerate(samples.token_ids):
+            if token_id is not None:
+                continue
+            sequence = batch.sampled[index]
+            error = samples.errors.get(index)
+            if error is None:
                 self._runner.clear(self._scheduler.discard(sequence))
                 error = EngineError("the model's output for this request is not finite")
-                self._report_failed(sequence, error=error)
+            else:
+                self._scheduler.remove(sequence)
+            self._report_failed(sequence, error=error)
+
+    def _scored(self, sequence: Sequence, logprobs: tuple[TokenLogprob, ...]) -> SequenceOutput:
+        return SequenceOutput(
+            key=sequence.key,
+            prompt_logprobs=logprobs,
+            n_cached_tokens=sequence.n_cached or 0,
+            n_completion_tokens=sequence.n_generated,
+        )
 
     def _suspects(self) -> SequenceOf[Sequence]:
         """Return whom to end after a step that raised."""
@@ -192,7 +220,7 @@ class NativeBackend:
             )
         )
 
-    def _output_of(self, advance: Advance) -> SequenceOutput:
+    def _output_of(self, advance: Advance, *, logprob: TokenLogprob | None) -> SequenceOutput:
         sequence = advance.sequence
         self._counters.n_completion_tokens += 1
         if advance.finish_reason is not None:
@@ -204,6 +232,7 @@ class NativeBackend:
             finish_reason=advance.finish_reason,
             n_cached_tokens=sequence.n_cached or 0,
             n_completion_tokens=sequence.n_generated,
+            logprobs=() if logprob is None else (logprob,),
         )
 
     def _take_outputs(self) -> list[SequenceOutput]:

@@ -1,14 +1,28 @@
-"""Runs a batch through the model: tensors in, one token id per sampled sequence out."""
+"""Runs a batch through the model: tensors in, one token per sampled sequence out."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from engine_service.layers.decoder import Decoder
+from engine_service.protocol import TokenLogprob
 from engine_service.runner.input_builder import build_step_input
 from engine_service.runner.kv_cache import KVCache
-from engine_service.runner.sampler import SampleRow, sample
+from engine_service.runner.logprobs import score_prompt
+from engine_service.runner.sampler import SampleRow, Samples, sample
 from engine_service.scheduling.batch import Batch
+from engine_service.scheduling.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """samples: in the order of ``batch.sampled``. scored: parts of prompts, where asked for."""
+
+    samples: Samples
+    scored: tuple[tuple[Sequence, tuple[TokenLogprob, ...]], ...] = ()
 
 
 class ModelRunner:
@@ -23,17 +37,39 @@ class ModelRunner:
         self._dtype = dtype
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> list[int | None]:
-        """Return the ids for ``batch.sampled``; None where the logits are not finite."""
+    def run(self, batch: Batch) -> StepResult:
         step = build_step_input(batch, block_size=self._block_size, dtype=self._dtype)
         logits = self._model.forward(step, caches=self._kv_cache.layers)
         rows = [
-            SampleRow(params=seq.sampling, seed=seq.seed, n_generated=seq.n_generated)
+            SampleRow(
+                params=seq.sampling,
+                seed=seq.seed,
+                n_generated=seq.n_generated,
+                state=seq.sampling_state,
+                token_ids=seq.token_ids,
+            )
             for seq in batch.sampled
         ]
-        return sample(logits, rows=rows) if rows else []
+        samples = sample(logits[: len(rows)], rows=rows) if rows else Samples(token_ids=[])
+        return StepResult(samples=samples, scored=tuple(_score(logits[len(rows) :], batch=batch)))
 
     @torch.inference_mode()
     def clear(self, blocks: SequenceOf[int]) -> None:
         """Make blocks that may hold infinities fit for another sequence."""
         self._kv_cache.clear(blocks)
+
+
+def _score(logits: Tensor, *, batch: Batch) -> Iterator[tuple[Sequence, tuple[TokenLogprob, ...]]]:
+    start = 0
+    for row in batch.rows:
+        if places := row.scored:
+            end = start + len(places)
+            yield (
+                row.sequence,
+                score_prompt(
+                    logits[start:end],
+                    token_ids=row.sequence.token_ids[places.start + 1 : places.stop + 1],
+                    n_top=row.sequence.sampling.prompt_logprobs or 0,
+                ),
+            )
+            start = end

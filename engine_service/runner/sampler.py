@@ -3,18 +3,27 @@
 A row's choice depends on its own logits, parameters, seed and position, and on nothing else in the
 batch: one uniform number a token is hashed from seed and position, then looked up in the cumulative
 distribution. Therefore no sum here may change its order of addition with the number of rows:
-softmax and cumsum work row by row, torch's ``sum`` does not.
+softmax and cumsum work row by row, torch's ``sum`` does not. What few requests ask for is looked at
+only in their rows.
 """
 
 import hashlib
+import logging
 import struct
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from engine_service.protocol import SamplingParams
+from engine_service.errors import EngineError
+from engine_service.protocol import SamplingParams, TokenLogprob
+from engine_service.runner.logit_adjustments import AdjustedRow, adjust
+from engine_service.runner.logprobs import token_logprobs
+from engine_service.scheduling.sampling_state import SamplingState
+
+logger = logging.getLogger(__name__)
 
 # Below this, the best token has all of the probability that float32 can tell from 1.
 _GREEDY_BELOW_TEMPERATURE = 1e-5
@@ -25,23 +34,39 @@ _N_CANDIDATES = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRow:
-    """n_generated: tokens that the sequence has produced before this one."""
+    """n_generated: tokens that the sequence has produced before this one. state: None where the
+    parameters need none; token_ids: prompt and answer so far, for the state to catch up with."""
 
     params: SamplingParams
     seed: int
     n_generated: int
+    state: SamplingState | None = None
+    token_ids: SequenceOf[int] = ()
 
     @property
     def is_greedy(self) -> bool:
         return self.params.temperature < _GREEDY_BELOW_TEMPERATURE
 
     @property
-    def is_filtered(self) -> bool:
-        return self.params.top_k > 0 or self.params.top_p < 1.0
+    def filter(self) -> Literal["none", "min_p", "sorted"]:
+        """What is left out of the draw, by what it costs to find."""
+        if self.params.top_k > 0 or self.params.top_p < 1.0:
+            return "sorted"
+        return "min_p" if self.params.min_p > 0.0 else "none"
 
     @property
     def uniform(self) -> float:
         return uniform(self.seed, position=self.n_generated)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """token_ids: one a row; None where there is none to choose: ``errors`` says why, by row, and
+    has no entry where the logits were not finite. logprobs: by row, only where asked for."""
+
+    token_ids: list[int | None]
+    errors: dict[int, EngineError] = field(default_factory=dict)
+    logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
 
 
 def uniform(seed: int, *, position: int) -> float:
@@ -50,16 +75,58 @@ def uniform(seed: int, *, position: int) -> float:
     return float(int.from_bytes(digest, "little") >> 16) / 2.0**48
 
 
-def sample(logits: Tensor, *, rows: SequenceOf[SampleRow]) -> list[int | None]:
-    """Return one token id per row of float32 ``logits``; None where they are not finite."""
+def sample(logits: Tensor, *, rows: SequenceOf[SampleRow]) -> Samples:
+    """Choose from float32 ``logits``, a row each; those of rows with a state are changed."""
+    wanted = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+    logprobs = logits[wanted].log_softmax(dim=-1) if wanted else None
+    errors = _adjust(logits, rows=rows)
+    token_ids = _choose(logits, rows=rows)
+    for i in errors:
+        token_ids[i] = None
+    if logprobs is None:
+        return Samples(token_ids=token_ids, errors=errors)
+    chosen = [token_ids[i] for i in wanted]
+    entries = token_logprobs(
+        logprobs,
+        token_ids=[token_id or 0 for token_id in chosen],
+        n_top=[rows[i].params.logprobs or 0 for i in wanted],
+    )
+    return Samples(
+        token_ids=token_ids,
+        errors=errors,
+        logprobs={
+            i: entry
+            for i, entry, token_id in zip(wanted, entries, chosen, strict=True)
+            if token_id is not None
+        },
+    )
+
+
+def _adjust(logits: Tensor, *, rows: SequenceOf[SampleRow]) -> dict[int, EngineError]:
+    adjusted: list[AdjustedRow] = []
+    errors: dict[int, EngineError] = {}
+    for i, row in enumerate(rows):
+        if row.state is None:
+            continue
+        try:
+            row.state.catch_up(row.token_ids)
+        except Exception as error:  # a mask's own
+            logger.exception("a mask refused a token")
+            errors[i] = EngineError(f"the mask of allowed tokens failed: {error}")
+            continue
+        adjusted.append((i, row.params, row.state, row.n_generated))
+    return errors | adjust(logits, rows=adjusted) if adjusted else errors
+
+
+def _choose(logits: Tensor, *, rows: SequenceOf[SampleRow]) -> list[int | None]:
     best, best_ids = logits.max(dim=-1)
     usable = best.isfinite().tolist()
     chosen = [
         token_id if ok else None for token_id, ok in zip(best_ids.tolist(), usable, strict=True)
     ]
     drawn = [i for i, row in enumerate(rows) if usable[i] and not row.is_greedy]
-    for is_filtered, draw in ((False, _draw_plain), (True, _draw_filtered)):
-        which = [i for i in drawn if rows[i].is_filtered == is_filtered]
+    for name, draw in _DRAWS:
+        which = [i for i in drawn if rows[i].filter == name]
         if which:
             temperatures = torch.tensor([rows[i].params.temperature for i in which])
             scaled = (logits[which] - best[which, None]) / temperatures[:, None]
@@ -72,6 +139,11 @@ def sample(logits: Tensor, *, rows: SequenceOf[SampleRow]) -> list[int | None]:
 def _draw_plain(probabilities: Tensor, rows: SequenceOf[SampleRow]) -> list[int]:
     drawn: list[int] = _invert(probabilities, rows=rows).tolist()
     return drawn
+
+
+def _draw_min_p(probabilities: Tensor, rows: SequenceOf[SampleRow]) -> list[int]:
+    floor = _floor(probabilities.amax(dim=-1), rows=rows)
+    return _draw_plain(probabilities.masked_fill(probabilities < floor, 0.0), rows)
 
 
 def _draw_filtered(probabilities: Tensor, rows: SequenceOf[SampleRow]) -> list[int]:
@@ -97,9 +169,18 @@ def _draw_sorted(values: Tensor, *, ids: Tensor, rows: SequenceOf[SampleRow]) ->
     # Without top_k the candidates are part of a whole that sums to 1, not the whole themselves.
     whole = torch.where(limited, cumulative[:, -1], 1.0)
     outside = cumulative - values >= (top_p * whole)[:, None]
+    outside |= values < _floor(values[:, 0], rows=rows)
     places = _invert(values.masked_fill(outside, 0.0), rows=rows)
     drawn: list[int] = ids.gather(1, places[:, None])[:, 0].tolist()
     return drawn
+
+
+def _floor(best: Tensor, *, rows: SequenceOf[SampleRow]) -> Tensor:
+    """Return for each row the probability under which min_p leaves a token out.
+
+    (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082)
+    """
+    return (best * torch.tensor([row.params.min_p for row in rows], dtype=best.dtype))[:, None]
 
 
 def _invert(weights: Tensor, *, rows: SequenceOf[SampleRow]) -> Tensor:
@@ -108,3 +189,6 @@ def _invert(weights: Tensor, *, rows: SequenceOf[SampleRow]) -> Tensor:
     numbers = torch.tensor([row.uniform for row in rows], dtype=torch.float64)
     targets = (numbers * cumulative[:, -1])[:, None]
     return torch.searchsorted(cumulative, targets, right=True)[:, 0]
+
+
+_DRAWS = (("none", _draw_plain), ("min_p", _draw_min_p), ("sorted", _draw_filtered))

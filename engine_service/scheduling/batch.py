@@ -25,6 +25,15 @@ class Row:
         """True where the row reaches the sequence's last token, so that its logits are wanted."""
         return self.end == len(self.sequence)
 
+    @property
+    def scored(self) -> range:
+        """Places in the prompt whose logits are wanted, for what they say of the token after."""
+        sequence = self.sequence
+        if sequence.sampling.prompt_logprobs is None:
+            return range(0)
+        end = min(self.end, sequence.n_prompt - 1)
+        return range(max(self.n_computed, sequence.n_scored), end)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

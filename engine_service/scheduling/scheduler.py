@@ -150,6 +150,7 @@ class Scheduler:
         )
         for row in batch.rows:
             if row.sequence.state is SequenceState.RUNNING:
+                row.sequence.n_scored = max(row.scored.stop, row.sequence.n_scored)
                 row.sequence.n_computed = row.end
                 self._register_full_blocks(row.sequence)
         advances = []
@@ -202,6 +203,9 @@ class Scheduler:
         # The last token is always computed, for its logits: its block must not come from the cache.
         block_size = self.blocks.block_size
         n_cacheable = (len(sequence) - 1) // block_size
+        if sequence.sampling.prompt_logprobs is not None:
+            # The cache keeps no logits.
+            n_cacheable = min(n_cacheable, sequence.n_scored // block_size)
         return self.blocks.lookup(sequence.block_digests(n_cacheable, block_size=block_size))
 
     def _claim_blocks(self, sequence: Sequence, *, known: SequenceOf[int]) -> bool:
@@ -261,6 +265,8 @@ class Scheduler:
 
     def _finish_reason(self, sequence: Sequence, *, token_id: int) -> FinishReason | None:
         if token_id in self._eos_token_ids and not sequence.sampling.ignore_eos:
+            return "stop"
+        if token_id in sequence.sampling.stop_token_ids:
             return "stop"
         return "length" if sequence.n_generated >= sequence.max_new_tokens else None
 

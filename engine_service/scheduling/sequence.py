@@ -6,6 +6,7 @@ from array import array
 from enum import Enum, auto
 
 from engine_service.protocol import NO_STANDING, SamplingParams, Standing
+from engine_service.scheduling.sampling_state import SamplingState
 
 _DIGEST_BYTES = 16
 
@@ -25,6 +26,7 @@ class Sequence:
 
     seniority: number of its first admission, kept when it is preempted. expires_at_s: when it is
     to be given up if it waits then, on the scheduler's clock.
+    n_scored: first tokens of the prompt whose logits have been looked at, for prompt_logprobs.
     """
 
     __slots__ = (
@@ -38,7 +40,9 @@ class Sequence:
         "n_computed",
         "n_prompt",
         "n_registered",
+        "n_scored",
         "sampling",
+        "sampling_state",
         "seed",
         "seniority",
         "standing",
@@ -56,11 +60,13 @@ class Sequence:
         cache_salt: str,
         seed: int,
         standing: Standing = NO_STANDING,
+        sampling_state: SamplingState | None = None,
     ) -> None:
         self.key = key
         self.token_ids = list(prompt_token_ids)
         self.n_prompt = len(prompt_token_ids)
         self.sampling = sampling
+        self.sampling_state = sampling_state
         self.max_new_tokens = max_new_tokens
         self.seed = seed
         self.standing = standing
@@ -71,6 +77,7 @@ class Sequence:
         self.n_computed = 0
         self.n_cached: int | None = None
         self.n_registered = 0
+        self.n_scored = 0
         self._salt_digest = hashlib.blake2b(cache_salt.encode(), digest_size=_DIGEST_BYTES).digest()
         self._digests: list[bytes] = []
 

@@ -6,7 +6,14 @@ from engine_service.backends.base import SequenceOutput
 from engine_service.detokenizer import Detokenizer
 from engine_service.errors import EngineError
 from engine_service.frontend import Frontend, PreparedPrompt
-from engine_service.protocol import Delta, FailedRequest, Finished, FinishReason, StepOutputs
+from engine_service.protocol import (
+    Delta,
+    FailedRequest,
+    Finished,
+    FinishReason,
+    StepOutputs,
+    TokenLogprob,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,20 +74,29 @@ class Generation:
         if output.error is not None:
             return self.fail(output.error)
         shown = output.token_ids
-        if output.finish_reason == "stop" and shown and self._frontend.is_end_token(shown[-1]):
+        if output.finish_reason == "stop" and shown and self._is_end_token(shown[-1]):
             shown = shown[:-1]
         text = self._detokenizer.push(shown)
         if output.finish_reason is not None:
             text += self._detokenizer.finish()
         if self._detokenizer.stopped:
+            n_before = output.n_completion_tokens - len(output.token_ids)
             self._n_completion_tokens = self._detokenizer.n_tokens
-            return self._finish("stop", text)
+            counted = output.logprobs[: self._n_completion_tokens - n_before]
+            return self._finish("stop", text, logprobs=counted)
         if output.finish_reason is not None:
-            return self._finish(output.finish_reason, text)
-        if not output.token_ids:
+            return self._finish(output.finish_reason, text, logprobs=output.logprobs)
+        if not (output.token_ids or output.prompt_logprobs):
             return Update()
-        n_tokens = len(output.token_ids)
-        return Update(delta=Delta(request_id=self.request_id, text=text, n_tokens=n_tokens))
+        return Update(
+            delta=Delta(
+                request_id=self.request_id,
+                text=text,
+                n_tokens=len(output.token_ids),
+                logprobs=output.logprobs,
+                prompt_logprobs=output.prompt_logprobs,
+            )
+        )
 
     def fail(self, error: EngineError) -> Update:
         """End with an error, saying how many tokens there were."""
@@ -92,7 +108,13 @@ class Generation:
             )
         )
 
-    def _finish(self, reason: FinishReason, text: str) -> Update:
+    def _is_end_token(self, token_id: int) -> bool:
+        is_stop = token_id in self._prompt.sampling.stop_token_ids
+        return is_stop or self._frontend.is_end_token(token_id)
+
+    def _finish(
+        self, reason: FinishReason, text: str, *, logprobs: tuple[TokenLogprob, ...]
+    ) -> Update:
         return Update(
             finished=Finished(
                 request_id=self.request_id,
@@ -101,5 +123,6 @@ class Generation:
                 n_cached_tokens=self._n_cached_tokens,
                 n_completion_tokens=self._n_completion_tokens,
                 text=text,
+                logprobs=logprobs,
             )
         )

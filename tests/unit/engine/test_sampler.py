@@ -23,7 +23,7 @@ def row(*, seed: int = 0, position: int = 0, **params: Any) -> SampleRow:
 
 def draw_many(logits: Tensor, **params: Any) -> list[int]:
     rows = [row(seed=17, position=i, **params) for i in range(N_DRAWS)]
-    drawn = sample(logits.expand(N_DRAWS, -1), rows=rows)
+    drawn = sample(logits.expand(N_DRAWS, -1), rows=rows).token_ids
     return [token_id for token_id in drawn if token_id is not None]
 
 
@@ -40,8 +40,8 @@ def assert_distribution(drawn: list[int], expected: dict[int, float]) -> None:
 
 def test_greedy_takes_the_best_and_the_first_of_equals() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, 1.0, 2.0], [-5.0, -4.0, -3.0]])
-    assert sample(logits, rows=[row(temperature=0.0)] * 3) == [1, 0, 2]
-    assert sample(logits, rows=[row(temperature=1e-9)] * 3) == [1, 0, 2]
+    assert sample(logits, rows=[row(temperature=0.0)] * 3).token_ids == [1, 0, 2]
+    assert sample(logits, rows=[row(temperature=1e-9)] * 3).token_ids == [1, 0, 2]
 
 
 def test_plain_sampling_follows_the_softmax() -> None:
@@ -113,9 +113,9 @@ def test_a_row_draws_the_same_alone_and_in_any_company() -> None:
     # bfloat16 logits have many ties, which must fall the same way too.
     logits = (torch.randn(64, 5000, generator=torch.Generator().manual_seed(3)) * 2).bfloat16()
     rows = [row(seed=i, position=i % 5, **PARAMS[i % len(PARAMS)]) for i in range(64)]
-    together = sample(logits.float(), rows=rows)
-    backwards = sample(logits.float().flip(0), rows=rows[::-1])[::-1]
-    alone = [sample(logits[i : i + 1].float(), rows=[rows[i]])[0] for i in range(64)]
+    together = sample(logits.float(), rows=rows).token_ids
+    backwards = sample(logits.float().flip(0), rows=rows[::-1]).token_ids[::-1]
+    alone = [sample(logits[i : i + 1].float(), rows=[rows[i]]).token_ids[0] for i in range(64)]
     assert together == backwards == alone
     assert len(set(together)) > 30
 
@@ -135,6 +135,6 @@ def test_not_finite_logits_give_no_token_and_harm_no_neighbour() -> None:
         [[0.0, nan, 1.0], [0.0, 5.0, 1.0], [inf, 0.0, 0.0], [-inf] * 3, [0.0, -inf, -inf]]
     )
     for params in PARAMS:
-        drawn = sample(logits, rows=[row(**params)] * 5)
+        drawn = sample(logits, rows=[row(**params)] * 5).token_ids
         assert [drawn[i] for i in (0, 2, 3, 4)] == [None, None, None, 0]
         assert drawn[1] is not None

@@ -54,10 +54,34 @@ def test_the_rest_of_the_context_is_what_max_tokens_leaves_open() -> None:
         {"seed": -(2**63)},
         {"seed": 2**63 - 1},
         {"stop": ("a" * 256, "b", "c", "d")},
+        {"min_p": 1.0},
+        {"presence_penalty": -2.0, "frequency_penalty": 2.0},
+        {"repetition_penalty": 0.01},
+        {"repetition_penalty": 100.0},
+        {"logit_bias": ((0, -100.0), (99, 100.0))},
+        {"stop_token_ids": (0, 99)},
+        {"min_tokens": 17},
+        {"logprobs": 0, "prompt_logprobs": 20},
     ],
 )
 def test_the_edges_are_allowed(sampling: dict[str, Any]) -> None:
     assert validate(**sampling) == 17
+
+
+FLOATS = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+HOSTILE: list[tuple[str, Any]] = [
+    *((param, bad) for param in FLOATS for bad in (math.nan, math.inf, -math.inf, 1e300, -3.0)),
+    ("repetition_penalty", 0.0),
+    ("repetition_penalty", 1e-300),
+    *(("logit_bias", ((1, bad),)) for bad in (math.nan, math.inf, -math.inf, 100.5)),
+    *(("logit_bias", ((bad, 1.0),)) for bad in (-1, 100, 2**63 - 1)),
+    ("logit_bias", ((1, 1.0), (1, 2.0))),
+    ("logit_bias", tuple((i, 0.0) for i in range(1025))),
+    *(("stop_token_ids", (1, bad)) for bad in (-1, 100, -(2**63))),
+    ("stop_token_ids", (1,) * 65),
+    *(("min_tokens", bad) for bad in (-1, 18, 2**63 - 1)),
+    *((param, bad) for param in ("logprobs", "prompt_logprobs") for bad in (-1, 21, 2**63 - 1)),
+]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +135,14 @@ def test_the_edges_are_allowed(sampling: dict[str, Any]) -> None:
         ({"top_k": -1}, "invalid_value", "top_k", "top_k must be 0 (off) or more, not -1."),
         ({"seed": 2**63}, "invalid_value", "seed", None),
         ({"seed": -(2**63) - 1}, "invalid_value", "seed", None),
+        *(({param: value}, "invalid_value", param, None) for param, value in HOSTILE),
+        ({"max_tokens": 4, "min_tokens": 5}, "invalid_value", "min_tokens", None),
+        (
+            {"logit_bias": ((100, 1.0),)},
+            "invalid_value",
+            "logit_bias",
+            "logit_bias names token id 100; the vocabulary is 0 to 99.",
+        ),
         ({"n": 2}, "unsupported_value", "n", None),
         ({"n": 0}, "unsupported_value", "n", None),
         ({"stop": ("a",) * 5}, "invalid_value", "stop", None),
