@@ -23,6 +23,7 @@ from engine_service.protocol import (
     Start,
     StepOutputs,
     TextPrompt,
+    TokenLogprob,
     TokenPrompt,
     WireError,
     decode_from_engine,
@@ -49,7 +50,22 @@ SAMPLING = st.builds(
     seed=st.none() | INTEGERS,
     stop=st.lists(TEXT, max_size=4).map(tuple),
     ignore_eos=st.booleans(),
+    min_p=st.floats(0, 1),
+    repetition_penalty=st.floats(0.01, 100),
+    logit_bias=st.lists(st.tuples(COUNTS, st.floats(-100, 100)), max_size=3).map(tuple),
+    stop_token_ids=st.lists(COUNTS, max_size=3).map(tuple),
+    logprobs=st.none() | st.integers(0, 20),
 )
+LOGPROB = st.floats(max_value=0.0)
+LOGPROBS = st.lists(
+    st.builds(
+        TokenLogprob,
+        token_id=COUNTS,
+        logprob=LOGPROB,
+        top=st.lists(st.tuples(COUNTS, LOGPROB), max_size=3).map(tuple),
+    ),
+    max_size=3,
+).map(tuple)
 TO_ENGINE = st.one_of(
     st.builds(Hello, protocol_version=COUNTS, client=TEXT),
     st.builds(Abort, request_id=TEXT),
@@ -71,7 +87,15 @@ FROM_ENGINE = st.one_of(
         StepOutputs,
         epoch=COUNTS,
         deltas=st.lists(
-            st.builds(Delta, request_id=TEXT, text=TEXT, n_tokens=COUNTS), max_size=4
+            st.builds(
+                Delta,
+                request_id=TEXT,
+                text=TEXT,
+                n_tokens=COUNTS,
+                logprobs=LOGPROBS,
+                prompt_logprobs=LOGPROBS,
+            ),
+            max_size=4,
         ).map(tuple),
         finished=st.lists(
             st.builds(
@@ -82,6 +106,7 @@ FROM_ENGINE = st.one_of(
                 n_cached_tokens=COUNTS,
                 n_completion_tokens=COUNTS,
                 text=TEXT,
+                logprobs=LOGPROBS,
             ),
             max_size=3,
         ).map(tuple),

@@ -3,7 +3,14 @@ import pytest
 from engine_service.backends.base import SequenceOutput
 from engine_service.errors import EngineError, RequestError
 from engine_service.frontend import Frontend, PreparedPrompt
-from engine_service.protocol import Delta, FailedRequest, Finished, SamplingParams, WireError
+from engine_service.protocol import (
+    Delta,
+    FailedRequest,
+    Finished,
+    SamplingParams,
+    TokenLogprob,
+    WireError,
+)
 from engine_service.server.generation import Generation, Update
 from tests.unit.frontend.tokenizers import END, byte_level, chat_tokenizer, model_info
 
@@ -107,3 +114,50 @@ def test_failing_from_outside_keeps_the_count(frontend: Frontend) -> None:
     failed = running.fail(EngineError("gone")).failed
     assert failed is not None
     assert (failed.error.kind, failed.n_completion_tokens) == ("engine", 1)
+
+
+def logprobs(*token_ids: int) -> tuple[TokenLogprob, ...]:
+    return tuple(TokenLogprob(token_id=token_id, logprob=-1.0) for token_id in token_ids)
+
+
+def test_there_is_one_logprob_for_each_counted_token(frontend: Frontend) -> None:
+    running = generation(frontend, stop=("bc",), logprobs=0)
+    text = [*ids("a"), *ids("b"), *ids("c"), *ids("d")]
+    first = running.update(output(text[0], n_tokens=1, logprobs=logprobs(text[0])))
+    assert first.delta is not None
+    assert first.delta.logprobs == logprobs(text[0])
+    last = running.update(output(*text[1:], n_tokens=4, logprobs=logprobs(*text[1:]))).finished
+    assert last is not None
+    assert (last.n_completion_tokens, last.logprobs) == (3, logprobs(*text[1:3]))
+
+
+def test_the_last_token_brings_its_logprob_with_the_end(frontend: Frontend) -> None:
+    running = generation(frontend, logprobs=0)
+    entry = logprobs(END_ID)
+    last = running.update(output(END_ID, n_tokens=1, finish_reason="stop", logprobs=entry))
+    assert last.finished is not None
+    assert last.finished.logprobs == entry
+
+
+def test_parts_of_the_prompt_come_without_tokens(frontend: Frontend) -> None:
+    running = generation(frontend, prompt_logprobs=0)
+    assert running.update(output(n_tokens=0, prompt_logprobs=logprobs(2, 3))).delta == Delta(
+        request_id="r", text="", n_tokens=0, prompt_logprobs=logprobs(2, 3)
+    )
+
+
+def test_a_stop_token_is_counted_and_not_shown(frontend: Frontend) -> None:
+    (stop_id,) = ids("b")
+    running = generation(frontend, stop_token_ids=(stop_id,))
+    running.update(output(*ids("a"), n_tokens=1))
+    last = running.update(output(stop_id, n_tokens=2, finish_reason="stop"))
+    assert last == finished("stop", 2, "")
+
+
+def test_stop_strings_are_not_looked_for_before_min_tokens(frontend: Frontend) -> None:
+    running = generation(frontend, stop=("ab",), min_tokens=3)
+    text = "ababab"
+    updates = [running.update(output(*ids(c), n_tokens=i + 1)) for i, c in enumerate(text)]
+    shown = [update.delta.text for update in updates[:5] if update.delta is not None]
+    assert shown == ["a", "b", "a", "b", ""]
+    assert updates[5] == finished("stop", 6, "")
