@@ -1,0 +1,13 @@
+#include "model.h"
+#include "vector_avx2.h"
+
+namespace {
+constexpr int kTileRows = 3;  // by two vectors of outputs; other registers hold operands
+constexpr int kMaxQueries = 3;
+}  // namespace
+
+#include "step.h"
+
+namespace cpu {
+const InstructionSet kAvx2 = {"AVX2", kMaxQueries, run_step};
+}  // namespace cpu

@@ -1,0 +1,13 @@
+#include "model.h"
+#include "vector_avx512.h"
+
+namespace {
+constexpr int kTileRows = 12;  // by two vectors of outputs; other registers hold operands
+constexpr int kMaxQueries = 8;
+}  // namespace
+
+#include "step.h"
+
+namespace cpu {
+const InstructionSet kAvx512Bf16 = {"AVX-512-BF16", kMaxQueries, run_step};
+}  // namespace cpu

@@ -1,0 +1,116 @@
+// The functions that Python calls. None throws: 0 or a null pointer says that something is wrong.
+#include <new>
+
+#include "model.h"
+#include "packing.h"
+
+using cpu::InstructionSet;
+using cpu::Linear;
+using cpu::Model;
+using cpu::Shape;
+using cpu::StepRows;
+
+namespace {
+
+// Best first.
+const InstructionSet* const kSets[] = {&cpu::kAvx512Bf16, &cpu::kAvx512, &cpu::kAvx2};
+constexpr int kNSets = sizeof kSets / sizeof kSets[0];
+
+bool is_supported(int set) {
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (kSets[set] == &cpu::kAvx512Bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
+  return kSets[set] == &cpu::kAvx512 ? avx512 : avx2;
+}
+
+template <class Body>
+bool succeeds(const Body& body) {
+  try {
+    body();
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
+void pack(const Shape& shape, const Linear& linear, const void* weights, int n_out, int n_in) {
+  if (shape.dtype == cpu::kBfloat16) cpu::pack(linear, static_cast<const cpu::bf16*>(weights), n_out, n_in);
+  else cpu::pack(linear, static_cast<const float*>(weights), n_out, n_in);
+}
+
+struct Job {
+  Model* model;
+  const StepRows* rows;
+};
+
+void run_job(void* argument, int thread) {
+  const Job& job = *static_cast<Job*>(argument);
+  job.model->instruction_set.step(*job.model, *job.rows, thread);
+}
+
+}  // namespace
+
+extern "C" {
+
+#define EXPORT __attribute__((visibility("default")))
+
+// The name of the set-th instruction set that this processor has, best first; null at the end.
+EXPORT const char* cpu_instruction_set(int set) {
+  for (int i = 0; i < kNSets; ++i)
+    if (is_supported(i) && set-- == 0) return kSets[i]->name;
+  return nullptr;
+}
+
+EXPORT Model* cpu_model_new(const Shape* shape, const char* instruction_set) {
+  Model* model = nullptr;
+  for (int i = 0; i < kNSets; ++i)
+    if (is_supported(i) && std::strcmp(kSets[i]->name, instruction_set) == 0)
+      succeeds([&] { model = new Model(*shape, *kSets[i]); });
+  return model;
+}
+
+EXPORT void cpu_model_free(Model* model) { delete model; }
+
+// Norms are float32; the others of the model's dtype, (n_out, n_in). All are copied.
+EXPORT int cpu_model_set_layer(Model* model, int index, const float* attention_norm, const void* qkv,
+                               const void* output, const float* feed_forward_norm, const void* gate_up,
+                               const void* down) {
+  return succeeds([&] {
+    const Shape& s = model->shape;
+    const int query = s.n_heads * s.head_dim;
+    const size_t norm_bytes = s.hidden * sizeof(float), padded = model->hidden_stride * sizeof(float);
+    cpu::Layer& layer = model->layers[index];
+    layer.attention_norm = cpu::copy(attention_norm, norm_bytes, padded);
+    pack(s, layer.qkv, qkv, query + 2 * s.n_kv_heads * s.head_dim, s.hidden);
+    pack(s, layer.output, output, s.hidden, query);
+    layer.feed_forward_norm = cpu::copy(feed_forward_norm, norm_bytes, padded);
+    pack(s, layer.gate_up, gate_up, 2 * s.inner, s.hidden);
+    pack(s, layer.down, down, s.hidden, s.inner);
+  });
+}
+
+// rotary: (max_model_len, head_dim), the cosines of half a head and then its sines.
+EXPORT int cpu_model_set_ends(Model* model, const void* embedding, const float* final_norm, const void* head,
+                              const float* rotary) {
+  return succeeds([&] {
+    const Shape& s = model->shape;
+    const size_t n_bytes = size_t(s.vocab) * s.hidden * model->element_bytes();
+    model->embedding = cpu::copy(embedding, n_bytes, n_bytes);
+    model->final_norm = cpu::copy(final_norm, s.hidden * sizeof(float), model->hidden_stride * sizeof(float));
+    pack(s, model->head, head, s.vocab, s.hidden);
+    std::memcpy(model->rotary.as<float>(), rotary, size_t(s.max_model_len) * s.head_dim * sizeof(float));
+  });
+}
+
+// Returns 0, and computes nothing, for rows that do not fit the model.
+EXPORT int cpu_model_step(Model* model, const StepRows* rows) {
+  bool fits = false;
+  if (!succeeds([&] { fits = model->plan(*rows); }) || !fits) return 0;
+  Job job{model, rows};
+  model->team->run(run_job, &job);
+  return 1;
+}
+
+}  // extern "C"

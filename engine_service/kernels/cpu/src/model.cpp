@@ -1,0 +1,101 @@
+#include "model.h"
+
+namespace cpu {
+namespace {
+
+Pages scratch(const Shape& shape, int stride, int n_rows = 0) {
+  return Pages(size_t(n_rows ? n_rows : shape.max_tokens) * stride * sizeof(float));
+}
+
+}  // namespace
+
+Model::Model(const Shape& given, const InstructionSet& set) : shape(given), instruction_set(set) {
+  hidden_stride = round_up(shape.hidden, kPanel);
+  query_stride = round_up(shape.n_heads * shape.head_dim, kPanel);
+  qkv_stride = round_up((shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim, kPanel);
+  inner_stride = round_up(shape.inner, kPanel);
+  score_stride = round_up(shape.max_model_len, kVector);
+  layers.resize(shape.n_layers);
+  lay_out_weights();
+  rotary = scratch(shape, shape.head_dim, shape.max_model_len);
+  const size_t kv_elements = size_t(shape.n_layers) * shape.n_blocks * shape.n_kv_heads * kv_head_elements();
+  kv = Pages(kv_elements * element_bytes());
+  residual = scratch(shape, hidden_stride);
+  normed_input = scratch(shape, hidden_stride);
+  qkv = scratch(shape, qkv_stride);
+  query_input = scratch(shape, query_stride);
+  attended_input = scratch(shape, query_stride);
+  activated_input = scratch(shape, inner_stride);
+  scores = scratch(shape, score_stride, shape.n_threads * set.max_queries);
+  row_of_token.resize(shape.max_tokens);
+  position_of_token.resize(shape.max_tokens);
+  team = std::make_unique<Team>(shape.n_threads);
+}
+
+void Model::lay_out_weights() {
+  const int query = shape.n_heads * shape.head_dim;
+  const int qkv_columns = query + 2 * shape.n_kv_heads * shape.head_dim;
+  const int pair = sizeof(float) / element_bytes();
+  std::vector<std::pair<Linear*, size_t>> places;
+  size_t n_bytes = 0;
+  const auto place = [&](Linear& linear, int n_columns, int n_in) {
+    linear.n_in = round_up(n_in, pair);
+    linear.n_panels = round_up(n_columns, kPanel) / kPanel;
+    places.emplace_back(&linear, n_bytes);
+    n_bytes += size_t(linear.n_panels) * kPanel * linear.n_in * element_bytes();
+  };
+  for (Layer& layer : layers) {
+    place(layer.qkv, qkv_columns, shape.hidden);
+    place(layer.output, shape.hidden, query);
+    layer.gate_up.is_gated_pair = true;
+    place(layer.gate_up, 2 * round_up(shape.inner, kVector), shape.hidden);
+    place(layer.down, shape.hidden, shape.inner);
+  }
+  place(head, shape.vocab, shape.hidden);
+  weights = Pages(n_bytes);
+  for (const auto& [linear, offset] : places) linear->weights = weights.as<char>() + offset;
+}
+
+bool Model::plan(const StepRows& rows) {
+  if (rows.n_tokens < 1 || rows.n_tokens > shape.max_tokens || rows.n_sampled > rows.n_tokens) return false;
+  int token = 0;
+  for (int row = 0; row < rows.n_rows; ++row) {
+    const int n_new = rows.n_new[row], context_len = rows.context_len[row];
+    if (n_new < 1 || context_len < n_new || context_len > shape.max_model_len) return false;
+    if (n_new > rows.n_tokens - token) return false;
+    for (int start = 0; start < context_len; start += shape.block_size) {
+      const int block = rows.block_ids[rows.table_start[row] + start / shape.block_size];
+      if (block < 0 || block >= shape.n_blocks) return false;
+    }
+    for (int i = 0; i < n_new; ++i, ++token) {
+      if (rows.token_ids[token] < 0 || rows.token_ids[token] >= shape.vocab) return false;
+      row_of_token[token] = row;
+      position_of_token[token] = context_len - n_new + i;
+    }
+  }
+  for (int i = 0; i < rows.n_sampled; ++i)
+    if (rows.sampled[i] < 0 || rows.sampled[i] >= rows.n_tokens) return false;
+  if (token != rows.n_tokens) return false;
+  plan_attention(rows);
+  return true;
+}
+
+void Model::plan_attention(const StepRows& rows) {
+  const int group = shape.n_heads / shape.n_kv_heads;
+  const int max_queries = instruction_set.max_queries;
+  const int n_heads = group < max_queries ? group : max_queries;
+  const int n_together = max_queries / n_heads;
+  attention_items.clear();
+  // From the back: rows come by length, and the longest should not be begun last.
+  int end = rows.n_tokens;
+  for (int row = rows.n_rows - 1; row >= 0; end -= rows.n_new[row], --row)
+    for (int kv_head = 0; kv_head < shape.n_kv_heads; ++kv_head)
+      for (int head = 0; head < group; head += n_heads)
+        for (int token = end - rows.n_new[row]; token < end; token += n_together) {
+          const int n_tokens = end - token < n_together ? end - token : n_together;
+          const int n = group - head < n_heads ? group - head : n_heads;
+          attention_items.push_back({row, token, n_tokens, kv_head, kv_head * group + head, n});
+        }
+}
+
+}  // namespace cpu

@@ -1,0 +1,122 @@
+// Rows of inputs times packed weights: tiles that fit the registers, handed out over the threads.
+
+namespace {
+
+using cpu::kPanel;
+using cpu::Linear;
+using cpu::Team;
+
+// What becomes of the outputs of one row and panel.
+struct Store {
+  float* y;
+  size_t stride;
+  void operator()(const V (&sums)[2], int row, int panel) const {
+    float* place = y + row * stride + size_t(panel) * kPanel;
+    store(place, sums[0]);
+    store(place + kVector, sums[1]);
+  }
+};
+
+struct Add {
+  float* y;
+  size_t stride;
+  void operator()(const V (&sums)[2], int row, int panel) const {
+    float* place = y + row * stride + size_t(panel) * kPanel;
+    store(place, add(load(place), sums[0]));
+    store(place + kVector, add(load(place + kVector), sums[1]));
+  }
+};
+
+// A panel is sixteen columns of the gate and the same of the up projection.
+template <class Input>
+struct Gate {
+  Input* y;
+  size_t stride;
+  void operator()(const V (&sums)[2], int row, int panel) const {
+    store(y + row * stride + size_t(panel) * kVector, mul(silu(sums[0]), sums[1]));
+  }
+};
+
+template <class Type>
+struct Operands {
+  const typename Type::Input* x;
+  size_t x_stride;
+  const typename Type::Weight* weights;
+  int n_in;
+};
+
+// Rows by one panel, which is then one straight stream of weights. Wider tiles over several panels
+// and prefetching were measured slower for any number of rows.
+template <class Type, int kRows, class Epilogue>
+void tile(const Operands<Type>& in, int row, int panel, const Epilogue& epilogue) {
+  const typename Type::Weight* w = in.weights + size_t(panel) * in.n_in * kPanel;
+  const typename Type::Input* x = in.x + row * in.x_stride;
+  V sums[kRows][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = zero();
+  for (int k = 0; k < in.n_in; k += Type::kPair, w += Type::kPair * kPanel) {
+#pragma GCC unroll 2
+    for (int part = 0; part < Type::kParts; ++part) {
+      const V first = Type::weights(w, part), second = Type::weights(w + Type::kPair * kVector, part);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const typename Type::Input* input = x + r * in.x_stride + k;
+        sums[r][0] = Type::multiply(sums[r][0], first, input, part);
+        sums[r][1] = Type::multiply(sums[r][1], second, input, part);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) epilogue(sums[r], row + r, panel);
+}
+
+// Calls the tile of n_rows, which is at most kTileRows.
+template <class Type, class Epilogue, int kRows = kTileRows>
+void tile_of(int n_rows, const Operands<Type>& in, int row, int panel, const Epilogue& epilogue) {
+  if constexpr (kRows > 1)
+    if (n_rows < kRows) return tile_of<Type, Epilogue, kRows - 1>(n_rows, in, row, panel, epilogue);
+  tile<Type, kRows>(in, row, panel, epilogue);
+}
+
+// Rows are shared out evenly: two tiles of seven cost less than one of twelve and one of two.
+template <class Type, class Epilogue>
+void tiles(const Operands<Type>& in, int first_row, int end_row, int panel, const Epilogue& epilogue) {
+  int n_tiles = (end_row - first_row + kTileRows - 1) / kTileRows;
+  for (int row = first_row; n_tiles; --n_tiles) {
+    const int n_rows = (end_row - row + n_tiles - 1) / n_tiles;
+    tile_of<Type>(n_rows, in, row, panel, epilogue);
+    row += n_rows;
+  }
+}
+
+// An item has some panels and the rows of one block: so many that claiming costs nothing beside
+// them, so few that all threads end together.
+struct Items {
+  int n_panels, n_chunks, n_row_blocks;
+
+  Items(int n_rows, int total_panels, int n_threads) : n_panels(total_panels / (8 * n_threads)) {
+    n_panels = n_panels < 1 ? 1 : n_panels > 4 ? 4 : n_panels;
+    n_chunks = (total_panels + n_panels - 1) / n_panels;
+    n_row_blocks = 1;
+    const int n_tiles = (n_rows + kTileRows - 1) / kTileRows;
+    while (n_row_blocks < n_tiles && n_chunks * n_row_blocks < 4 * n_threads) ++n_row_blocks;
+  }
+};
+
+// This thread's part of one product; the phase must end with a barrier.
+template <class Type, class Epilogue>
+void multiply(Team& team, const Linear& linear, const typename Type::Input* x, size_t x_stride, int n_rows,
+              const Epilogue& epilogue) {
+  const Items items(n_rows, linear.n_panels, team.size());
+  const Operands<Type> in{x, x_stride, static_cast<const typename Type::Weight*>(linear.weights), linear.n_in};
+  for (int item; (item = team.claim()) < items.n_chunks * items.n_row_blocks;) {
+    const int first_panel = item / items.n_row_blocks * items.n_panels;
+    const int64_t block = item % items.n_row_blocks;
+    const int first_row = int(n_rows * block / items.n_row_blocks);
+    const int end_row = int(n_rows * (block + 1) / items.n_row_blocks);
+    for (int panel = first_panel; panel < first_panel + items.n_panels && panel < linear.n_panels; ++panel)
+      tiles<Type>(in, first_row, end_row, panel, epilogue);
+  }
+}
+
+}  // namespace

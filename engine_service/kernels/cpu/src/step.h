@@ -1,0 +1,147 @@
+// One step of a decoder of the Llama family, over all rows at once. Included by one source file for
+// each instruction set, which sets kTileRows and kMaxQueries; everything has internal linkage, so
+// that no function of one instruction set can be linked in place of another's.
+
+#include "model.h"
+#include "numbers.h"
+#include "product.h"
+#include "attention.h"
+
+namespace {
+
+using cpu::StepRows;
+
+// Up to so many rows, the last thread to finish a phase does the small work between two phases
+// alone, which saves a barrier.
+constexpr int kRowsAlone = 3;
+
+// Ends a phase, then does body(row) for every row, and ends that.
+template <class Body>
+void between_phases(Team& team, int n_rows, const Body& body) {
+  if (n_rows <= kRowsAlone) {
+    if (team.arrive_last()) {
+      for (int row = 0; row < n_rows; ++row) body(row);
+      team.release();
+    }
+    return;
+  }
+  team.barrier();
+  for (int row; (row = team.claim()) < n_rows;) body(row);
+  team.barrier();
+}
+
+template <class Type>
+struct Step {
+  using Weight = typename Type::Weight;
+  using Input = typename Type::Input;
+
+  Model& model;
+  const StepRows& rows;
+  const int thread;
+  Team& team = *model.team;
+  const cpu::Shape& shape = model.shape;
+  float* const residual = model.residual.as<float>();
+  Input* const normed = model.normed_input.as<Input>();
+
+  void run() {
+    const int n = rows.n_tokens;
+    for (int token; (token = team.claim()) < n;) {
+      embed(token);
+      norm(token, model.layers[0].attention_norm, token);
+    }
+    team.barrier();
+    for (int index = 0; index < shape.n_layers; ++index) {
+      attention(index);
+      between_phases(team, n, [&](int token) { norm(token, model.layers[index].feed_forward_norm, token); });
+      feed_forward(model.layers[index]);
+      if (index + 1 < shape.n_layers)
+        between_phases(team, n, [&](int token) { norm(token, model.layers[index + 1].attention_norm, token); });
+    }
+    between_phases(team, rows.n_sampled, [&](int i) { norm(rows.sampled[i], model.final_norm, i); });
+    multiply<Type>(team, model.head, normed, model.hidden_stride, rows.n_sampled,
+                   Store{rows.logits, size_t(model.head.n_panels) * kPanel});
+    team.barrier();
+  }
+
+ private:
+  void embed(int token) {
+    const Weight* from = model.embedding.as<Weight>() + size_t(rows.token_ids[token]) * shape.hidden;
+    float* to = residual + size_t(token) * model.hidden_stride;
+    for (int i = 0; i < shape.hidden; ++i) to[i] = to_float(from[i]);
+  }
+
+  void norm(int token, const cpu::Pages& weight, int to) {
+    rms_norm(residual + size_t(token) * model.hidden_stride, weight.as<float>(),
+             normed + size_t(to) * model.hidden_stride, shape.hidden, model.hidden_stride, shape.eps);
+  }
+
+  void attention(int index) {
+    const cpu::Layer& layer = model.layers[index];
+    multiply<Type>(team, layer.qkv, normed, model.hidden_stride, rows.n_tokens,
+                   Store{model.qkv.as<float>(), size_t(model.qkv_stride)});
+    between_phases(team, rows.n_tokens, [&](int token) { keep(index, token); });
+    const int n_items = int(model.attention_items.size());
+    float* scores = model.scores.as<float>() + size_t(thread) * kMaxQueries * model.score_stride;
+    for (int item; (item = team.claim()) < n_items;)
+      attend_item<Type>(model, rows, index, model.attention_items[item], scores);
+    team.barrier();
+    multiply<Type>(team, layer.output, model.attended_input.as<Input>(), model.query_stride, rows.n_tokens,
+                   Add{residual, size_t(model.hidden_stride)});
+  }
+
+  void feed_forward(const cpu::Layer& layer) {
+    Input* activated = model.activated_input.as<Input>();
+    multiply<Type>(team, layer.gate_up, normed, model.hidden_stride, rows.n_tokens,
+                   Gate<Input>{activated, size_t(model.inner_stride)});
+    team.barrier();
+    multiply<Type>(team, layer.down, activated, model.inner_stride, rows.n_tokens,
+                   Add{residual, size_t(model.hidden_stride)});
+  }
+
+  // Rotates one token's queries and keys, and puts its keys and values into its block.
+  void keep(int index, int token) {
+    const int head_dim = shape.head_dim;
+    const int position = model.position_of_token[token];
+    const int row = model.row_of_token[token];
+    const float* qkv = model.qkv.as<float>() + size_t(token) * model.qkv_stride;
+    const float* angles = model.rotary.as<float>() + size_t(position) * head_dim;
+    Input* queries = model.query_input.as<Input>() + size_t(token) * model.query_stride;
+    const V scale = all(1.0f / std::sqrt(float(head_dim)));
+    float rotated[cpu::kMaxHeadDim];
+    for (int head = 0; head < shape.n_heads; ++head, qkv += head_dim, queries += head_dim) {
+      rotate(qkv, angles, rotated);
+      for (int i = 0; i < head_dim; i += kVector) store(queries + i, mul(load(rotated + i), scale));
+    }
+    const int block = rows.block_ids[rows.table_start[row] + position / shape.block_size];
+    const int offset = position % shape.block_size;
+    const float* values = qkv + size_t(shape.n_kv_heads) * head_dim;
+    for (int head = 0; head < shape.n_kv_heads; ++head, qkv += head_dim, values += head_dim) {
+      rotate(qkv, angles, rotated);
+      Weight narrow[cpu::kMaxHeadDim];
+      for (int i = 0; i < head_dim; i += kVector) store(narrow + i, load(rotated + i));
+      Weight* keys = model.keys<Weight>(index, block, head) + size_t(offset / kVector) * kVector * head_dim +
+                     offset % kVector * Type::kPair;
+      for (int i = 0; i < head_dim; i += Type::kPair)
+        __builtin_memcpy(keys + size_t(i) * kVector, narrow + i, Type::kPair * sizeof(Weight));
+      Weight* kept = model.values<Weight>(index, block, head) + size_t(offset) * head_dim;
+      for (int i = 0; i < head_dim; i += kVector) store(kept + i, load(values + i));
+    }
+  }
+
+  // Explicit multiply-adds: the compiler may vectorise, but cannot round differently for it.
+  void rotate(const float* x, const float* angles, float* y) {
+    const int half = shape.head_dim / 2;
+    const float *cosines = angles, *sines = angles + half;
+    for (int i = 0; i < half; ++i) {
+      y[i] = __builtin_fmaf(x[i], cosines[i], -(x[i + half] * sines[i]));
+      y[i + half] = __builtin_fmaf(x[i + half], cosines[i], x[i] * sines[i]);
+    }
+  }
+};
+
+void run_step(Model& model, const StepRows& rows, int thread) {
+  if (model.shape.dtype == cpu::kBfloat16) Step<Bfloat16>{model, rows, thread}.run();
+  else Step<Float32>{model, rows, thread}.run();
+}
+
+}  // namespace
