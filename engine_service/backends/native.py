@@ -13,6 +13,7 @@ from engine_service.errors import EngineError
 from engine_service.models.registry import load_model
 from engine_service.protocol import EngineStats, TokenLogprob
 from engine_service.runner.devices import resolve_dtype
+from engine_service.runner.executors import ReferenceExecutor
 from engine_service.runner.kv_cache import KVCache
 from engine_service.runner.model_runner import ModelRunner
 from engine_service.runner.sampler import Samples
@@ -64,12 +65,17 @@ class NativeBackend:
             eos_token_ids=model_config.eos_token_ids,
         )
         self._runner = ModelRunner(
-            model,
-            kv_cache=KVCache(
-                model_config, n_blocks=config.n_blocks, block_size=config.block_size, dtype=dtype
-            ),
-            block_size=config.block_size,
-            dtype=dtype,
+            ReferenceExecutor(
+                model,
+                kv_cache=KVCache(
+                    model_config,
+                    n_blocks=config.n_blocks,
+                    block_size=config.block_size,
+                    dtype=dtype,
+                ),
+                block_size=config.block_size,
+                dtype=dtype,
+            )
         )
         self._scheduler = Scheduler(
             blocks=BlockManager(n_blocks=config.n_blocks, block_size=config.block_size),

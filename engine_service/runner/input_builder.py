@@ -8,22 +8,17 @@ from engine_service.scheduling.batch import Batch
 
 
 def build_step_input(batch: Batch, *, block_size: int, dtype: torch.dtype) -> StepInput:
-    """Logits are wanted of the sampled tokens first, then of the rows' ``scored`` ones."""
+    """Return the tensors of all rows' tokens, one row after the other."""
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
-    sampled: list[int] = []
-    scored: list[int] = []
     attention_rows = []
     for row in batch.rows:
         table = row.sequence.block_table
         row_positions = range(row.n_computed, row.end)
-        scored += [len(token_ids) + i - row.n_computed for i in row.scored]
         token_ids += row.sequence.token_ids[row.n_computed : row.end]
         positions += row_positions
         slots += [table[i // block_size] * block_size + i % block_size for i in row_positions]
-        if row.is_sampled:
-            sampled.append(len(token_ids) - 1)
         n_blocks = -(-row.end // block_size)
         attention_rows.append(
             AttentionRow(n_new=row.n_new, context_len=row.end, block_table=table[:n_blocks])
@@ -32,6 +27,6 @@ def build_step_input(batch: Batch, *, block_size: int, dtype: torch.dtype) -> St
         token_ids=torch.tensor(token_ids),
         positions=torch.tensor(positions),
         slots=torch.tensor(slots),
-        sampled=torch.tensor(sampled + scored, dtype=torch.int64),
+        sampled=torch.tensor(batch.logit_places(), dtype=torch.int64),
         groups=plan_attention(attention_rows, block_size=block_size, dtype=dtype),
     )

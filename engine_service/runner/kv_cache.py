@@ -35,3 +35,9 @@ class KVCache:
         """Overwrite blocks that may hold infinities: masked positions are multiplied by zero,
         which only ends them where they are finite."""
         self._tensor[:, list(blocks)] = 0
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the content of blocks; each pair is from and to, none both."""
+        if pairs:
+            sources, targets = zip(*pairs, strict=True)
+            self._tensor[:, list(targets)] = self._tensor[:, list(sources)]

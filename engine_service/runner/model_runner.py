@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine_service.layers.decoder import Decoder
 from engine_service.protocol import TokenLogprob
-from engine_service.runner.input_builder import build_step_input
-from engine_service.runner.kv_cache import KVCache
+from engine_service.runner.executors import Executor
 from engine_service.runner.logprobs import score_prompt
 from engine_service.runner.sampler import SampleRow, Samples, sample
 from engine_service.scheduling.batch import Batch
@@ -26,20 +24,14 @@ class StepResult:
 
 
 class ModelRunner:
-    """Owns the KV cache's content; which block is whose is the scheduler's business."""
+    """Has a batch computed, then samples and scores from its logits."""
 
-    def __init__(
-        self, model: Decoder, *, kv_cache: KVCache, block_size: int, dtype: torch.dtype
-    ) -> None:
-        self._model = model
-        self._kv_cache = kv_cache
-        self._block_size = block_size
-        self._dtype = dtype
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> StepResult:
-        step = build_step_input(batch, block_size=self._block_size, dtype=self._dtype)
-        logits = self._model.forward(step, caches=self._kv_cache.layers)
+        logits = self._executor.forward(batch)
         rows = [
             SampleRow(
                 params=seq.sampling,
@@ -56,7 +48,7 @@ class ModelRunner:
     @torch.inference_mode()
     def clear(self, blocks: SequenceOf[int]) -> None:
         """Make blocks that may hold infinities fit for another sequence."""
-        self._kv_cache.clear(blocks)
+        self._executor.clear(blocks)
 
 
 def _score(logits: Tensor, *, batch: Batch) -> Iterator[tuple[Sequence, tuple[TokenLogprob, ...]]]:

@@ -55,6 +55,19 @@ class Batch:
         """Sequences that get a token from this step, in the order of their rows."""
         return tuple(row.sequence for row in self.rows if row.is_sampled)
 
+    def logit_places(self) -> list[int]:
+        """Return which tokens' logits are wanted, counting the tokens of all rows one after the
+        other: first of the sampled rows, then the rows' ``scored`` ones."""
+        sampled: list[int] = []
+        scored: list[int] = []
+        start = 0
+        for row in self.rows:
+            scored += [start + place - row.n_computed for place in row.scored]
+            start += row.n_new
+            if row.is_sampled:
+                sampled.append(start - 1)
+        return sampled + scored
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advance:

@@ -15,5 +15,6 @@ class Limits:
     max_request_id_chars: int = 128
     max_send_bytes: int = 4 * 1024 * 1024
     max_pings: int = 8
+    max_undelivered_steps: int = 8
     hello_timeout_s: float = 10.0
     close_timeout_s: float = 2.0

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from engine_service.server.limits import Limits
 from engine_service.server.listening import SocketFile
 
 logger = logging.getLogger(__name__)
+
+_CLOSED_CHECK_S = 0.1
 
 
 class StepEngine(Protocol):
@@ -69,6 +72,7 @@ class EngineService:
         self._engine: StepEngine | None = None
         self._server: asyncio.Server | None = None
         self._closed = False
+        self._undelivered = threading.Semaphore(self.limits.max_undelivered_steps)
 
     # -- life --------------------------------------------------------------------------------
 
@@ -210,7 +214,14 @@ class EngineService:
     # -- steps -------------------------------------------------------------------------------
 
     def on_outputs(self, outputs: Sequence[SequenceOutput]) -> None:
-        """Called by the step thread once a step: one hop to the loop for all of it."""
+        """Called by the step thread once a step: one hop to the loop for all of it.
+
+        Waits while the loop is ``max_undelivered_steps`` behind, so that steps faster than the loop
+        neither pile up nor starve it.
+        """
+        while not self._undelivered.acquire(timeout=_CLOSED_CHECK_S):
+            if self._closed:
+                return
         self._call(self._deliver, outputs)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
@@ -218,6 +229,7 @@ class EngineService:
             self._loop.call_soon_threadsafe(function, *args)
 
     def _deliver(self, outputs: Sequence[SequenceOutput]) -> None:
+        self._undelivered.release()
         outboxes: dict[Connection, Outbox] = {}
         for output in outputs:
             live = self._live.get(output.key)

@@ -1,6 +1,7 @@
 """The platform's client against the service, over a real socket."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,19 @@ async def test_closing_aborts_everything(tmp_path: Path) -> None:
                 await text_of(stream)
         await wait_until_async("all to leave", lambda: not harness.backend.running)
         assert harness.backend.n_aborted == 5
+
+
+async def test_steps_wait_for_a_loop_that_is_behind(tmp_path: Path) -> None:
+    async with running(tmp_path / "run") as harness:
+        client = await harness.client()
+        await start(client, "r")
+        await wait_until_async("it to run", lambda: bool(harness.backend.running))
+        n_steps = harness.backend.n_steps
+        time.sleep(0.2)  # noqa: ASYNC251 the loop hears of no step meanwhile
+        n_ahead = harness.backend.n_steps - n_steps
+        assert n_ahead <= harness.service.limits.max_undelivered_steps + 1
+        await wait_until_async("more steps", lambda: harness.backend.n_steps > n_steps + 100)
+        await client.close()
 
 
 async def test_a_lost_engine_ends_every_wait_at_once(tmp_path: Path) -> None:

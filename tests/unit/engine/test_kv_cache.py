@@ -31,6 +31,17 @@ def test_one_cache_a_layer() -> None:
     assert [tuple(layer.shape) for layer in cache.layers] == [(3, 16, 2, 2, 16)] * 2
 
 
+def test_blocks_are_copied_in_every_layer_and_the_others_stay() -> None:
+    cache = KVCache(CONFIG, n_blocks=5, block_size=16, dtype=torch.float32)
+    for layer in cache.layers:
+        layer.copy_(torch.randn(layer.shape))
+    before = [layer.clone() for layer in cache.layers]
+    cache.copy(())
+    cache.copy([(0, 3), (2, 1)])
+    for layer, old in zip(cache.layers, before, strict=True):
+        assert torch.equal(layer, old[[0, 2, 2, 0, 4]])
+
+
 @pytest.mark.parametrize("n_blocks", [2**33, 2**60])
 def test_a_pool_beyond_all_memory_is_a_wrong_configuration(n_blocks: int) -> None:
     with pytest.raises(ModelError, match=r"GiB, more memory than can be had"):

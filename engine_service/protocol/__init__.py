@@ -1,0 +1,107 @@
+"""Wire messages between the platform and an engine process, and how they are framed.
+
+A frame is a 4-byte big-endian length and one msgpack map, tagged by ``type``. This module needs
+the standard library and msgspec only, because both sides of the socket import it; it must not
+know how a message is acted on.
+
+Order on a connection: ``Hello`` → ``Welcome``; then any number of interleaved requests, each
+``Prepare`` → ``Prepared`` | ``Failed``, ``Start`` → deltas in ``StepOutputs`` frames and exactly
+one of ``Finished`` | ``Failed``; ``Abort`` at any moment leads to ``Finished`` with
+``finish_reason="abort"`` once the sequence has left the batch. A ``Start`` is never sent for a
+request that was not ``Prepared`` on the same connection.
+"""
+
+from typing import Final
+
+from engine_service.protocol.base import (
+    Message,
+    Value,
+)
+from engine_service.protocol.frames import (
+    HEADER,
+    MAX_FRAME_BYTES,
+    FrameError,
+    decode_from_engine,
+    decode_to_engine,
+    encode_frame,
+    frame_length,
+)
+from engine_service.protocol.from_engine import (
+    Delta,
+    EngineStats,
+    ErrorKind,
+    Failed,
+    FailedRequest,
+    Finished,
+    FinishReason,
+    FromEngine,
+    Pong,
+    Prepared,
+    StepOutputs,
+    TokenLogprob,
+    Welcome,
+    WireError,
+)
+from engine_service.protocol.parameters import (
+    MAX_TOP_LOGPROBS,
+    NO_STANDING,
+    ChatMessage,
+    ChatPrompt,
+    Prompt,
+    SamplingParams,
+    Standing,
+    TextPrompt,
+    TokenPrompt,
+)
+from engine_service.protocol.to_engine import (
+    Abort,
+    Hello,
+    Ping,
+    Prepare,
+    Start,
+    ToEngine,
+)
+
+PROTOCOL_VERSION: Final = 1
+
+__all__ = [
+    "HEADER",
+    "MAX_FRAME_BYTES",
+    "MAX_TOP_LOGPROBS",
+    "NO_STANDING",
+    "PROTOCOL_VERSION",
+    "Abort",
+    "ChatMessage",
+    "ChatPrompt",
+    "Delta",
+    "EngineStats",
+    "ErrorKind",
+    "Failed",
+    "FailedRequest",
+    "FinishReason",
+    "Finished",
+    "FrameError",
+    "FromEngine",
+    "Hello",
+    "Message",
+    "Ping",
+    "Pong",
+    "Prepare",
+    "Prepared",
+    "Prompt",
+    "SamplingParams",
+    "Standing",
+    "Start",
+    "StepOutputs",
+    "TextPrompt",
+    "ToEngine",
+    "TokenLogprob",
+    "TokenPrompt",
+    "Value",
+    "Welcome",
+    "WireError",
+    "decode_from_engine",
+    "decode_to_engine",
+    "encode_frame",
+    "frame_length",
+]

@@ -1,0 +1,149 @@
+"""Messages from the engine to the platform."""
+
+from typing import Literal
+
+from engine_service.protocol.base import Message, Value
+
+FinishReason = Literal["stop", "length", "abort"]
+ErrorKind = Literal["request", "overloaded", "engine"]
+
+
+class Welcome(Message, frozen=True):
+    """Answer to ``Hello``: who is here.
+
+    epoch: number of this engine start; frames of another epoch are dropped by the client.
+    max_model_len: most tokens of prompt and answer together, already bounded by the KV pool.
+    """
+
+    protocol_version: int
+    epoch: int
+    pid: int
+    model: str
+    architecture: str
+    dtype: str
+    device: str
+    backend: str
+    vocab_size: int
+    max_model_len: int
+    block_size: int
+    n_blocks: int
+    max_sequences: int
+
+
+class Prepared(Message, frozen=True):
+    """max_new_tokens: the client's ``max_tokens``, or what the context leaves."""
+
+    request_id: str
+    n_prompt_tokens: int
+    max_new_tokens: int
+
+
+class WireError(Value, frozen=True):
+    """kind: ``request`` is the client's fault (``param`` names the field), ``overloaded`` may be
+    retried after ``retry_after_s``, ``engine`` is the engine's own fault."""
+
+    kind: ErrorKind
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+class TokenLogprob(Value, frozen=True):
+    """What the model said of one token, before any sampling parameter; ``top`` are the best ids
+    and theirs, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Delta(Value, frozen=True):
+    """New text of one request. ``n_tokens`` were sampled for it; text may be empty while the
+    detokenizer holds back an unfinished character or a possible stop string.
+
+    Only if asked for: ``logprobs``, one for each of the ``n_tokens``; ``prompt_logprobs``, for the
+    prompt's second token and those after it, a part at a time, all before the answer.
+    """
+
+    request_id: str
+    text: str
+    n_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Finished(Value, frozen=True):
+    """The one good end. Counts are final and authoritative; ``text`` is what was held back.
+
+    A token that only completed a stop string counts as completion; tokens sampled after the end
+    was known do not. ``logprobs`` are of the counted tokens that no delta had.
+    """
+
+    request_id: str
+    finish_reason: FinishReason
+    n_prompt_tokens: int
+    n_cached_tokens: int
+    n_completion_tokens: int
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class FailedRequest(Value, frozen=True):
+    """The one bad end of a started request, with the tokens it had produced by then."""
+
+    request_id: str
+    error: WireError
+    n_completion_tokens: int = 0
+
+
+class StepOutputs(Message, frozen=True):
+    """All that one step changed for the requests of this connection, in one frame."""
+
+    epoch: int
+    deltas: tuple[Delta, ...] = ()
+    finished: tuple[Finished, ...] = ()
+    failed: tuple[FailedRequest, ...] = ()
+
+
+class Failed(Message, frozen=True):
+    """Answer to a ``Prepare`` (request_id set) or to the connection itself (None) before close."""
+
+    error: WireError
+    request_id: str | None = None
+
+
+class EngineStats(Value, frozen=True):
+    """Counters since start unless the name says otherwise; blocks are exact.
+
+    n_blocks_free counts blocks that no sequence holds, those kept by the prefix cache included.
+    """
+
+    n_running: int = 0
+    n_waiting: int = 0
+    n_blocks_total: int = 0
+    n_blocks_free: int = 0
+    n_blocks_cached: int = 0
+    n_steps: int = 0
+    n_preemptions: int = 0
+    n_prompt_tokens: int = 0
+    n_cached_tokens: int = 0
+    n_completion_tokens: int = 0
+    n_finished: int = 0
+    n_aborted: int = 0
+    n_failed: int = 0
+    last_step_ms: float = 0.0
+    uptime_s: float = 0.0
+    rss_bytes: int = 0
+
+
+class Pong(Message, frozen=True):
+    """Answer to ``Ping`` from the step thread."""
+
+    nonce: int
+    epoch: int
+    stats: EngineStats
+    draining: bool = False
+
+
+FromEngine = Welcome | Prepared | StepOutputs | Failed | Pong

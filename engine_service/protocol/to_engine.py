@@ -1,0 +1,48 @@
+"""Messages from the platform to the engine."""
+
+from engine_service.protocol.base import Message
+from engine_service.protocol.parameters import NO_STANDING, Prompt, SamplingParams, Standing
+
+
+class Hello(Message, frozen=True):
+    """First frame of a connection."""
+
+    protocol_version: int
+    client: str
+
+
+class Prepare(Message, frozen=True):
+    """Render, tokenize and validate; the answer is ``Prepared`` or ``Failed``.
+
+    max_tokens: what the client asked for; None means as much as the context leaves.
+    cache_salt: seeds the prefix-cache hash chain; the server derives it from the tenant.
+    """
+
+    request_id: str
+    prompt: Prompt
+    sampling: SamplingParams
+    max_tokens: int | None = None
+    cache_salt: str = ""
+    standing: Standing = NO_STANDING
+
+
+class Start(Message, frozen=True):
+    """Run a prepared request for at most ``max_new_tokens``, the number that was reserved."""
+
+    request_id: str
+    max_new_tokens: int
+
+
+class Abort(Message, frozen=True):
+    """Stop a request in whatever state it is; idempotent, unknown ids are ignored."""
+
+    request_id: str
+
+
+class Ping(Message, frozen=True):
+    """Answered by the step thread, so that a ``Pong`` proves that the step loop turns."""
+
+    nonce: int
+
+
+ToEngine = Hello | Prepare | Start | Abort | Ping
