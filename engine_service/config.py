@@ -1,5 +1,6 @@
 """Settings of the engine process and the model's own config.json, read into checked values."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -14,6 +15,8 @@ from engine_service.families import (
 )
 from engine_service.json_fields import JsonFields
 from engine_service.rotary import RotaryConfig, read_rotary
+
+logger = logging.getLogger(__name__)
 
 DTypeName = Literal["auto", "bfloat16", "float32"]
 DTYPE_NAMES: Final = ("auto", "bfloat16", "float32")
@@ -74,22 +77,31 @@ class EngineConfig:
     ) -> int:
         """Return the most tokens of prompt and answer together.
 
+        Within a sliding window every layer sees all of it, and beyond one nothing is served: what
+        the model says is right, and the log says why its context is shorter.
+
         Raises:
-            ModelError: ``max_model_len`` was set beyond the model's context, or a sliding window,
-                which is not implemented, would hide a part of what is served.
+            ModelError: ``max_model_len`` was set beyond the model's context or sliding window.
         """
         if self.max_model_len is not None and self.max_model_len > context_length:
             raise ModelError(
                 f"max_model_len ({self.max_model_len}) is beyond the model's context "
                 f"of {context_length} tokens"
             )
+        if sliding_window is not None and (self.max_model_len or 0) > sliding_window:
+            raise ModelError(
+                f"max_model_len ({self.max_model_len}) is beyond the model's sliding_window of "
+                f"{sliding_window} tokens, which is not implemented"
+            )
         served = min(self.max_model_len or context_length, self.n_blocks * self.block_size)
         if sliding_window is not None and sliding_window < served:
-            raise ModelError(
-                f"the model's sliding_window ({sliding_window}) is not supported where it is "
-                f"smaller than the context served ({served}); set max_model_len to "
-                f"{sliding_window} or less"
+            logger.warning(
+                "the context is cut to the model's sliding_window of %d tokens: %d would need "
+                "attention that is not implemented",
+                sliding_window,
+                served,
             )
+            return sliding_window
         return served
 
 

@@ -80,13 +80,13 @@ def test_a_bias_is_no_part_of_a_llama(tmp_path: Path) -> None:
         convert(source, tmp_path / "imported", report=lambda _: None)
 
 
-def test_a_window_is_imported_and_refused_where_it_would_matter(tmp_path: Path) -> None:
+def test_a_window_is_imported_and_served_as_far_as_it_shows(tmp_path: Path) -> None:
     source = random_model_dir(tmp_path, "mistral", sliding_window=64)
     (source / MANIFEST_NAME).unlink()
     output = tmp_path / "imported"
     convert(source, output, report=lambda _: None)
     assert ModelConfig.from_dir(output).sliding_window == 64
-    with pytest.raises(ModelError, match="sliding_window"):
-        NativeBackend(EngineConfig(model_dir=output, dtype="float32"))
-    served = NativeBackend(EngineConfig(model_dir=output, dtype="float32", max_model_len=64))
+    served = NativeBackend(EngineConfig(model_dir=output, dtype="float32"))
     assert served.info.max_model_len == 64
+    with pytest.raises(ModelError, match="sliding_window"):
+        NativeBackend(EngineConfig(model_dir=output, dtype="float32", max_model_len=65))

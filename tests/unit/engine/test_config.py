@@ -273,10 +273,14 @@ def test_the_context_is_bounded_by_model_setting_and_pool() -> None:
         limited.effective_max_model_len(200)
 
 
-def test_a_sliding_window_may_not_hide_what_is_served() -> None:
+def test_no_more_is_served_than_a_sliding_window_shows(caplog: pytest.LogCaptureFixture) -> None:
     config = EngineConfig(model_dir=Path("m"), max_model_len=300)
     assert config.effective_max_model_len(500, sliding_window=300) == 300
-    with pytest.raises(ModelError, match=r"sliding_window \(299\) is not supported .* \(300\)"):
+    with pytest.raises(ModelError, match=r"max_model_len \(300\) .* sliding_window of 299"):
         config.effective_max_model_len(500, sliding_window=299)
+    assert not caplog.messages
+    by_default = EngineConfig(model_dir=Path("m"))
+    assert by_default.effective_max_model_len(500, sliding_window=299) == 299
+    assert "cut to the model's sliding_window of 299 tokens" in caplog.text
     bounded_by_pool = EngineConfig(model_dir=Path("m"), kv_cache_tokens=160)
     assert bounded_by_pool.effective_max_model_len(500, sliding_window=160) == 160
