@@ -1,5 +1,5 @@
-"""The compiled step of a decoder, called directly: against transformers in float32, on every
-instruction set that this processor has, and bit for bit the same in any company."""
+"""The compiled step of a decoder, called directly: against transformers, on every instruction set
+that this processor has, and bit for bit the same in any company."""
 
 from array import array
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from engine_service.errors import EngineError
 from engine_service.kernels.cpu.library import Shape
 from engine_service.kernels.cpu.model import CompiledModel, RaggedRows
 from tests.compiled import compiled_library
-from tests.models import random_llama_dir
+from tests.models import random_model_dir
 
 BLOCK_SIZE, N_BLOCKS, MAX_MODEL_LEN = 16, 128, 128
 INSTRUCTION_SETS = ("AVX-512-BF16", "AVX-512", "AVX2")
@@ -27,13 +27,17 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "tie_word_embeddings": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "rms_norm_eps": 1e-6,
 }
+FAMILIES = ("llama", "qwen2", "qwen3")
+DTYPES = (torch.float32, torch.bfloat16)
 PROMPTS = [list(range(3, 3 + n)) for n in (1, 15, 16, 17, 40, 90)]
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_llama_dir(tmp_path_factory.mktemp("model"), **SHAPE)
+@pytest.fixture(scope="module", params=FAMILIES)
+def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model_dir(tmp_path_factory.mktemp("model"), request.param, **SHAPE)
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)
@@ -44,28 +48,49 @@ def instruction_set(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def load(model_dir: Path, instruction_set: str) -> CompiledModel:
-    weights = load_file(model_dir / "model.safetensors")
-    shape = Shape(
-        dtype=0, hidden=90, inner=101, n_layers=2, n_heads=6, n_kv_heads=2, head_dim=16, vocab=320,
-        max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE, n_blocks=N_BLOCKS, max_tokens=512,
-        n_threads=2, eps=1e-6,
-    )  # fmt: skip
-    model = CompiledModel(compiled_library(), shape, instruction_set=instruction_set)
+def reference(model_dir: Path, dtype: torch.dtype) -> Any:
+    return AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
+
+
+def shape_of(dtype: torch.dtype, **sizes: int) -> Shape:
+    return Shape(**{
+        "dtype": DTYPES.index(dtype), "hidden": 90, "inner": 101, "n_layers": 2, "n_heads": 6,
+        "n_kv_heads": 2, "head_dim": 16, "vocab": 320, "max_model_len": MAX_MODEL_LEN,
+        "block_size": BLOCK_SIZE, "n_blocks": N_BLOCKS, "max_tokens": 512, "n_threads": 2,
+        "eps": 1e-6, **sizes,
+    })  # fmt: skip
+
+
+def load(
+    model_dir: Path, instruction_set: str, *, dtype: torch.dtype = torch.float32
+) -> CompiledModel:
+    weights = reference(model_dir, dtype).state_dict()
+    model = CompiledModel(compiled_library(), shape_of(dtype), instruction_set=instruction_set)
     for index in range(2):
         layer = f"model.layers.{index}."
 
         def stacked(*names: str, layer: str = layer) -> Tensor:
-            return torch.cat([weights[f"{layer}{name}.weight"] for name in names]).contiguous()
+            return torch.cat([weights[f"{layer}{name}"] for name in names])
+
+        optional = {
+            "qkv_bias": [f"self_attn.{name}_proj.bias" for name in "qkv"],
+            "q_norm": ["self_attn.q_norm.weight"],
+            "k_norm": ["self_attn.k_norm.weight"],
+        }
 
         model.set_layer(
             index,
-            attention_norm=stacked("input_layernorm"),
-            qkv=stacked("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            output=stacked("self_attn.o_proj"),
-            feed_forward_norm=stacked("post_attention_layernorm"),
-            gate_up=stacked("mlp.gate_proj", "mlp.up_proj"),
-            down=stacked("mlp.down_proj"),
+            attention_norm=stacked("input_layernorm.weight"),
+            qkv=stacked(*(f"self_attn.{name}_proj.weight" for name in "qkv")),
+            output=stacked("self_attn.o_proj.weight"),
+            feed_forward_norm=stacked("post_attention_layernorm.weight"),
+            gate_up=stacked("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+            down=stacked("mlp.down_proj.weight"),
+            **{
+                key: stacked(*names)
+                for key, names in optional.items()
+                if f"{layer}{names[0]}" in weights
+            },
         )
     frequencies = 1.0 / 10_000.0 ** (torch.arange(0, 16, 2).float() / 16)
     angles = torch.outer(torch.arange(MAX_MODEL_LEN).float(), frequencies)
@@ -73,7 +98,7 @@ def load(model_dir: Path, instruction_set: str) -> CompiledModel:
         embedding=weights["model.embed_tokens.weight"],
         norm=weights["model.norm.weight"],
         head=weights["lm_head.weight"],
-        rotary=torch.cat((angles.cos(), angles.sin()), dim=-1).contiguous(),
+        rotary=torch.cat((angles.cos(), angles.sin()), dim=-1),
     )
     return model
 
@@ -107,21 +132,112 @@ def last_logits(
     return [found[key] for key in range(len(prompts))]
 
 
+def logits_of(model: Any) -> Tensor:
+    """(n_prompts, vocab) of transformers, in float32."""
+    with torch.inference_mode():
+        return torch.stack([model(torch.tensor([p])).logits[0, -1].float() for p in PROMPTS])
+
+
 def test_logits_are_those_of_transformers(model_dir: Path, instruction_set: str) -> None:
-    reference = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    found = last_logits(load(model_dir, instruction_set), PROMPTS)
-    for prompt, logits in zip(PROMPTS, found, strict=True):
-        with torch.inference_mode():
-            expected = reference(torch.tensor([prompt])).logits[0, -1]
-        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    expected = logits_of(reference(model_dir, torch.float32))
+    found = torch.stack(last_logits(load(model_dir, instruction_set), PROMPTS))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_bfloat16_errs_no_more_than_that_of_transformers(
+    model_dir: Path, instruction_set: str
+) -> None:
+    rounded = reference(model_dir, torch.bfloat16)
+    expected = logits_of(rounded)
+    exact = logits_of(rounded.float())
+    found = torch.stack(
+        last_logits(load(model_dir, instruction_set, dtype=torch.bfloat16), PROMPTS)
+    )
+    assert (found - exact).norm() <= (expected - exact).norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_a_row_has_the_same_bits_in_any_company(
-    model_dir: Path, instruction_set: str, chunk: int
+    model_dir: Path, instruction_set: str, chunk: int, dtype: torch.dtype
 ) -> None:
-    model = load(model_dir, instruction_set)
+    model = load(model_dir, instruction_set, dtype=dtype)
     together = last_logits(model, PROMPTS, chunk=chunk)
     for prompt, logits in zip(PROMPTS, together, strict=True):
         (alone,) = last_logits(model, [prompt])
         assert torch.equal(alone, logits)
+
+
+def next_logits(model: CompiledModel, *, context_len: int, block_ids: Sequence[int]) -> Tensor:
+    """Logits behind one more token, whose context lies in ``block_ids``."""
+    one = RaggedRows(
+        token_ids=array("i", [5]),
+        n_new=array("i", [1]),
+        context_len=array("i", [context_len + 1]),
+        table_start=array("i", [0]),
+        block_ids=array("i", block_ids),
+        sampled=array("i", [0]),
+    )
+    return model.step(one).clone()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_copied_block_serves_as_the_first_and_a_cleared_one_does_not(
+    model_dir: Path, instruction_set: str, dtype: torch.dtype
+) -> None:
+    model = load(model_dir, instruction_set, dtype=dtype)
+    last_logits(model, [PROMPTS[4]])  # 40 tokens, in blocks 0 to 2
+    model.copy([(0, 9), (2, 7), (1, 127)])
+    expected = next_logits(model, context_len=40, block_ids=[0, 1, 2])
+    model.clear([0, 1, 2])
+    assert torch.equal(next_logits(model, context_len=40, block_ids=[9, 127, 7]), expected)
+    cleared = next_logits(model, context_len=40, block_ids=[0, 1, 2])
+    assert torch.equal(cleared, next_logits(model, context_len=40, block_ids=[30, 31, 32]))
+    assert not torch.equal(cleared, expected)
+
+
+def test_blocks_that_there_are_not_change_nothing(model_dir: Path, instruction_set: str) -> None:
+    model = load(model_dir, instruction_set)
+    last_logits(model, [PROMPTS[4]])
+    expected = next_logits(model, context_len=40, block_ids=[0, 1, 2])
+    for wrong in (-1, N_BLOCKS):
+        with pytest.raises(EngineError):
+            model.clear([0, wrong])
+        with pytest.raises(EngineError):
+            model.copy([(3, 0), (0, wrong)])
+        with pytest.raises(EngineError):
+            model.copy([(3, 0), (wrong, 0)])
+    assert torch.equal(next_logits(model, context_len=40, block_ids=[0, 1, 2]), expected)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"head_dim": 8}, "head_dim 8"),
+        ({"head_dim": 528}, "head_dim 528"),
+        ({"block_size": 24}, "block_size 24"),
+        ({"n_kv_heads": 4}, "6 heads .* 4 K/V heads"),
+    ],
+)
+def test_sizes_that_it_does_not_know_are_refused_by_name(
+    sizes: dict[str, int], named: str, instruction_set: str
+) -> None:
+    shape = shape_of(torch.float32, **sizes)
+    with pytest.raises(ValueError, match=named):
+        CompiledModel(compiled_library(), shape, instruction_set=instruction_set)
+
+
+def test_a_tensor_of_another_size_or_dtype_is_refused(instruction_set: str) -> None:
+    shape = shape_of(torch.float32)
+    model = CompiledModel(compiled_library(), shape, instruction_set=instruction_set)
+    ends = {
+        "embedding": torch.zeros(320, 90),
+        "norm": torch.zeros(90),
+        "head": torch.zeros(320, 90),
+        "rotary": torch.zeros(MAX_MODEL_LEN, 16),
+    }
+    model.set_ends(**ends)
+    with pytest.raises(ValueError, match=r"head is \(320, 89\)"):
+        model.set_ends(**ends | {"head": torch.zeros(320, 89)})
+    with pytest.raises(ValueError, match=r"head is .* torch.bfloat16"):
+        model.set_ends(**ends | {"head": ends["head"].bfloat16()})

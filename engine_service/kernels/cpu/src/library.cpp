@@ -1,10 +1,12 @@
 // The functions that Python calls. None throws: 0 or a null pointer says that something is wrong.
+#include <cstring>
 #include <new>
 
 #include "model.h"
 #include "packing.h"
 
 using cpu::InstructionSet;
+using cpu::LayerWeights;
 using cpu::Linear;
 using cpu::Model;
 using cpu::Shape;
@@ -73,21 +75,21 @@ EXPORT Model* cpu_model_new(const Shape* shape, const char* instruction_set) {
 
 EXPORT void cpu_model_free(Model* model) { delete model; }
 
-// Norms are float32; the others of the model's dtype, (n_out, n_in). All are copied.
-EXPORT int cpu_model_set_layer(Model* model, int index, const float* attention_norm, const void* qkv,
-                               const void* output, const float* feed_forward_norm, const void* gate_up,
-                               const void* down) {
+// All is copied.
+EXPORT int cpu_model_set_layer(Model* model, int index, const LayerWeights* given) {
   return succeeds([&] {
     const Shape& s = model->shape;
-    const int query = s.n_heads * s.head_dim;
-    const size_t norm_bytes = s.hidden * sizeof(float), padded = model->hidden_stride * sizeof(float);
-    cpu::Layer& layer = model->layers[index];
-    layer.attention_norm = cpu::copy(attention_norm, norm_bytes, padded);
-    pack(s, layer.qkv, qkv, query + 2 * s.n_kv_heads * s.head_dim, s.hidden);
-    pack(s, layer.output, output, s.hidden, query);
-    layer.feed_forward_norm = cpu::copy(feed_forward_norm, norm_bytes, padded);
-    pack(s, layer.gate_up, gate_up, 2 * s.inner, s.hidden);
-    pack(s, layer.down, down, s.hidden, s.inner);
+    const int query = s.n_heads * s.head_dim, n_qkv = query + 2 * s.n_kv_heads * s.head_dim;
+    cpu::Layer& layer = model->layers.at(index);
+    layer.attention_norm = cpu::vector_of(given->attention_norm, s.hidden, model->hidden_stride);
+    pack(s, layer.qkv, given->qkv, n_qkv, s.hidden);
+    layer.qkv_bias = cpu::vector_of(given->qkv_bias, n_qkv, model->qkv_stride);
+    layer.q_norm = cpu::vector_of(given->q_norm, s.head_dim, s.head_dim);
+    layer.k_norm = cpu::vector_of(given->k_norm, s.head_dim, s.head_dim);
+    pack(s, layer.output, given->output, s.hidden, query);
+    layer.feed_forward_norm = cpu::vector_of(given->feed_forward_norm, s.hidden, model->hidden_stride);
+    pack(s, layer.gate_up, given->gate_up, 2 * s.inner, s.hidden);
+    pack(s, layer.down, given->down, s.hidden, s.inner);
   });
 }
 
@@ -97,8 +99,9 @@ EXPORT int cpu_model_set_ends(Model* model, const void* embedding, const float* 
   return succeeds([&] {
     const Shape& s = model->shape;
     const size_t n_bytes = size_t(s.vocab) * s.hidden * model->element_bytes();
-    model->embedding = cpu::copy(embedding, n_bytes, n_bytes);
-    model->final_norm = cpu::copy(final_norm, s.hidden * sizeof(float), model->hidden_stride * sizeof(float));
+    model->embedding = cpu::Pages(n_bytes);
+    std::memcpy(model->embedding.as<char>(), embedding, n_bytes);
+    model->final_norm = cpu::vector_of(final_norm, s.hidden, model->hidden_stride);
     pack(s, model->head, head, s.vocab, s.hidden);
     std::memcpy(model->rotary.as<float>(), rotary, size_t(s.max_model_len) * s.head_dim * sizeof(float));
   });
@@ -111,6 +114,14 @@ EXPORT int cpu_model_step(Model* model, const StepRows* rows) {
   Job job{model, rows};
   model->team->run(run_job, &job);
   return 1;
+}
+
+EXPORT int cpu_model_clear(Model* model, const int32_t* blocks, int n_blocks) {
+  return model->clear(blocks, n_blocks);
+}
+
+EXPORT int cpu_model_copy(Model* model, const int32_t* from, const int32_t* to, int n_blocks) {
+  return model->copy(from, to, n_blocks);
 }
 
 }  // extern "C"

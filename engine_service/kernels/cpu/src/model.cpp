@@ -1,5 +1,8 @@
 #include "model.h"
 
+#include <algorithm>
+#include <cstring>
+
 namespace cpu {
 namespace {
 
@@ -78,6 +81,31 @@ bool Model::plan(const StepRows& rows) {
   if (token != rows.n_tokens) return false;
   plan_attention(rows);
   return true;
+}
+
+bool Model::clear(const int32_t* blocks, int n_blocks) {
+  if (!has_blocks(blocks, n_blocks)) return false;
+  const size_t block_bytes = shape.n_kv_heads * kv_head_elements() * element_bytes();
+  for (int layer = 0; layer < shape.n_layers; ++layer)
+    for (int i = 0; i < n_blocks; ++i)
+      std::memset(kv.as<char>() + block_bytes * (size_t(layer) * shape.n_blocks + blocks[i]), 0, block_bytes);
+  return true;
+}
+
+bool Model::copy(const int32_t* from, const int32_t* to, int n_blocks) {
+  if (!has_blocks(from, n_blocks) || !has_blocks(to, n_blocks)) return false;
+  const size_t block_bytes = shape.n_kv_heads * kv_head_elements() * element_bytes();
+  for (int layer = 0; layer < shape.n_layers; ++layer) {
+    char* const blocks = kv.as<char>() + block_bytes * layer * shape.n_blocks;
+    for (int i = 0; i < n_blocks; ++i)
+      std::memmove(blocks + block_bytes * to[i], blocks + block_bytes * from[i], block_bytes);
+  }
+  return true;
+}
+
+bool Model::has_blocks(const int32_t* blocks, int n_blocks) const {
+  return std::all_of(blocks, blocks + n_blocks,
+                     [&](int32_t block) { return block >= 0 && block < shape.n_blocks; });
 }
 
 void Model::plan_attention(const StepRows& rows) {

@@ -36,6 +36,20 @@ struct Shape {
   float eps;
 };
 
+// Norms and biases are float32, each null where the family has none; products are of the model's
+// dtype, (n_out, n_in).
+struct LayerWeights {
+  const float* attention_norm;
+  const void* qkv;
+  const float* qkv_bias;
+  const float* q_norm;
+  const float* k_norm;
+  const void* output;
+  const float* feed_forward_norm;
+  const void* gate_up;
+  const void* down;
+};
+
 // Tokens of all rows lie one after the other; those of a row are the last of its context.
 struct StepRows {
   int32_t n_tokens;
@@ -66,7 +80,8 @@ struct Linear {
 
 struct Layer {
   Linear qkv, output, gate_up, down;
-  Pages attention_norm, feed_forward_norm;
+  std::vector<float> attention_norm, feed_forward_norm;  // rounded up to panels
+  std::vector<float> qkv_bias, q_norm, k_norm;           // empty for families without them
 };
 
 // The work of one attention call: n_tokens neighbours of a row, n_heads heads of one K/V head.
@@ -89,6 +104,10 @@ struct Model {
   // Sees to row_of_token, position_of_token and attention_items; false where rows do not fit.
   bool plan(const StepRows& rows);
 
+  // Over all layers; false, and nothing done, for a block that there is not.
+  bool clear(const int32_t* blocks, int n_blocks);
+  bool copy(const int32_t* from, const int32_t* to, int n_blocks);
+
   Shape shape;
   const InstructionSet& instruction_set;
   int hidden_stride, query_stride, qkv_stride, inner_stride;  // rounded up to panels
@@ -96,7 +115,8 @@ struct Model {
   Pages weights;  // all that is packed: small matrices would get no large pages of their own
   std::vector<Layer> layers;
   Linear head;
-  Pages embedding, final_norm;
+  Pages embedding;
+  std::vector<float> final_norm;
   Pages rotary;  // (max_model_len, head_dim): cosines of half a head, then sines
   Pages kv;
 
@@ -123,6 +143,7 @@ struct Model {
 
  private:
   void lay_out_weights();
+  bool has_blocks(const int32_t* blocks, int n_blocks) const;
   void plan_attention(const StepRows& rows);
 };
 

@@ -1,7 +1,7 @@
 // Weights once, at loading, from (n_out, n_in) as they are stored into the panels of model.h.
 #pragma once
 
-#include <cstring>
+#include <vector>
 
 #include "model.h"
 
@@ -27,10 +27,12 @@ void pack(const Linear& linear, const Weight* weights, int n_out, int n_in) {
     }
 }
 
-inline Pages copy(const void* from, size_t n_bytes, size_t n_bytes_padded) {
-  Pages pages(n_bytes_padded);
-  std::memcpy(pages.as<char>(), from, n_bytes);
-  return pages;
+// n numbers, and zeros up to n_padded; nothing for a null pointer.
+inline std::vector<float> vector_of(const float* from, int n, int n_padded) {
+  if (!from) return {};
+  std::vector<float> numbers(from, from + n);
+  numbers.resize(n_padded);
+  return numbers;
 }
 
 }  // namespace cpu

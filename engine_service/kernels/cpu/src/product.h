@@ -6,14 +6,16 @@ using cpu::kPanel;
 using cpu::Linear;
 using cpu::Team;
 
-// What becomes of the outputs of one row and panel.
+// What becomes of the outputs of one row and panel. A bias of null is none.
 struct Store {
   float* y;
   size_t stride;
+  const float* bias;
   void operator()(const V (&sums)[2], int row, int panel) const {
     float* place = y + row * stride + size_t(panel) * kPanel;
-    store(place, sums[0]);
-    store(place + kVector, sums[1]);
+    const float* added = bias ? bias + size_t(panel) * kPanel : nullptr;
+    store(place, added ? add(sums[0], load(added)) : sums[0]);
+    store(place + kVector, added ? add(sums[1], load(added + kVector)) : sums[1]);
   }
 };
 

@@ -59,7 +59,7 @@ struct Step {
     }
     between_phases(team, rows.n_sampled, [&](int i) { norm(rows.sampled[i], model.final_norm, i); });
     multiply<Type>(team, model.head, normed, model.hidden_stride, rows.n_sampled,
-                   Store{rows.logits, size_t(model.head.n_panels) * kPanel});
+                   Store{rows.logits, size_t(model.head.n_panels) * kPanel, nullptr});
     team.barrier();
   }
 
@@ -70,15 +70,15 @@ struct Step {
     for (int i = 0; i < shape.hidden; ++i) to[i] = to_float(from[i]);
   }
 
-  void norm(int token, const cpu::Pages& weight, int to) {
-    rms_norm(residual + size_t(token) * model.hidden_stride, weight.as<float>(),
+  void norm(int token, const std::vector<float>& weight, int to) {
+    rms_norm(residual + size_t(token) * model.hidden_stride, weight.data(),
              normed + size_t(to) * model.hidden_stride, shape.hidden, model.hidden_stride, shape.eps);
   }
 
   void attention(int index) {
     const cpu::Layer& layer = model.layers[index];
     multiply<Type>(team, layer.qkv, normed, model.hidden_stride, rows.n_tokens,
-                   Store{model.qkv.as<float>(), size_t(model.qkv_stride)});
+                   Store{model.qkv.as<float>(), size_t(model.qkv_stride), pointer(layer.qkv_bias)});
     between_phases(team, rows.n_tokens, [&](int token) { keep(index, token); });
     const int n_items = int(model.attention_items.size());
     float* scores = model.scores.as<float>() + size_t(thread) * kMaxQueries * model.score_stride;
@@ -98,8 +98,13 @@ struct Step {
                    Add{residual, size_t(model.hidden_stride)});
   }
 
+  static const float* pointer(const std::vector<float>& numbers) {
+    return numbers.empty() ? nullptr : numbers.data();
+  }
+
   // Rotates one token's queries and keys, and puts its keys and values into its block.
   void keep(int index, int token) {
+    const cpu::Layer& layer = model.layers[index];
     const int head_dim = shape.head_dim;
     const int position = model.position_of_token[token];
     const int row = model.row_of_token[token];
@@ -109,14 +114,14 @@ struct Step {
     const V scale = all(1.0f / std::sqrt(float(head_dim)));
     float rotated[cpu::kMaxHeadDim];
     for (int head = 0; head < shape.n_heads; ++head, qkv += head_dim, queries += head_dim) {
-      rotate(qkv, angles, rotated);
+      rotate(qkv, layer.q_norm, angles, rotated);
       for (int i = 0; i < head_dim; i += kVector) store(queries + i, mul(load(rotated + i), scale));
     }
     const int block = rows.block_ids[rows.table_start[row] + position / shape.block_size];
     const int offset = position % shape.block_size;
     const float* values = qkv + size_t(shape.n_kv_heads) * head_dim;
     for (int head = 0; head < shape.n_kv_heads; ++head, qkv += head_dim, values += head_dim) {
-      rotate(qkv, angles, rotated);
+      rotate(qkv, layer.k_norm, angles, rotated);
       Weight narrow[cpu::kMaxHeadDim];
       for (int i = 0; i < head_dim; i += kVector) store(narrow + i, load(rotated + i));
       Weight* keys = model.keys<Weight>(index, block, head) + size_t(offset / kVector) * kVector * head_dim +
@@ -128,9 +133,15 @@ struct Step {
     }
   }
 
-  // Explicit multiply-adds: the compiler may vectorise, but cannot round differently for it.
-  void rotate(const float* x, const float* angles, float* y) {
+  // One head of queries or keys, normalised before where the family has weights for that. Explicit
+  // multiply-adds: the compiler may vectorise, but cannot round differently for it.
+  void rotate(const float* x, const std::vector<float>& weight, const float* angles, float* y) {
     const int half = shape.head_dim / 2;
+    float normed_head[cpu::kMaxHeadDim];
+    if (!weight.empty()) {
+      rms_norm(x, weight.data(), normed_head, shape.head_dim, shape.head_dim, shape.eps);
+      x = normed_head;
+    }
     const float *cosines = angles, *sines = angles + half;
     for (int i = 0; i < half; ++i) {
       y[i] = __builtin_fmaf(x[i], cosines[i], -(x[i + half] * sines[i]));
