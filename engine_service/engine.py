@@ -29,7 +29,7 @@ StatsCallback = Callable[[EngineStats], None]
 @dataclass(slots=True)
 class _Inbox:
     requests: list[EngineRequest] = field(default_factory=list)
-    aborts: list[int] = field(default_factory=list)
+    aborts: list[tuple[int, int | None]] = field(default_factory=list)
     pings: list[StatsCallback] = field(default_factory=list)
 
     def is_empty(self) -> bool:
@@ -86,10 +86,10 @@ class Engine:
             self._inbox.requests.append(request)
             self._news.notify()
 
-    def abort(self, key: int) -> None:
-        """End a request before the next step; from any thread, idempotent."""
+    def abort(self, key: int, *, choice: int | None = None) -> None:
+        """End a request, or one answer of it, before the next step; from any thread, idempotent."""
         with self._news:
-            self._inbox.aborts.append(key)
+            self._inbox.aborts.append((key, choice))
             self._news.notify()
 
     def ping(self, callback: StatsCallback) -> None:
@@ -143,8 +143,8 @@ class Engine:
             except Exception as error:
                 logger.exception("request %d could not be added", request.key)
                 refused.append(SequenceOutput(key=request.key, error=EngineError(str(error))))
-        for key in inbox.aborts:
-            self._backend.abort(key)
+        for key, choice in inbox.aborts:
+            self._backend.abort(key, choice=choice)
         for callback in inbox.pings:
             callback(self._stats())
         return refused

@@ -13,6 +13,7 @@ from engine_service.protocol import MAX_TOP_LOGPROBS, SamplingParams
 if TYPE_CHECKING:
     from engine_service.backends.base import ModelInfo
 
+MAX_N: Final = 16
 MAX_STOP_STRINGS: Final = 4
 MAX_STOP_CHARS: Final = 256
 MAX_TEMPERATURE: Final = 2.0
@@ -45,6 +46,7 @@ def validate_request(
     """
     _check_prompt(prompt_token_ids, info=info, param=prompt_param)
     _check_sampling(sampling)
+    _check_n(sampling, info=info)
     _check_penalties(sampling)
     _check_token_ids(sampling, vocab_size=info.vocab_size)
     _check_logprobs(sampling)
@@ -100,13 +102,13 @@ def _check_sampling(sampling: SamplingParams) -> None:
         raise _invalid("top_k", f"must be 0 (off) or more, not {sampling.top_k}")
     if sampling.seed is not None and not _INT64_MIN <= sampling.seed <= _INT64_MAX:
         raise _invalid("seed", f"must be a 64-bit integer, not {sampling.seed}")
-    if sampling.n != 1:
-        raise RequestError(
-            f"n must be 1, not {sampling.n}: several answers per request are not supported.",
-            code="unsupported_value",
-            param="n",
-        )
     _check_stop(sampling.stop)
+
+
+def _check_n(sampling: SamplingParams, *, info: "ModelInfo") -> None:
+    most = min(MAX_N, info.max_sequences)
+    if not 1 <= sampling.n <= most:
+        raise _invalid("n", f"must be from 1 to {most}, not {sampling.n}")
 
 
 def _check_penalties(sampling: SamplingParams) -> None:

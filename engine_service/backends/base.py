@@ -22,7 +22,8 @@ class EngineRequest:
 
     key: unique among live requests of this process. prompt_token_ids: at least one id, each in
     the vocabulary. max_new_tokens: at least 1, prompt and answer together within the context.
-    mask: says before each token which ones may come; None allows all.
+    mask: says before each token which ones may come; None allows all. ``sampling.n`` answers are
+    made; they share the prompt's blocks and have seeds derived from the request's.
     """
 
     key: int
@@ -36,15 +37,16 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceOutput:
-    """What one step changed for one request.
+    """What one step changed for one of a request's answers, number ``choice`` of 0 to n - 1.
 
-    token_ids: sampled in this step, an end-of-sequence token included. Exactly one output of a
-    request has ``finish_reason`` or ``error`` set, and it is the last. Counts are totals so far.
-    logprobs: one for each of ``token_ids``, prompt_logprobs: of the next part of the prompt; both
-    only if asked for.
+    token_ids: sampled in this step, an end-of-sequence token included. Either the last output of
+    each answer has ``finish_reason`` set, or one has ``error``, which ends all of them and is the
+    request's last. Counts are the answer's totals so far. logprobs: one for each of ``token_ids``,
+    prompt_logprobs: of the next part of the prompt; both only if asked for.
     """
 
     key: int
+    choice: int = 0
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     error: EngineError | None = None
@@ -79,10 +81,11 @@ class Backend(Protocol):
     def add(self, request: EngineRequest) -> None:
         """Queue a request. Raises RequestError or Overloaded, and then holds nothing of it."""
 
-    def abort(self, key: int) -> None:
-        """End a request; its last output (``finish_reason="abort"``) comes from the next step.
+    def abort(self, key: int, *, choice: int | None = None) -> None:
+        """End a request; its last outputs (``finish_reason="abort"``) come from the next step.
 
-        Idempotent; an unknown key is ignored.
+        choice: end this answer only, of which there was an output. Idempotent; what is unknown is
+        ignored.
         """
 
     def has_work(self) -> bool:

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from engine_service.scheduling.batch import Advance, Batch
 from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.sampling_state import SamplingState
 from engine_service.scheduling.scheduler import Scheduler
-from engine_service.scheduling.sequence import Sequence
+from engine_service.scheduling.sequence import Sequence, SequenceState, seed_of_choice
 
 
 @dataclass(slots=True)
@@ -97,38 +98,25 @@ class NativeBackend:
         if request.key in self._live:
             raise EngineError(f"the key {request.key} belongs to a live request")
         seed = request.sampling.seed
-        sequence = Sequence(
-            key=request.key,
-            prompt_token_ids=request.prompt_token_ids,
-            sampling=request.sampling,
-            max_new_tokens=request.max_new_tokens,
-            cache_salt=request.cache_salt,
-            seed=self._rng.getrandbits(63) if seed is None else seed,
-            standing=request.standing,
-            sampling_state=SamplingState.of(
-                request.sampling,
-                prompt_token_ids=request.prompt_token_ids,
-                eos_token_ids=self.info.eos_token_ids,
-                mask=request.mask,
-            ),
+        seed = self._rng.getrandbits(63) if seed is None else seed
+        leader, *forks = (
+            self._sequence(request, index=index, seed=seed_of_choice(seed, index=index))
+            for index in range(request.sampling.n)
         )
-        self._scheduler.add(sequence)
-        self._live[request.key] = sequence
+        leader.lead(tuple(forks))
+        self._scheduler.add(leader)
+        self._live[request.key] = leader
 
-    def abort(self, key: int) -> None:
-        sequence = self._live.pop(key, None)
-        if sequence is None:
+    def abort(self, key: int, *, choice: int | None = None) -> None:
+        leader = self._live.get(key)
+        if leader is None:
             return
-        self._scheduler.remove(sequence)
-        self._counters.n_aborted += 1
-        self._outputs.append(
-            SequenceOutput(
-                key=key,
-                finish_reason="abort",
-                n_cached_tokens=sequence.n_cached or 0,
-                n_completion_tokens=sequence.n_generated,
-            )
-        )
+        for sequence in leader.family:
+            if choice in (None, sequence.index) and sequence.state is not SequenceState.FINISHED:
+                self._scheduler.remove(sequence)
+                self._outputs.append(_output_of(sequence, finish_reason="abort"))
+        if self._is_over(leader):
+            self._counters.n_aborted += 1
 
     def has_work(self) -> bool:
         return bool(self._live or self._outputs)
@@ -143,13 +131,13 @@ class NativeBackend:
             result = self._runner.run(batch)
             samples = result.samples
             self._outputs += [self._scored(seq, logprobs) for seq, logprobs in result.scored]
-            logprobs = {batch.sampled[i].key: entry for i, entry in samples.logprobs.items()}
+            logprobs = {id(batch.sampled[i]): entry for i, entry in samples.logprobs.items()}
             self._fail_without_token(batch, samples=samples)
             advances = self._scheduler.update(
                 batch, token_ids=[-1 if id_ is None else id_ for id_ in samples.token_ids]
             )
             self._outputs += [
-                self._output_of(advance, logprob=logprobs.get(advance.sequence.key))
+                self._advanced(advance, logprob=logprobs.get(id(advance.sequence)))
                 for advance in advances
             ]
             self._counters.n_steps += 1
@@ -160,8 +148,8 @@ class NativeBackend:
         sequences = self._suspects()
         self._batch = None
         for sequence in sequences:
-            if self._live.get(sequence.key) is sequence:
-                self._scheduler.remove(sequence)
+            if sequence.state is not SequenceState.FINISHED:
+                self._scheduler.remove_family(sequence)
                 self._report_failed(sequence, error=error)
         return self._take_outputs()
 
@@ -185,26 +173,42 @@ class NativeBackend:
             last_step_ms=counters.last_step_ms,
         )
 
+    def _sequence(self, request: EngineRequest, *, index: int, seed: int) -> Sequence:
+        mask = request.mask
+        return Sequence(
+            key=request.key,
+            index=index,
+            prompt_token_ids=request.prompt_token_ids,
+            sampling=request.sampling,
+            max_new_tokens=request.max_new_tokens,
+            cache_salt=request.cache_salt,
+            seed=seed,
+            standing=request.standing,
+            sampling_state=SamplingState.of(
+                request.sampling,
+                prompt_token_ids=request.prompt_token_ids,
+                eos_token_ids=self.info.eos_token_ids,
+                mask=mask.fork() if mask is not None and index else mask,
+            ),
+        )
+
     def _fail_without_token(self, batch: Batch, *, samples: Samples) -> None:
         for index, token_id in enumerate(samples.token_ids):
             if token_id is not None:
                 continue
             sequence = batch.sampled[index]
+            if sequence.state is SequenceState.FINISHED:
+                continue  # with another of its family
             error = samples.errors.get(index)
             if error is None:
                 self._runner.clear(self._scheduler.discard(sequence))
                 error = EngineError("the model's output for this request is not finite")
             else:
-                self._scheduler.remove(sequence)
+                self._scheduler.remove_family(sequence)
             self._report_failed(sequence, error=error)
 
     def _scored(self, sequence: Sequence, logprobs: tuple[TokenLogprob, ...]) -> SequenceOutput:
-        return SequenceOutput(
-            key=sequence.key,
-            prompt_logprobs=logprobs,
-            n_cached_tokens=sequence.n_cached or 0,
-            n_completion_tokens=sequence.n_generated,
-        )
+        return _output_of(sequence, prompt_logprobs=logprobs)
 
     def _suspects(self) -> SequenceOf[Sequence]:
         """Return whom to end after a step that raised."""
@@ -217,30 +221,36 @@ class NativeBackend:
     def _report_failed(self, sequence: Sequence, *, error: EngineError) -> None:
         del self._live[sequence.key]
         self._counters.n_failed += 1
-        self._outputs.append(
-            SequenceOutput(
-                key=sequence.key,
-                error=error,
-                n_cached_tokens=sequence.n_cached or 0,
-                n_completion_tokens=sequence.n_generated,
-            )
-        )
+        self._outputs.append(_output_of(sequence, error=error))
 
-    def _output_of(self, advance: Advance, *, logprob: TokenLogprob | None) -> SequenceOutput:
+    def _advanced(self, advance: Advance, *, logprob: TokenLogprob | None) -> SequenceOutput:
         sequence = advance.sequence
         self._counters.n_completion_tokens += 1
-        if advance.finish_reason is not None:
-            del self._live[sequence.key]
+        if advance.finish_reason is not None and self._is_over(sequence):
             self._counters.n_finished += 1
-        return SequenceOutput(
-            key=sequence.key,
+        return _output_of(
+            sequence,
             token_ids=(advance.token_id,),
             finish_reason=advance.finish_reason,
-            n_cached_tokens=sequence.n_cached or 0,
-            n_completion_tokens=sequence.n_generated,
             logprobs=() if logprob is None else (logprob,),
         )
+
+    def _is_over(self, sequence: Sequence) -> bool:
+        """Forget a request whose answers have all ended; return whether that was now."""
+        if any(member.state is not SequenceState.FINISHED for member in sequence.family):
+            return False
+        return self._live.pop(sequence.key, None) is not None
 
     def _take_outputs(self) -> list[SequenceOutput]:
         outputs, self._outputs = self._outputs, []
         return outputs
+
+
+def _output_of(sequence: Sequence, **fields: Any) -> SequenceOutput:
+    return SequenceOutput(
+        key=sequence.key,
+        choice=sequence.index,
+        n_cached_tokens=sequence.n_cached or 0,
+        n_completion_tokens=sequence.n_generated,
+        **fields,
+    )

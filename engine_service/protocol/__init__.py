@@ -9,6 +9,10 @@ Order on a connection: ``Hello`` → ``Welcome``; then any number of interleaved
 one of ``Finished`` | ``Failed``; ``Abort`` at any moment leads to ``Finished`` with
 ``finish_reason="abort"`` once the sequence has left the batch. A ``Start`` is never sent for a
 request that was not ``Prepared`` on the same connection.
+
+With ``n`` answers the deltas of all come interleaved, each with its ``index``. One that ends before
+the others says so in its last delta, and the end of the last is ``Finished``; what fails or aborts
+the request ends them all.
 """
 
 from typing import Final

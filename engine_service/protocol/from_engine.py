@@ -31,7 +31,7 @@ class Welcome(Message, frozen=True):
 
 
 class Prepared(Message, frozen=True):
-    """max_new_tokens: the client's ``max_tokens``, or what the context leaves."""
+    """max_new_tokens: of each answer, the client's ``max_tokens``, or what the context leaves."""
 
     request_id: str
     n_prompt_tokens: int
@@ -59,8 +59,10 @@ class TokenLogprob(Value, frozen=True):
 
 
 class Delta(Value, frozen=True):
-    """New text of one request. ``n_tokens`` were sampled for it; text may be empty while the
-    detokenizer holds back an unfinished character or a possible stop string.
+    """New text of one answer, number ``index`` of the request's ``n``. ``n_tokens`` were sampled
+    for it; text may be empty while the detokenizer holds back an unfinished character or a possible
+    stop string. ``finish_reason`` is set in an answer's last delta where it ends before the others;
+    the end of the last is the request's ``Finished``.
 
     Only if asked for: ``logprobs``, one for each of the ``n_tokens``; ``prompt_logprobs``, for the
     prompt's second token and those after it, a part at a time, all before the answer.
@@ -69,15 +71,19 @@ class Delta(Value, frozen=True):
     request_id: str
     text: str
     n_tokens: int
+    index: int = 0
+    finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Finished(Value, frozen=True):
-    """The one good end. Counts are final and authoritative; ``text`` is what was held back.
+    """The one good end: the last answer's. Counts are final and authoritative, of all answers
+    together, the prompt once.
 
-    A token that only completed a stop string counts as completion; tokens sampled after the end
-    was known do not. ``logprobs`` are of the counted tokens that no delta had.
+    ``index``, ``finish_reason``, ``text``, which was held back, and ``logprobs``, of the counted
+    tokens that no delta had, are that answer's. A token that only completed a stop string counts as
+    completion; tokens sampled after the end was known do not.
     """
 
     request_id: str
@@ -85,12 +91,13 @@ class Finished(Value, frozen=True):
     n_prompt_tokens: int
     n_cached_tokens: int
     n_completion_tokens: int
+    index: int = 0
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class FailedRequest(Value, frozen=True):
-    """The one bad end of a started request, with the tokens it had produced by then."""
+    """The one bad end of a started request, with the tokens that its answers had by then."""
 
     request_id: str
     error: WireError

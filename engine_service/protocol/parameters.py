@@ -41,8 +41,8 @@ class SamplingParams(Value, frozen=True):
 
     temperature: 0 (greedy) to 2. top_p: (0, 1]. top_k: 0 turns it off. seed: the same seed gives
     the same tokens whatever else is in the batch. stop: strings that end the text, themselves
-    left out of it. ignore_eos: for benchmarks. n: answers per prompt; above 1 is refused until
-    the engine forks sequences.
+    left out of it. ignore_eos: for benchmarks. n: answers to the prompt, which is computed once;
+    all of them run at once, and the first is the one that n = 1 gives with that seed.
 
     min_p: [0, 1], drops tokens less likely than this part of the best; applied with top_k and
     top_p, after the temperature. presence_penalty, frequency_penalty: -2 to 2, subtracted for

@@ -27,7 +27,7 @@ class Prepare(Message, frozen=True):
 
 
 class Start(Message, frozen=True):
-    """Run a prepared request for at most ``max_new_tokens``, the number that was reserved."""
+    """Run a prepared request for at most ``max_new_tokens`` of each answer, as was reserved."""
 
     request_id: str
     max_new_tokens: int

@@ -31,7 +31,10 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> StepResult:
+        if batch.copies:
+            self._executor.copy(batch.copies)
         logits = self._executor.forward(batch)
+        sampled, scored = _split(logits, batch=batch)
         rows = [
             SampleRow(
                 params=seq.sampling,
@@ -42,13 +45,22 @@ class ModelRunner:
             )
             for seq in batch.sampled
         ]
-        samples = sample(logits[: len(rows)], rows=rows) if rows else Samples(token_ids=[])
-        return StepResult(samples=samples, scored=tuple(_score(logits[len(rows) :], batch=batch)))
+        samples = sample(sampled, rows=rows) if rows else Samples(token_ids=[])
+        return StepResult(samples=samples, scored=tuple(_score(scored, batch=batch)))
 
     @torch.inference_mode()
     def clear(self, blocks: SequenceOf[int]) -> None:
         """Make blocks that may hold infinities fit for another sequence."""
         self._executor.clear(blocks)
+
+
+def _split(logits: Tensor, *, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the logits of each of ``batch.sampled``, and those of the rows' ``scored`` places."""
+    n_answers = [len(row.members) for row in batch.rows if row.is_sampled]
+    sampled, scored = logits[: len(n_answers)], logits[len(n_answers) :]
+    if sum(n_answers) > len(n_answers):
+        sampled = sampled.repeat_interleave(torch.tensor(n_answers), dim=0)
+    return sampled, scored
 
 
 def _score(logits: Tensor, *, batch: Batch) -> Iterator[tuple[Sequence, tuple[TokenLogprob, ...]]]:

@@ -10,11 +10,19 @@ from engine_service.scheduling.sequence import Sequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Tokens ``n_computed`` to ``n_computed + n_new`` of one sequence."""
+    """Tokens ``n_computed`` to ``n_computed + n_new`` of one sequence.
+
+    forks: those that start with this row: they take part in all that comes of it.
+    """
 
     sequence: Sequence
     n_computed: int
     n_new: int
+    forks: tuple[Sequence, ...] = ()
+
+    @property
+    def members(self) -> tuple[Sequence, ...]:
+        return (self.sequence, *self.forks)
 
     @property
     def end(self) -> int:
@@ -38,13 +46,18 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows of one step: those of a single token first, by length, so that a kernel may take
-    neighbours of like length together; then the others."""
+    neighbours of like length together; then the others.
+
+    copies: blocks to copy before anything is computed, each pair from and to, none both.
+    """
 
     rows: tuple[Row, ...]
+    copies: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, rows: Iterable[Row]) -> "Batch":
-        return cls(tuple(sorted(rows, key=lambda row: (row.n_new > 1, row.end))))
+    def of(cls, rows: Iterable[Row], *, copies: tuple[tuple[int, int], ...] = ()) -> "Batch":
+        in_order = sorted(rows, key=lambda row: (row.n_new > 1, row.end))
+        return cls(tuple(in_order), copies=copies)
 
     @property
     def n_tokens(self) -> int:
@@ -53,7 +66,7 @@ class Batch:
     @property
     def sampled(self) -> tuple[Sequence, ...]:
         """Sequences that get a token from this step, in the order of their rows."""
-        return tuple(row.sequence for row in self.rows if row.is_sampled)
+        return tuple(sequence for row in self.rows if row.is_sampled for sequence in row.members)
 
     def logit_places(self) -> list[int]:
         """Return which tokens' logits are wanted, counting the tokens of all rows one after the

@@ -34,6 +34,13 @@ class BlockManager:
     def n_blocks_for(self, n_tokens: int) -> int:
         return -(-n_tokens // self.block_size)
 
+    def is_shared(self, block: int) -> bool:
+        """Return whether more than one table holds it."""
+        return self._n_holders[block] > 1
+
+    def is_held(self, block: int) -> bool:
+        return self._n_holders[block] > 0
+
     def lookup(self, digests: Sequence[bytes]) -> list[int]:
         """Return the blocks of the longest known prefix of a hash chain."""
         found = []
@@ -53,6 +60,13 @@ class BlockManager:
             self._idle.pop(block, None)
             self._n_holders[block] += 1
         return [*known, *(self._take() for _ in range(n_new))]
+
+    def share(self, blocks: Sequence[int]) -> None:
+        """Hold blocks that another table holds already, once more."""
+        for block in blocks:
+            if self._n_holders[block] < 1:
+                raise RuntimeError(f"block {block} is shared though nobody holds it")
+            self._n_holders[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
         """Give up one hold on each block of a block table.

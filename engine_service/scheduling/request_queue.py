@@ -188,5 +188,5 @@ class _PriorityClass:
             heapreplace(self._heap, now)
 
 
-def _rank(sequence: Sequence) -> tuple[int, int]:
+def _rank(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.rank

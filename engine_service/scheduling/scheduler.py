@@ -5,7 +5,8 @@
    step may have and how prefills share them.
 2. ``request_queue`` says who is admitted next. That one is admitted when there is a place in the
    batch, a chunk to be had, and blocks for all of its tokens so far, those that the prefix cache
-   knows shared; until then nobody else is.
+   knows shared; until then nobody else is. One that has forks needs a place for each: they start
+   when its prompt's last token is computed.
 3. When a decode needs a block and none is free, the last in rank gives up all of its blocks and
    waits before all of its priority that were never admitted; it is computed again later, from the
    prefix cache if that still knows it. Rank is priority, then order of first admission.
@@ -26,6 +27,7 @@ from engine_service.errors import DeadlineExceeded, EngineError, RequestError, S
 from engine_service.protocol import FinishReason
 from engine_service.scheduling.batch import Advance, Batch, Failure, Row
 from engine_service.scheduling.block_manager import BlockManager
+from engine_service.scheduling.block_tables import BlockTables
 from engine_service.scheduling.budget import StepBudget, has_prefill_room, share_prefill
 from engine_service.scheduling.request_queue import RequestQueue
 from engine_service.scheduling.sequence import Sequence, SequenceState
@@ -53,6 +55,7 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.blocks = blocks
+        self._tables = BlockTables(blocks)
         self.suspect: Sequence | None = None
         self.n_preemptions = 0
         self.n_prompt_tokens = 0
@@ -89,6 +92,13 @@ class Scheduler:
             RequestError: it could never fit.
             Overloaded: too many are waiting.
         """
+        n_answers = len(sequence.family)
+        if n_answers > self._max_sequences:
+            raise RequestError(
+                f"{n_answers} answers do not fit a batch of {self._max_sequences}",
+                code="invalid_value",
+                param="n",
+            )
         n_tokens = sequence.n_prompt + sequence.max_new_tokens
         if not sequence.n_prompt or sequence.max_new_tokens < 1 or n_tokens > self._max_model_len:
             raise RequestError(
@@ -109,27 +119,19 @@ class Scheduler:
         """
         self._scheduled_at_s = self._clock()
         for sequence in self._waiting.expired(self._scheduled_at_s):
-            self._fail(sequence, DeadlineExceeded("the request waited beyond its deadline"))
-        decodes, prefills = [], []
-        for sequence in self.running:
-            if sequence.state is not SequenceState.RUNNING:
-                break  # preempted for one before it, and so are all after it
-            self.suspect = sequence
-            if not sequence.is_decoding:
-                prefills.append(sequence)
-            elif self._make_room(sequence):
-                decodes.append(Row(sequence=sequence, n_computed=sequence.n_computed, n_new=1))
-        prefills = [seq for seq in prefills if seq.state is SequenceState.RUNNING]
-        budget = self._budget.for_prefill(n_decodes=len(decodes))
+            if sequence.state is SequenceState.WAITING:  # else it went with one of its family
+                self._fail(sequence, DeadlineExceeded("the request waited beyond its deadline"))
+        rows, prefills = self._decode()
+        budget = self._budget.for_prefill(n_decodes=len(rows))
         # A sequence preempted just now stays out: when it went nothing was free, and one of its
         # blocks is held since, so that it lacks at least one.
         self._admit(prefills, budget=budget)
         self.suspect = None
         shares = share_prefill(prefills, budget=budget)
-        rows = [Row(sequence=s, n_computed=s.n_computed, n_new=n_new) for s, n_new in shares]
-        if not (decodes or rows):
+        rows += [self._row(sequence, n_new=n_new) for sequence, n_new in shares]
+        if not rows:
             self._fail_stalled()
-        return Batch.of(decodes + rows)
+        return Batch.of(rows, copies=self._tables.take_copies())
 
     def take_failures(self) -> list[Failure]:
         """Return those given up since the last call."""
@@ -149,10 +151,12 @@ class Scheduler:
             step_s=self._clock() - self._scheduled_at_s,
         )
         for row in batch.rows:
-            if row.sequence.state is SequenceState.RUNNING:
-                row.sequence.n_scored = max(row.scored.stop, row.sequence.n_scored)
-                row.sequence.n_computed = row.end
-                self._register_full_blocks(row.sequence)
+            n_scored = max(row.scored.stop, row.sequence.n_scored)
+            for sequence in row.members:
+                if sequence.state is SequenceState.RUNNING:
+                    sequence.n_scored = n_scored
+                    sequence.n_computed = row.end
+                    self._tables.register_full(sequence)
         advances = []
         for sequence, token_id in zip(sampled, token_ids, strict=True):
             if sequence.state is not SequenceState.RUNNING:
@@ -169,28 +173,67 @@ class Scheduler:
         """End a sequence in whatever state it is; it holds nothing afterwards."""
         if sequence.state is SequenceState.RUNNING:
             self._running.remove(sequence)
-            self._release(sequence)
+            self._tables.close(sequence)
         elif sequence.state is SequenceState.WAITING:
             self._waiting.remove(sequence)
         sequence.state = SequenceState.FINISHED
 
+    def remove_family(self, sequence: Sequence) -> None:
+        """End all answers of the sequence's request."""
+        for member in sequence.family:
+            self.remove(member)
+
     def discard(self, sequence: Sequence) -> list[int]:
-        """End a sequence whose K and V are not to be trusted; return the blocks they are in."""
-        blocks = sequence.block_table
-        self.blocks.forget(blocks)
-        self.remove(sequence)
-        return blocks
+        """End a family whose K and V are not to be trusted; return the blocks they are in.
+
+        Those that another family holds are not among them: it reads what they hold.
+        """
+        blocks = {block for member in sequence.family for block in member.block_table}
+        self.blocks.forget(list(blocks))
+        self.remove_family(sequence)
+        return [block for block in blocks if not self.blocks.is_held(block)]
+
+    def _decode(self) -> tuple[list[Row], list[Sequence]]:
+        """Return the rows of all that decode, with room made for them, and those that prefill."""
+        rows: list[Row] = []
+        prefills: list[Sequence] = []
+        for sequence in self.running:
+            if sequence.state is not SequenceState.RUNNING:
+                break  # preempted for one before it, and so are all after it
+            self.suspect = sequence
+            if not sequence.is_decoding:
+                prefills.append(sequence)
+            elif self._make_room(sequence, n_new=1):
+                rows.append(self._row(sequence, n_new=1))
+        return rows, [seq for seq in prefills if seq.state is SequenceState.RUNNING]
+
+    def _row(self, sequence: Sequence, *, n_new: int) -> Row:
+        """Return a sequence's row; where it reaches the prompt's end the forks start."""
+        forks = sequence.pending_forks if n_new == sequence.n_uncomputed else ()
+        for fork in forks:
+            self._tables.share(sequence, fork=fork)
+            insort(self._running, fork, key=_rank)
+        return Row(sequence=sequence, n_computed=sequence.n_computed, n_new=n_new, forks=forks)
 
     def _admit(self, prefills: list[Sequence], *, budget: int) -> None:
         """Admit while the next in the queue can be; who is admitted joins ``prefills`` by rank."""
-        while self._waiting and len(self._running) < self._max_sequences:
+        n_places = self._max_sequences - len(self._running)
+        n_places -= sum(len(sequence.pending_forks) for sequence in prefills)
+        while self._waiting:
             self.suspect = sequence = self._waiting.head()
-            known = self._known_blocks(sequence)
+            n_places -= 1 + len(sequence.pending_forks)
+            if n_places < 0:
+                break
+            known = self._tables.known_blocks(sequence)
             n_uncomputed = len(sequence) - len(known) * self.blocks.block_size
             if not has_prefill_room(prefills, n_uncomputed=n_uncomputed, budget=budget):
                 break
-            if not self._claim_blocks(sequence, known=known):
+            if not self._tables.open(sequence, known=known):
                 break
+            if sequence.n_cached is None:
+                sequence.n_cached = sequence.n_computed
+                self.n_prompt_tokens += sequence.n_prompt
+                self.n_cached_tokens += sequence.n_cached
             self._waiting.remove(sequence)
             sequence.state = SequenceState.RUNNING
             if sequence.seniority is None:
@@ -199,46 +242,20 @@ class Scheduler:
             for members in (self._running, prefills):
                 insort(members, sequence, key=_rank)
 
-    def _known_blocks(self, sequence: Sequence) -> list[int]:
-        # The last token is always computed, for its logits: its block must not come from the cache.
-        block_size = self.blocks.block_size
-        n_cacheable = (len(sequence) - 1) // block_size
-        if sequence.sampling.prompt_logprobs is not None:
-            # The cache keeps no logits.
-            n_cacheable = min(n_cacheable, sequence.n_scored // block_size)
-        return self.blocks.lookup(sequence.block_digests(n_cacheable, block_size=block_size))
-
-    def _claim_blocks(self, sequence: Sequence, *, known: SequenceOf[int]) -> bool:
-        n_new = self.blocks.n_blocks_for(len(sequence)) - len(known)
-        table = self.blocks.claim(known=known, n_new=n_new)
-        if table is None:
-            return False
-        sequence.block_table = table
-        sequence.n_computed = len(known) * self.blocks.block_size
-        sequence.n_registered = len(known)
-        if sequence.n_cached is None:
-            sequence.n_cached = sequence.n_computed
-            self.n_prompt_tokens += sequence.n_prompt
-            self.n_cached_tokens += sequence.n_cached
-        return True
-
-    def _make_room(self, sequence: Sequence) -> bool:
-        """Hold the next token's block, preempting for it; False if ``sequence`` itself went."""
-        if self.blocks.n_blocks_for(len(sequence)) <= len(sequence.block_table):
-            return True
-        while (table := self.blocks.claim(known=(), n_new=1)) is None:
+    def _make_room(self, sequence: Sequence, *, n_new: int) -> bool:
+        """Hold the next tokens' blocks, preempting for them; False if ``sequence`` itself went."""
+        while not self._tables.extend(sequence, n_new=n_new):
             victim = self._running.pop()
-            self._release(victim)
+            self._tables.close(victim)
             victim.state = SequenceState.WAITING
             self._waiting.put_back(victim)
             self.n_preemptions += 1
             if victim is sequence:
                 return False
-        sequence.block_table += table
         return True
 
     def _fail(self, sequence: Sequence, error: EngineError) -> None:
-        self.remove(sequence)
+        self.remove_family(sequence)
         self._failures.append(Failure(sequence=sequence, error=error))
 
     def _fail_stalled(self) -> None:
@@ -248,21 +265,6 @@ class Scheduler:
         elif self._waiting:
             self._fail(self._waiting.head(), Stalled("the request could not be admitted"))
 
-    def _release(self, sequence: Sequence) -> None:
-        self.blocks.release(sequence.block_table)
-        sequence.block_table = []
-        sequence.n_computed = 0
-        sequence.n_registered = 0
-
-    def _register_full_blocks(self, sequence: Sequence) -> None:
-        n_full = sequence.n_computed // self.blocks.block_size
-        if n_full == sequence.n_registered:
-            return
-        digests = sequence.block_digests(n_full, block_size=self.blocks.block_size)
-        for index in range(sequence.n_registered, n_full):
-            self.blocks.register(sequence.block_table[index], digest=digests[index])
-        sequence.n_registered = n_full
-
     def _finish_reason(self, sequence: Sequence, *, token_id: int) -> FinishReason | None:
         if token_id in self._eos_token_ids and not sequence.sampling.ignore_eos:
             return "stop"
@@ -271,5 +273,5 @@ class Scheduler:
         return "length" if sequence.n_generated >= sequence.max_new_tokens else None
 
 
-def _rank(sequence: Sequence) -> tuple[int, int]:
+def _rank(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.rank

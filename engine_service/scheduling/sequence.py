@@ -1,7 +1,8 @@
-"""One generation as the scheduler sees it: its token ids, how many are computed, its blocks."""
+"""One answer as the scheduler sees it: its token ids, how many are computed, its blocks."""
 
 import hashlib
 import math
+import struct
 from array import array
 from enum import Enum, auto
 
@@ -12,6 +13,9 @@ _DIGEST_BYTES = 16
 
 
 class SequenceState(Enum):
+    """PENDING: a fork that waits for its leader's prompt to be computed."""
+
+    PENDING = auto()
     WAITING = auto()
     RUNNING = auto()
     FINISHED = auto()
@@ -24,6 +28,11 @@ class Sequence:
     to compute for it; the K and V of token ``i`` are in block ``block_table[i // block_size]``; a
     sequence that is not running holds no block.
 
+    A request for several answers is a leader and its forks. The leader computes the prompt; when
+    its last token is computed the forks share its blocks, and each goes its own way. If one fails,
+    all do.
+
+    index: which of the request's answers it is, the leader's is 0. leader: None is itself.
     seniority: number of its first admission, kept when it is preempted. expires_at_s: when it is
     to be given up if it waits then, on the scheduler's clock.
     n_scored: first tokens of the prompt whose logits have been looked at, for prompt_logprobs.
@@ -34,7 +43,10 @@ class Sequence:
         "_salt_digest",
         "block_table",
         "expires_at_s",
+        "forks",
+        "index",
         "key",
+        "leader",
         "max_new_tokens",
         "n_cached",
         "n_computed",
@@ -61,8 +73,12 @@ class Sequence:
         seed: int,
         standing: Standing = NO_STANDING,
         sampling_state: SamplingState | None = None,
+        index: int = 0,
     ) -> None:
         self.key = key
+        self.index = index
+        self.leader: Sequence | None = None
+        self.forks: tuple[Sequence, ...] = ()
         self.token_ids = list(prompt_token_ids)
         self.n_prompt = len(prompt_token_ids)
         self.sampling = sampling
@@ -97,9 +113,44 @@ class Sequence:
         return self.n_uncomputed == 1
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Order of admitted sequences: who goes first comes first and is preempted last."""
-        return (-self.standing.priority, -1 if self.seniority is None else self.seniority)
+    def rank(self) -> tuple[int, int, int]:
+        """Order of admitted sequences: who goes first comes first and is preempted last.
+
+        Answers to one prompt stand next to each other.
+        """
+        seniority = -1 if self.seniority is None else self.seniority
+        return (-self.standing.priority, seniority, self.index)
+
+    @property
+    def family(self) -> "tuple[Sequence, ...]":
+        """All answers of the request."""
+        leader = self if self.leader is None else self.leader
+        return (leader, *leader.forks)
+
+    @property
+    def pending_forks(self) -> "tuple[Sequence, ...]":
+        if not self.forks:
+            return ()
+        return tuple(fork for fork in self.forks if fork.state is SequenceState.PENDING)
+
+    def lead(self, forks: "tuple[Sequence, ...]") -> None:
+        """Make new sequences of the same prompt the forks of this one."""
+        self.forks = forks
+        for fork in forks:
+            fork.leader = self
+            fork.state = SequenceState.PENDING
+
+    def follow(self, leader: "Sequence") -> None:
+        """Start where the leader is; the caller has made its blocks held once more."""
+        self.state = leader.state
+        self.seniority = leader.seniority
+        self.expires_at_s = leader.expires_at_s
+        self.block_table = leader.block_table.copy()
+        self.n_computed = leader.n_computed
+        self.n_registered = leader.n_registered
+        self.n_cached = leader.n_cached
+        self.n_scored = leader.n_scored
+        self._digests = leader._digests.copy()
 
     def block_digests(self, n_blocks: int, *, block_size: int) -> list[bytes]:
         """Return the hash chain over the first ``n_blocks`` full blocks.
@@ -114,3 +165,11 @@ class Sequence:
             digest = hashlib.blake2b(parent + ids.tobytes(), digest_size=_DIGEST_BYTES)
             self._digests.append(digest.digest())
         return self._digests[:n_blocks]
+
+
+def seed_of_choice(seed: int, *, index: int) -> int:
+    """Return the seed of a request's answer: its own of the first, so that n changes nothing."""
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(struct.pack("<qq", seed, index), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

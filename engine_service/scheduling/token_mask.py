@@ -20,6 +20,9 @@ class TokenMask(Protocol):
     def accept(self, token_id: int) -> None:
         """Take note of the next generated token."""
 
+    def fork(self) -> "TokenMask":
+        """Return one that follows another answer to the same prompt; called before any token."""
+
     def allowed(self) -> bytes | bytearray | memoryview:
         """Return the mask over the next token, ``n_mask_bytes`` long.
 

@@ -12,7 +12,6 @@ from engine_service.protocol import (
     Finished,
     FinishReason,
     StepOutputs,
-    TokenLogprob,
 )
 
 
@@ -27,6 +26,11 @@ class Update:
     @property
     def is_last(self) -> bool:
         return self.finished is not None or self.failed is not None
+
+    @property
+    def ends_choice(self) -> bool:
+        """True where an answer ends with it."""
+        return self.is_last or (self.delta is not None and self.delta.finish_reason is not None)
 
 
 @dataclass(slots=True)
@@ -56,44 +60,60 @@ class Outbox:
         )
 
 
+class _Choice:
+    """One answer of a request: its own detokenizer and count."""
+
+    def __init__(self, detokenizer: Detokenizer) -> None:
+        self.detokenizer = detokenizer
+        self.n_tokens = 0
+        self.has_ended = False
+
+
 class Generation:
-    """Follows one sequence from its start to its one terminal."""
+    """Follows the answers of one request from its start to its one terminal."""
 
     def __init__(self, frontend: Frontend, *, request_id: str, prompt: PreparedPrompt) -> None:
         self.request_id = request_id
         self._frontend = frontend
         self._prompt = prompt
-        self._detokenizer: Detokenizer = frontend.detokenizer(prompt.sampling)
+        self._choices = [
+            _Choice(frontend.detokenizer(prompt.sampling)) for _ in range(prompt.sampling.n)
+        ]
         self._n_cached_tokens = 0
-        self._n_completion_tokens = 0
 
     def update(self, output: SequenceOutput) -> Update:
         """Account for one step. After an update that is the last, the object is done with."""
+        choice = self._choices[output.choice]
+        if choice.has_ended and output.error is None:
+            return Update()  # by a stop string; the abort is on its way
         self._n_cached_tokens = output.n_cached_tokens
-        self._n_completion_tokens = output.n_completion_tokens
         if output.error is not None:
             return self.fail(output.error)
+        n_before, choice.n_tokens = choice.n_tokens, output.n_completion_tokens
         shown = output.token_ids
         if output.finish_reason == "stop" and shown and self._is_end_token(shown[-1]):
             shown = shown[:-1]
-        text = self._detokenizer.push(shown)
+        text = choice.detokenizer.push(shown)
         if output.finish_reason is not None:
-            text += self._detokenizer.finish()
-        if self._detokenizer.stopped:
-            n_before = output.n_completion_tokens - len(output.token_ids)
-            self._n_completion_tokens = self._detokenizer.n_tokens
-            counted = output.logprobs[: self._n_completion_tokens - n_before]
-            return self._finish("stop", text, logprobs=counted)
-        if output.finish_reason is not None:
-            return self._finish(output.finish_reason, text, logprobs=output.logprobs)
-        if not (output.token_ids or output.prompt_logprobs):
+            text += choice.detokenizer.finish()
+        reason = output.finish_reason
+        if choice.detokenizer.stopped:
+            reason = "stop"
+            choice.n_tokens = choice.detokenizer.n_tokens
+        choice.has_ended = reason is not None
+        n_new = choice.n_tokens - n_before
+        if reason is not None and all(other.has_ended for other in self._choices):
+            return self._finish(reason, output, text=text, n_new=n_new)
+        if not (output.token_ids or output.prompt_logprobs or reason):
             return Update()
         return Update(
             delta=Delta(
                 request_id=self.request_id,
+                index=output.choice,
                 text=text,
-                n_tokens=len(output.token_ids),
-                logprobs=output.logprobs,
+                n_tokens=n_new,
+                finish_reason=reason,
+                logprobs=output.logprobs[:n_new],
                 prompt_logprobs=output.prompt_logprobs,
             )
         )
@@ -108,21 +128,26 @@ class Generation:
             )
         )
 
+    @property
+    def _n_completion_tokens(self) -> int:
+        return sum(choice.n_tokens for choice in self._choices)
+
     def _is_end_token(self, token_id: int) -> bool:
         is_stop = token_id in self._prompt.sampling.stop_token_ids
         return is_stop or self._frontend.is_end_token(token_id)
 
     def _finish(
-        self, reason: FinishReason, text: str, *, logprobs: tuple[TokenLogprob, ...]
+        self, reason: FinishReason, output: SequenceOutput, *, text: str, n_new: int
     ) -> Update:
         return Update(
             finished=Finished(
                 request_id=self.request_id,
+                index=output.choice,
                 finish_reason=reason,
                 n_prompt_tokens=len(self._prompt.token_ids),
                 n_cached_tokens=self._n_cached_tokens,
                 n_completion_tokens=self._n_completion_tokens,
                 text=text,
-                logprobs=logprobs,
+                logprobs=output.logprobs[:n_new],
             )
         )

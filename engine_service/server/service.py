@@ -36,7 +36,7 @@ class StepEngine(Protocol):
 
     def submit(self, request: EngineRequest) -> None: ...
 
-    def abort(self, key: int) -> None: ...
+    def abort(self, key: int, *, choice: int | None = None) -> None: ...
 
     def ping(self, callback: Callable[[EngineStats], None]) -> None: ...
 
@@ -237,8 +237,12 @@ class EngineService:
                 continue  # ended by a stop string or by draining; the abort is on its way
             update = self._update(live, output)
             self._settle(output.key, live, update, outboxes)
-            if update.is_last and output.finish_reason is None and output.error is None:
+            if output.finish_reason is not None or output.error is not None:
+                continue
+            if update.failed is not None:
                 self._need_engine().abort(output.key)
+            elif update.ends_choice:
+                self._need_engine().abort(output.key, choice=output.choice)
         self._flush(outboxes)
 
     def _update(self, live: _Live, output: SequenceOutput) -> Update:

@@ -195,7 +195,7 @@ def test_scheduling_that_raises_ends_the_one_it_was_busy_with(
     first = backend.step()
     backend.add(make_request(1))
     with monkeypatch.context() as patch:
-        patch.setattr(backend._scheduler, "_claim_blocks", None)
+        patch.setattr(backend._scheduler._tables, "open", None)
         with pytest.raises(TypeError):
             backend.step()
     (failed,) = backend.fail_running(EngineError("the step failed"))

@@ -1,4 +1,7 @@
-"""A backend that answers with its own prompt, over and over; steps can be held and made to fail."""
+"""A backend that answers with its own prompt, over and over; steps can be held and made to fail.
+
+The second of several answers begins with the prompt's second token, and so on.
+"""
 
 import threading
 from collections.abc import Sequence
@@ -14,6 +17,7 @@ REFUSED_SALT = "refused by the backend"
 @dataclass
 class _Running:
     request: EngineRequest
+    choice: int
     n_tokens: int = 0
     aborted: bool = False
 
@@ -25,7 +29,7 @@ class EchoBackend:
     info: ModelInfo
     steps: threading.Event = field(default_factory=threading.Event)
     failures: list[Exception] = field(default_factory=list)
-    running: dict[int, _Running] = field(default_factory=dict)
+    running: dict[tuple[int, int], _Running] = field(default_factory=dict)
     n_steps: int = 0
     n_aborted: int = 0
 
@@ -35,11 +39,13 @@ class EchoBackend:
     def add(self, request: EngineRequest) -> None:
         if request.cache_salt == REFUSED_SALT:
             raise RequestError("refused", code="refused", param="prompt")
-        self.running[request.key] = _Running(request)
+        for choice in range(request.sampling.n):
+            self.running[request.key, choice] = _Running(request, choice)
 
-    def abort(self, key: int) -> None:
-        if key in self.running:
-            self.running[key].aborted = True
+    def abort(self, key: int, *, choice: int | None = None) -> None:
+        for running in self.running.values():
+            if running.request.key == key and choice in (None, running.choice):
+                running.aborted = True
 
     def has_work(self) -> bool:
         return bool(self.running)
@@ -49,16 +55,18 @@ class EchoBackend:
         if self.failures:
             raise self.failures.pop(0)
         self.n_steps += 1
-        outputs = [self._advance(key, running) for key, running in self.running.items()]
+        outputs = [self._advance(running) for running in self.running.values()]
         for output in outputs:
             if output.finish_reason is not None:
-                del self.running[output.key]
+                del self.running[output.key, output.choice]
         return outputs
 
     def fail_running(self, error: EngineError) -> Sequence[SequenceOutput]:
         outputs = [
-            SequenceOutput(key=key, error=error, n_completion_tokens=running.n_tokens)
-            for key, running in self.running.items()
+            SequenceOutput(
+                key=key, choice=choice, error=error, n_completion_tokens=running.n_tokens
+            )
+            for (key, choice), running in self.running.items()
         ]
         self.running.clear()
         return outputs
@@ -68,14 +76,17 @@ class EchoBackend:
             n_running=len(self.running), n_steps=self.n_steps, n_aborted=self.n_aborted
         )
 
-    def _advance(self, key: int, running: _Running) -> SequenceOutput:
+    def _advance(self, running: _Running) -> SequenceOutput:
         if running.aborted:
             self.n_aborted += 1
             return SequenceOutput(
-                key=key, finish_reason="abort", n_completion_tokens=running.n_tokens
+                key=running.request.key,
+                choice=running.choice,
+                finish_reason="abort",
+                n_completion_tokens=running.n_tokens,
             )
         prompt = running.request.prompt_token_ids
-        token_id = prompt[running.n_tokens % len(prompt)]
+        token_id = prompt[(running.n_tokens + running.choice) % len(prompt)]
         running.n_tokens += 1
         reason: FinishReason | None = None
         if token_id in self.info.eos_token_ids and not running.request.sampling.ignore_eos:
@@ -83,7 +94,8 @@ class EchoBackend:
         elif running.n_tokens == running.request.max_new_tokens:
             reason = "length"
         return SequenceOutput(
-            key=key,
+            key=running.request.key,
+            choice=running.choice,
             token_ids=(token_id,),
             finish_reason=reason,
             n_completion_tokens=running.n_tokens,

@@ -11,6 +11,8 @@ from engine_service.protocol import (
     Abort,
     EngineStats,
     Failed,
+    Finished,
+    FinishReason,
     Hello,
     Message,
     Ping,
@@ -163,6 +165,31 @@ async def test_every_started_request_has_one_terminal(tmp_path: Path) -> None:
         assert sorted(terminals) == sorted([*(f"r{i}" for i in range(20)), "x"])
         await peer.send(Ping(nonce=9))
         assert isinstance(await peer.read(), Pong)  # and nothing else came before it
+
+
+async def test_a_stop_string_ends_its_answer_and_the_others_go_on(tmp_path: Path) -> None:
+    async with running(tmp_path / "run") as harness:
+        peer = await harness.peer()
+        # The three answers are abca, bcab and cabc.
+        sampling = SamplingParams(n=3, stop=("cab",))
+        await prepared(
+            peer, Prepare(request_id="r", prompt=TextPrompt(text="abc"), sampling=sampling)
+        )
+        await peer.send(Start(request_id="r", max_new_tokens=4))
+        texts = ["", "", ""]
+        reasons: list[FinishReason | None] = [None, None, None]
+        finished: list[Finished] = []
+        while not finished:
+            frame = await peer.read()
+            assert isinstance(frame, StepOutputs)
+            finished += frame.finished
+            for part in (*frame.deltas, *frame.finished):
+                texts[part.index] += part.text
+                reasons[part.index] = part.finish_reason
+        assert texts == ["abca", "b", ""]
+        assert reasons == ["length", "stop", "stop"]
+        assert finished[0].n_completion_tokens == 4 + 4 + 3
+        await wait_until_async("the answers to leave", lambda: not harness.backend.running)
 
 
 async def test_aborting_before_the_start_drops_it_silently(tmp_path: Path) -> None:

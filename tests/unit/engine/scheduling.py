@@ -40,16 +40,23 @@ def make_sequence(
     salt: str = "",
     ignore_eos: bool = False,
     standing: Standing = NO_STANDING,
+    n: int = 1,
 ) -> Sequence:
-    return Sequence(
-        key=key,
-        prompt_token_ids=prompt,
-        sampling=SamplingParams(ignore_eos=ignore_eos),
-        max_new_tokens=max_new_tokens,
-        cache_salt=salt,
-        seed=0,
-        standing=standing,
+    leader, *forks = (
+        Sequence(
+            key=key,
+            index=index,
+            prompt_token_ids=prompt,
+            sampling=SamplingParams(ignore_eos=ignore_eos, n=n),
+            max_new_tokens=max_new_tokens,
+            cache_salt=salt,
+            seed=0,
+            standing=standing,
+        )
+        for index in range(n)
     )
+    leader.lead(tuple(forks))
+    return leader
 
 
 def run_step(scheduler: Scheduler, *, token_id: int = 1) -> list[tuple[int, int, int]]:
@@ -60,9 +67,31 @@ def run_step(scheduler: Scheduler, *, token_id: int = 1) -> list[tuple[int, int,
     return rows
 
 
-def next_token(token_ids: list[int]) -> int:
-    """A model that depends on everything before, and now and then ends."""
-    return (sum(token_ids) * 7 + len(token_ids)) % 10
+def next_token(token_ids: list[int], *, index: int = 0) -> int:
+    """A model that depends on everything before, and now and then ends; answers differ."""
+    return (sum(token_ids) * 7 + len(token_ids) + index * 3) % 10
+
+
+class Pool:
+    """Stands in for the KV pool: a slot holds all tokens up to its own, as K and V do."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._slots: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    def run(self, batch: Batch) -> None:
+        """Copy and compute; what each row attends to must be that of its own tokens."""
+        for source, target in batch.copies:
+            for place in range(self._block_size):
+                if (source, place) in self._slots:
+                    self._slots[target, place] = self._slots[source, place]
+        for row in batch.rows:
+            table, token_ids = row.sequence.block_table, row.sequence.token_ids
+            for position in range(row.end):
+                slot = (table[position // self._block_size], position % self._block_size)
+                if position >= row.n_computed:
+                    self._slots[slot] = tuple(token_ids[: position + 1])
+                assert self._slots[slot] == tuple(token_ids[: position + 1])
 
 
 def check_batch(batch: Batch, scheduler: Scheduler) -> None:
@@ -86,15 +115,18 @@ def check_blocks(scheduler: Scheduler) -> None:
     content: dict[int, tuple[int, ...]] = {}
     for sequence in scheduler.running:
         for index, block in enumerate(sequence.block_table):
-            upto = tuple(sequence.token_ids[: (index + 1) * block_size])
-            assert content.setdefault(block, upto) == upto
+            end = min((index + 1) * block_size, sequence.n_computed)
+            upto = tuple(sequence.token_ids[:end])
+            known = content.setdefault(block, upto)
+            assert known[:end] == upto[: len(known)]
     assert scheduler.blocks.n_free + len(content) == scheduler.blocks.n_blocks
 
 
-def run_random_schedule(rng: random.Random, *, check_every_step: bool = True) -> int:
-    """Run arrivals, aborts, deadlines and preemptions to the end; return the preemptions.
+def run_random_schedule(rng: random.Random) -> "tuple[int, int]":
+    """Run arrivals, aborts, deadlines, forks and preemptions to the end; return how many
+    preemptions and block copies there were.
 
-    What must hold: each request ends once, by itself as it would alone, and every block is free.
+    What must hold: each answer ends once, by itself as it would alone, and every block is free.
     """
     clock = Clock()
     n_blocks = rng.randint(5, 14)
@@ -103,6 +135,8 @@ def run_random_schedule(rng: random.Random, *, check_every_step: bool = True) ->
     scheduler = make_scheduler(
         n_blocks=n_blocks, max_batched_tokens=budget, target_itl_s=target_itl_s, clock=clock
     )
+    pool = Pool(scheduler.blocks.block_size)
+    n_copies = 0
     arrivals: dict[int, list[Sequence]] = {}
     abort_at: dict[int, int] = {}
     n_requests = rng.randint(1, 14)
@@ -110,45 +144,58 @@ def run_random_schedule(rng: random.Random, *, check_every_step: bool = True) ->
         first = rng.randrange(3)
         prompt = tuple((first + i) % EOS for i in range(rng.randint(1, 14)))
         sequence = make_sequence(
-            key, prompt=prompt, max_new_tokens=rng.randint(1, 6), standing=random_standing(rng)
+            key,
+            prompt=prompt,
+            max_new_tokens=rng.randint(1, 6),
+            standing=random_standing(rng),
+            n=rng.choice((1, 1, 2, 3, 4)),
         )
         arrivals.setdefault(rng.randrange(13), []).append(sequence)
         abort_at[key] = rng.randrange(60)
-    ends: dict[int, str] = {}
+    ends: dict[Sequence, str] = {}
     seen: list[Sequence] = []
     step = 0
     while step < 13 or scheduler.n_running or scheduler.n_waiting:
         for sequence in seen:
-            if abort_at[sequence.key] == step and sequence.key not in ends:
+            has_output = sequence.n_generated > 0 and rng.random() < 0.5
+            if abort_at[sequence.key] == step + sequence.index and has_output:
                 scheduler.remove(sequence)
-                ends[sequence.key] = "abort"
+                ends.setdefault(sequence, "abort")
+            elif abort_at[sequence.key] == step and sequence.leader is None:
+                scheduler.remove_family(sequence)
+                for member in sequence.family:
+                    ends.setdefault(member, "abort")
         for sequence in arrivals.get(step, ()):
             scheduler.add(sequence)
-            seen.append(sequence)
+            seen += sequence.family
         batch = scheduler.schedule()
         for failure in scheduler.take_failures():
             assert failure.error.to_wire().code == "deadline_exceeded"
-            assert failure.sequence.key not in ends
-            ends[failure.sequence.key] = "deadline"
+            assert failure.sequence not in ends
+            for member in failure.sequence.family:
+                ends.setdefault(member, "deadline")
         assert batch.rows or not (scheduler.n_running or scheduler.n_waiting)
         assert batch.n_tokens <= budget
         assert scheduler.n_running <= 4
-        if check_every_step:
-            check_batch(batch, scheduler)
-            check_blocks(scheduler)
+        check_batch(batch, scheduler)
+        check_blocks(scheduler)
+        pool.run(batch)
+        n_copies += len(batch.copies)
         clock.now_s += rng.random() * 2
-        token_ids = [next_token(sequence.token_ids) for sequence in batch.sampled]
+        token_ids = [
+            next_token(sequence.token_ids, index=sequence.index) for sequence in batch.sampled
+        ]
         for advance in scheduler.update(batch, token_ids=token_ids):
             if advance.finish_reason is not None:
-                assert advance.sequence.key not in ends
-                ends[advance.sequence.key] = advance.finish_reason
+                assert advance.sequence not in ends
+                ends[advance.sequence] = advance.finish_reason
         step += 1
         assert step < 2000, "the scheduler makes no progress"
-    assert len(ends) == n_requests
+    assert ends.keys() == set(seen)
     assert scheduler.blocks.n_free == n_blocks
     for sequence in seen:
-        check_end(sequence, reason=ends[sequence.key])
-    return scheduler.n_preemptions
+        check_end(sequence, reason=ends[sequence])
+    return scheduler.n_preemptions, n_copies
 
 
 def random_standing(rng: random.Random) -> Standing:
@@ -163,7 +210,7 @@ def random_standing(rng: random.Random) -> Standing:
 def check_end(sequence: Sequence, *, reason: str) -> None:
     expected = list(sequence.token_ids[: sequence.n_prompt])
     while len(expected) < len(sequence):
-        expected.append(next_token(expected))
+        expected.append(next_token(expected, index=sequence.index))
     assert sequence.token_ids == expected
     assert sequence.block_table == []
     if reason in ("stop", "length"):

@@ -32,7 +32,7 @@ class CountingBackend:
             raise ZeroDivisionError("a bug")
         self.live[request.key] = (0, request.max_new_tokens)
 
-    def abort(self, key: int) -> None:
+    def abort(self, key: int, *, choice: int | None = None) -> None:
         if (state := self.live.pop(key, None)) is not None:
             self.ended.append(
                 SequenceOutput(key=key, finish_reason="abort", n_completion_tokens=state[0])

@@ -61,6 +61,7 @@ def test_the_rest_of_the_context_is_what_max_tokens_leaves_open() -> None:
         {"logit_bias": ((0, -100.0), (99, 100.0))},
         {"stop_token_ids": (0, 99)},
         {"min_tokens": 17},
+        {"n": 2},
         {"logprobs": 0, "prompt_logprobs": 20},
     ],
 )
@@ -143,8 +144,8 @@ HOSTILE: list[tuple[str, Any]] = [
             "logit_bias",
             "logit_bias names token id 100; the vocabulary is 0 to 99.",
         ),
-        ({"n": 2}, "unsupported_value", "n", None),
-        ({"n": 0}, "unsupported_value", "n", None),
+        ({"n": 3}, "invalid_value", "n", "n must be from 1 to 2, not 3."),
+        ({"n": 0}, "invalid_value", "n", None),
         ({"stop": ("a",) * 5}, "invalid_value", "stop", None),
         ({"stop": ("",)}, "invalid_value", "stop", "stop must not contain an empty string."),
         ({"stop": ("a" * 257,)}, "invalid_value", "stop", None),

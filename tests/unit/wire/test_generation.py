@@ -161,3 +161,44 @@ def test_stop_strings_are_not_looked_for_before_min_tokens(frontend: Frontend) -
     shown = [update.delta.text for update in updates[:5] if update.delta is not None]
     assert shown == ["a", "b", "a", "b", ""]
     assert updates[5] == finished("stop", 6, "")
+
+
+def test_answers_have_their_own_text_and_the_last_end_is_the_requests(frontend: Frontend) -> None:
+    running = generation(frontend, n=3, stop=("bc",), logprobs=0)
+    (b_id,) = ids("b")
+    for index in (0, 1):
+        first = running.update(output(b_id, n_tokens=1, choice=index, logprobs=logprobs(b_id)))
+        assert first.delta == Delta(
+            request_id="r", index=index, text="", n_tokens=1, logprobs=logprobs(b_id)
+        )
+    text = (*ids("c"), *ids("d"))
+    stopped = running.update(output(*text, n_tokens=3, choice=1, logprobs=logprobs(*text)))
+    assert stopped.delta == Delta(
+        request_id="r",
+        index=1,
+        text="",
+        n_tokens=1,
+        finish_reason="stop",
+        logprobs=logprobs(*text[:1]),
+    )
+    assert stopped.ends_choice
+    assert not stopped.is_last
+    assert running.update(output(b_id, n_tokens=4, choice=1)) == Update()
+    assert running.update(output(n_tokens=4, choice=1, finish_reason="abort")) == Update()
+    ended = running.update(output(*ids("x"), n_tokens=2, choice=0, finish_reason="length"))
+    assert ended.delta == Delta(
+        request_id="r", index=0, text="bx", n_tokens=1, finish_reason="length"
+    )
+    last = running.update(output(END_ID, n_tokens=1, choice=2, finish_reason="stop"))
+    assert last.finished is not None
+    assert (last.finished.index, last.finished.finish_reason) == (2, "stop")
+    assert last.finished.n_completion_tokens == 2 + 2 + 1
+
+
+def test_an_error_of_one_answer_ends_all_with_the_count_of_all(frontend: Frontend) -> None:
+    running = generation(frontend, n=2)
+    running.update(output(*ids("ab"), n_tokens=2, choice=0, finish_reason="length"))
+    running.update(output(*ids("c"), n_tokens=1, choice=1))
+    failed = running.update(output(n_tokens=1, choice=1, error=EngineError("gone"))).failed
+    assert failed is not None
+    assert failed.n_completion_tokens == 3
