@@ -13,6 +13,15 @@ RUN pip install --no-deps -r requirements/torch.txt \
     && pip install --no-deps --require-hashes -r requirements/base.txt -r requirements/engine.txt \
     && { python -c 'import torch' || pip install -r requirements/torch.txt; }
 
+FROM python:3.11-slim-bookworm AS kernels
+RUN apt-get update -qq \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+COPY engine_service/__init__.py engine_service/
+COPY engine_service/kernels engine_service/kernels
+RUN python -m engine_service.kernels.cpu.build
+
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --home-dir /var/lib/nano-llm --create-home nano-llm
 COPY --from=build /opt/venv /opt/venv
@@ -21,6 +30,7 @@ COPY manage.py ./
 COPY platform ./platform
 COPY apps ./apps
 COPY engine_service ./engine_service
+COPY --from=kernels /build/engine_service/kernels/cpu/_build ./engine_service/kernels/cpu/_build
 COPY templates ./templates
 COPY static ./static
 ENV PATH=/opt/venv/bin:$PATH \

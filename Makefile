@@ -1,4 +1,5 @@
-# What there is to do here: `make help`. Needs python3.11 with venv, make and git.
+# What there is to do here: `make help`. Needs python3.11 with venv, make and git;
+# g++ for the fast kernels.
 
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -15,7 +16,7 @@ DATABASE_TESTS = $(filter-out %/convert %/engine %/wire %/__init__.py %/__pycach
 	$(wildcard tests/integration/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench prove-serve lock setup setup-dev model clean
+.PHONY: help serve test check bench prove-serve lock setup setup-dev kernels model clean
 
 help: ## show this
 	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]   set up and run everything"
@@ -69,8 +70,8 @@ clean: ## remove the virtual environment and caches; data under VAR stays
 
 # -- set-up: stamps, so that a second start installs nothing -----------------------------------
 
-setup: .venv/engine.stamp
-setup-dev: .venv/dev.stamp
+setup: .venv/engine.stamp kernels
+setup-dev: .venv/dev.stamp kernels
 
 model: setup
 	@DOWNLOADS=var/downloads; $(model-fetch)
@@ -105,6 +106,11 @@ endef
 		echo "from a package index of your choice, named by PIP_EXTRA_INDEX_URL, does without)"; \
 		$(PIP) install -r requirements/torch.txt; }
 	@touch $@
+
+# No stamp: the library's name says which sources it is of, and a compiler may come later.
+kernels: .venv/venv.stamp
+	@$(BIN)/python -m engine_service.kernels.cpu.build || \
+		echo "Going on: the engine will run its slower reference kernels"
 
 .venv/dev.stamp: .venv/engine.stamp requirements/dev.txt
 	@echo "Installing what tests and checks need"

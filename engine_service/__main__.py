@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NoReturn, get_args
 
 from engine_service.backends.base import Backend
-from engine_service.config import DTypeName, EngineConfig
+from engine_service.config import DTypeName, EngineConfig, KernelsName
 from engine_service.engine import Engine
 from engine_service.errors import EngineError, ModelError
 from engine_service.frontend import Frontend, load_tokenizer
@@ -60,6 +60,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--drain-s", type=float, default=10.0, help="grace for running requests")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when stdin ends")
     parser.add_argument("--dtype", choices=get_args(DTypeName), default="auto")
+    parser.add_argument("--kernels", choices=get_args(KernelsName), default="auto")
     numbers = {
         "block_size": "tokens in a KV block",
         "kv_cache_tokens": "size of the KV pool",
@@ -83,7 +84,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
     if "threads" in given:
         given["n_threads"] = given.pop("threads")
     return Options(
-        engine=EngineConfig(model_dir=found.model, dtype=found.dtype, **given),
+        engine=EngineConfig(
+            model_dir=found.model, dtype=found.dtype, kernels=found.kernels, **given
+        ),
         socket=found.socket,
         epoch=found.epoch,
         drain_s=found.drain_s,
@@ -191,11 +194,12 @@ def main(arguments: Sequence[str]) -> int:
         backend = load_backend(options.engine)
         info = backend.info
         logger.info(
-            "loaded %s (%s, %s on %s), context %d, %d blocks of %d tokens, in %.1f s",
+            "loaded %s (%s, %s on %s, %s kernels), context %d, %d blocks of %d tokens, in %.1f s",
             info.name,
             info.architecture,
             info.dtype,
             info.device,
+            info.kernels,
             info.max_model_len,
             info.n_blocks,
             info.block_size,

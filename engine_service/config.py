@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 DTypeName = Literal["auto", "bfloat16", "float32"]
 DTYPE_NAMES: Final = ("auto", "bfloat16", "float32")
+KernelsName = Literal["auto", "compiled", "reference"]
+KERNELS_NAMES: Final = ("auto", "compiled", "reference")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,8 @@ class EngineConfig:
     max_waiting_per_tenant: most of those that wait may be one tenant's; None sets no such bound.
     target_itl_s: how long a step that decodes and prefills should take; None sets no target.
     n_threads: None leaves the choice to torch.
+    kernels: ``auto`` is compiled where that can be, else reference, with a warning.
+    instruction_set: which one the compiled kernels use; None takes the best there is.
     """
 
     model_dir: Path
@@ -46,10 +50,18 @@ class EngineConfig:
     max_waiting_per_tenant: int | None = None
     target_itl_s: float | None = None
     n_threads: int | None = None
+    kernels: KernelsName = "auto"
+    instruction_set: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_NAMES:
             raise ModelError(f"dtype must be one of {', '.join(DTYPE_NAMES)}, not {self.dtype!r}")
+        if self.kernels not in KERNELS_NAMES:
+            raise ModelError(
+                f"kernels must be one of {', '.join(KERNELS_NAMES)}, not {self.kernels!r}"
+            )
+        if self.instruction_set is not None and self.kernels == "reference":
+            raise ModelError("instruction_set is of the compiled kernels; kernels is reference")
         for name in ("block_size", "kv_cache_tokens", "max_sequences", "max_waiting"):
             _require_positive(name, getattr(self, name))
         for name in ("max_model_len", "max_waiting_per_tenant", "n_threads"):

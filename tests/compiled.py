@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine_service.config import KernelsName
 from engine_service.kernels.cpu.build import build, library_path, obstacle
 from engine_service.kernels.cpu.library import Library, load_library
 
@@ -16,3 +17,12 @@ def compiled_library() -> Library:
     if not library.instruction_sets:
         pytest.skip("no compiled kernels for this processor")
     return library
+
+
+def best_kernels() -> KernelsName:
+    """The compiled ones, or the reference on a machine that cannot have those."""
+    try:
+        compiled_library()
+    except pytest.skip.Exception:
+        return "reference"
+    return "compiled"

@@ -30,6 +30,7 @@ class EngineInfo:
     architecture: str
     dtype: str
     device: str
+    kernels: str
     backend: str
     vocab_size: int
     max_model_len: int

@@ -58,12 +58,16 @@ class SequenceOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a loaded model can take; ``max_model_len`` is bounded by context and KV pool."""
+    """What a loaded model can take; ``max_model_len`` is bounded by context and KV pool.
+
+    kernels: what computes its steps, such as "compiled AVX2" or "reference".
+    """
 
     name: str
     architecture: str
     dtype: str
     device: str
+    kernels: str
     backend: str
     vocab_size: int
     max_model_len: int

@@ -14,8 +14,7 @@ from engine_service.errors import EngineError
 from engine_service.models.registry import load_model
 from engine_service.protocol import EngineStats, TokenLogprob
 from engine_service.runner.devices import resolve_dtype
-from engine_service.runner.executors import ReferenceExecutor
-from engine_service.runner.kv_cache import KVCache
+from engine_service.runner.kernel_choice import make_executor
 from engine_service.runner.model_runner import ModelRunner
 from engine_service.runner.sampler import Samples
 from engine_service.scheduling.batch import Advance, Batch
@@ -52,11 +51,19 @@ class NativeBackend:
         model = load_model(
             config.model_dir, config=model_config, max_model_len=max_model_len, dtype=dtype
         )
+        executor = make_executor(
+            model,
+            config=config,
+            model_config=model_config,
+            max_model_len=max_model_len,
+            dtype=dtype,
+        )
         self.info = ModelInfo(
             name=config.model_dir.name,
             architecture=model_config.architecture,
             dtype=str(dtype).removeprefix("torch."),
             device="cpu",
+            kernels=executor.kernels,
             backend="native",
             vocab_size=model_config.vocab_size,
             max_model_len=max_model_len,
@@ -65,19 +72,7 @@ class NativeBackend:
             max_sequences=config.max_sequences,
             eos_token_ids=model_config.eos_token_ids,
         )
-        self._runner = ModelRunner(
-            ReferenceExecutor(
-                model,
-                kv_cache=KVCache(
-                    model_config,
-                    n_blocks=config.n_blocks,
-                    block_size=config.block_size,
-                    dtype=dtype,
-                ),
-                block_size=config.block_size,
-                dtype=dtype,
-            )
-        )
+        self._runner = ModelRunner(executor)
         self._scheduler = Scheduler(
             blocks=BlockManager(n_blocks=config.n_blocks, block_size=config.block_size),
             max_sequences=config.max_sequences,

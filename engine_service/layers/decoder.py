@@ -33,13 +33,25 @@ class DecoderLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoder:
-    """Weights in the engine's dtype, projections of one input fused."""
+    """Weights in the engine's dtype, projections of one input fused: the structure of a model.
+
+    ``pack`` makes ready for ``forward``, or whoever computes otherwise takes the weights over.
+    """
 
     embedding: Embedding
     layers: Sequence[DecoderLayer]
     norm: RMSNorm
     head: Linear
     rotary: RotaryEmbedding
+
+    def pack(self) -> None:
+        """Lay the weights out for the reference kernels."""
+        for layer in self.layers:
+            for linear in (layer.attention.qkv, layer.attention.output):
+                linear.pack()
+            for linear in (layer.feed_forward.gate_up, layer.feed_forward.down):
+                linear.pack()
+        self.head.pack()
 
     def forward(self, step: StepInput, *, caches: Sequence[Tensor]) -> Tensor:
         """Return the float32 logits of the sampled tokens; K and V of all go to the caches."""

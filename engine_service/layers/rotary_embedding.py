@@ -9,7 +9,8 @@ from engine_service.rotary import LinearScaling, Llama3Scaling, RotaryConfig, Ya
 
 
 class RotaryEmbedding:
-    """cos and sin of every position of the context, in the layout of ``reference.rotate``."""
+    """table: float32 (max_model_len, head_dim), of every position of the context the cosines of
+    half a head, then its sines."""
 
     def __init__(
         self, config: RotaryConfig, *, head_dim: int, max_model_len: int, dtype: torch.dtype
@@ -20,12 +21,13 @@ class RotaryEmbedding:
         if isinstance(config.scaling, YarnScaling):
             cos *= config.scaling.attention_factor
             sin *= config.scaling.attention_factor
-        self._cos = torch.cat((cos, cos), dim=-1).to(dtype)
-        self._sin = torch.cat((-sin, sin), dim=-1).to(dtype)
+        self.table = torch.cat((cos, sin), dim=-1)
+        self._dtype = dtype
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos and sin, each (n_tokens, 1, head_dim)."""
-        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+        """Return cos and sin, each (n_tokens, 1, head_dim), in the layout of ``rotate``."""
+        cos, sin = self.table[positions].to(self._dtype).unsqueeze(1).chunk(2, dim=-1)
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotary_frequencies(config: RotaryConfig, *, head_dim: int) -> Tensor:

@@ -13,6 +13,7 @@ class Welcome(Message, frozen=True):
 
     epoch: number of this engine start; frames of another epoch are dropped by the client.
     max_model_len: most tokens of prompt and answer together, already bounded by the KV pool.
+    kernels: what computes its steps, such as "compiled AVX2" or "reference".
     """
 
     protocol_version: int
@@ -22,6 +23,7 @@ class Welcome(Message, frozen=True):
     architecture: str
     dtype: str
     device: str
+    kernels: str
     backend: str
     vocab_size: int
     max_model_len: int

@@ -13,7 +13,12 @@ from engine_service.scheduling.batch import Batch
 
 
 class Executor(Protocol):
-    """Driven by the step thread alone; which block is whose is the scheduler's business."""
+    """Driven by the step thread alone; which block is whose is the scheduler's business.
+
+    kernels: what it computes with, for people.
+    """
+
+    kernels: str
 
     def forward(self, batch: Batch) -> Tensor:
         """Put the K and V of all tokens into their blocks; return the float32 logits of
@@ -27,11 +32,14 @@ class Executor(Protocol):
 
 
 class ReferenceExecutor:
-    """The layers in torch, over the reference kernels."""
+    """The layers in torch, over the reference kernels; the weights of ``model`` become its own."""
+
+    kernels = "reference"
 
     def __init__(
         self, model: Decoder, *, kv_cache: KVCache, block_size: int, dtype: torch.dtype
     ) -> None:
+        model.pack()
         self._model = model
         self._kv_cache = kv_cache
         self._block_size = block_size

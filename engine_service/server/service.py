@@ -141,6 +141,7 @@ class EngineService:
             architecture=info.architecture,
             dtype=info.dtype,
             device=info.device,
+            kernels=info.kernels,
             backend=info.backend,
             vocab_size=info.vocab_size,
             max_model_len=info.max_model_len,

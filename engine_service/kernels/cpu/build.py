@@ -101,6 +101,8 @@ def main() -> int:
     if reason := obstacle():
         print(f"The engine will run its slower reference kernels: {reason}")  # noqa: T201
         return 0
+    if not library_path().exists():
+        print("Building the compiled kernels")  # noqa: T201
     try:
         build()
     except BuildError as error:

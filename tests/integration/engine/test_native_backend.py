@@ -20,9 +20,9 @@ from engine_service.errors import (
     Overloaded,
     RequestError,
 )
-from engine_service.layers.embedding import Embedding
 from engine_service.models.manifest import read_manifest, write_manifest
 from engine_service.protocol import SamplingParams, Standing
+from tests.compiled import compiled_library
 from tests.models import random_llama_dir
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -33,12 +33,21 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_llama_dir(tmp_path_factory.mktemp("model"))
 
 
+SETTINGS: dict[str, Any] = {"dtype": "float32", "kv_cache_tokens": 512}
+
+
+@pytest.fixture(params=["compiled", "reference"], autouse=True)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test runs on either."""
+    if request.param == "compiled":
+        compiled_library()
+    monkeypatch.setitem(SETTINGS, "kernels", request.param)
+    name: str = request.param
+    return name
+
+
 def make_backend(model_dir: Path, **settings: Any) -> NativeBackend:
-    return NativeBackend(
-        EngineConfig(
-            model_dir=model_dir, **{"dtype": "float32", "kv_cache_tokens": 512, **settings}
-        )
-    )
+    return NativeBackend(EngineConfig(model_dir=model_dir, **{**SETTINGS, **settings}))
 
 
 def make_request(
@@ -213,21 +222,20 @@ def test_a_request_that_waits_beyond_its_deadline_is_failed_alone(model_dir: Pat
 
 
 def test_not_finite_output_fails_its_request_and_poisons_nobody(
-    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
+    untied = random_llama_dir(tmp_path, tie_word_embeddings=False)
+
+    def embed_one_token_as_nan(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.embed_tokens.weight"][139] = float("nan")
+
+    model_dir = altered(untied, tmp_path, embed_one_token_as_nan)
     good = make_request(1, n_tokens=4)
     # Together they take every block of the pool, and the short one is padded to the long one.
     later = [make_request(i, prompt=range(50, 50 + n), n_tokens=40) for i, n in ((2, 40), (3, 3))]
     expected = {r.key: tokens(run(make_backend(model_dir), r)[r.key]) for r in (good, *later)}
     backend = make_backend(model_dir, kv_cache_tokens=128)
-    embed = Embedding.__call__
-
-    def embed_one_token_as_nan(self: Embedding, token_ids: torch.Tensor) -> torch.Tensor:
-        return embed(self, token_ids).masked_fill((token_ids == 139)[:, None], float("nan"))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Embedding, "__call__", embed_one_token_as_nan)
-        outputs = run(backend, make_request(0, prompt=range(100, 140)), good)
+    outputs = run(backend, make_request(0, prompt=range(100, 140)), good)
     assert str(outputs[0][0].error) == "the model's output for this request is not finite"
     assert len(outputs[0]) == 1
     assert tokens(outputs[1]) == expected[1]

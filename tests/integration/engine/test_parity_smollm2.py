@@ -7,8 +7,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from engine_service.backends.native import NativeBackend
-from engine_service.config import EngineConfig
+from engine_service.config import EngineConfig, KernelsName
 from engine_service.protocol import EngineStats
+from tests.compiled import best_kernels, compiled_library
 from tests.models import smollm2_dir
 from tests.parity import Prompt, ReferenceAnswer, compare, reference_answers, run_alone, run_backend
 
@@ -72,6 +73,7 @@ def mixed_run(model_dir: Path, prompts: list[Prompt]) -> MixedRun:
         EngineConfig(
             model_dir=model_dir,
             dtype="float32",
+            kernels=best_kernels(),
             kv_cache_tokens=1024,
             max_sequences=16,
             max_batched_tokens=48,
@@ -93,8 +95,11 @@ def test_mixed_batch_with_chunks_preemption_and_prefix_hits(mixed_run: MixedRun)
     assert mixed_run.stats.n_blocks_free == mixed_run.stats.n_blocks_total == 64
 
 
-def test_some_prompts_alone(model_dir: Path, mixed_run: MixedRun) -> None:
-    engine = NativeBackend(EngineConfig(model_dir=model_dir, dtype="float32"))
+@pytest.mark.parametrize("kernels", ["compiled", "reference"])
+def test_some_prompts_alone(model_dir: Path, mixed_run: MixedRun, kernels: KernelsName) -> None:
+    if kernels == "compiled":
+        compiled_library()
+    engine = NativeBackend(EngineConfig(model_dir=model_dir, dtype="float32", kernels=kernels))
     some = [*mixed_run.answers[:2], *mixed_run.answers[-2:]]
     report = compare(some, run_alone(run_backend(engine)))
     print("alone:", report)
@@ -106,7 +111,9 @@ def test_some_prompts_alone(model_dir: Path, mixed_run: MixedRun) -> None:
 @pytest.mark.prove
 @pytest.mark.timeout(1200)
 def test_every_prompt_alone(model_dir: Path, mixed_run: MixedRun) -> None:
-    engine = NativeBackend(EngineConfig(model_dir=model_dir, dtype="float32"))
+    engine = NativeBackend(
+        EngineConfig(model_dir=model_dir, dtype="float32", kernels=best_kernels())
+    )
     report = compare(mixed_run.answers, run_alone(run_backend(engine)))
     print("alone:", report)
     assert report.n_tokens == 20 * N_TOKENS

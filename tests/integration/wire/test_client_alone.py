@@ -36,6 +36,7 @@ WELCOME = Welcome(
     architecture="a",
     dtype="float32",
     device="cpu",
+    kernels="none",
     backend="scripted",
     vocab_size=10,
     max_model_len=10,

@@ -15,6 +15,7 @@ INFO = ModelInfo(
     architecture="LlamaForCausalLM",
     dtype="float32",
     device="cpu",
+    kernels="none",
     backend="native",
     vocab_size=100,
     max_model_len=20,

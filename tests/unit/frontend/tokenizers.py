@@ -85,6 +85,7 @@ def model_info(*, max_model_len: int = 4096, max_sequences: int = 64) -> ModelIn
         architecture="LlamaForCausalLM",
         dtype="float32",
         device="cpu",
+        kernels="none",
         backend="echo",
         vocab_size=byte_level().get_vocab_size(),
         max_model_len=max_model_len,
