@@ -15,6 +15,9 @@ from tests.serve import product
 
 __all__ = ["product"]  # one product for e2e and faults together
 
+# As the engine process sets it: without, torch's threads burn whole time slices on busy cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 # Developers search anew at each run; a submission is judged by the same examples as the last one.
 hypothesis_settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
