@@ -200,6 +200,7 @@ def _filtered(values: Tensor, *, rows: SequenceOf[SampleRow]) -> Tensor:
     whole = torch.where(limited, cumulative[:, -1], 1.0)
     outside = cumulative - values >= (top_p * whole)[:, None]
     outside |= values < _floor(values[:, 0], rows=rows)
+    outside[:, 0] = False  # also where top_p times the whole is too small to be a number
     return values.masked_fill(outside, 0.0)
 
 

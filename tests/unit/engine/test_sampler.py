@@ -79,6 +79,8 @@ def test_top_p_is_of_what_top_k_leaves() -> None:
     # the third.
     drawn = draw_many(torch.tensor(PROBABILITIES).log(), top_k=3, top_p=0.7)
     assert_distribution(drawn, {0: 0.4, 1: 0.25})
+    # A part of it that rounds to zero still leaves the best.
+    assert set(draw_many(torch.tensor(PROBABILITIES).log(), top_k=1, top_p=5e-324)) == {0}
 
 
 @pytest.mark.parametrize("params", [{"top_p": 0.9}, {"top_k": 700}, {"top_k": 700, "top_p": 0.5}])
