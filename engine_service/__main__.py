@@ -18,6 +18,7 @@ from typing import Final, NoReturn, get_args
 
 from engine_service.backends.base import Backend
 from engine_service.config import DTypeName, EngineConfig, KernelsName
+from engine_service.encoder_config import is_encoder
 from engine_service.engine import Engine
 from engine_service.errors import EngineError, ModelError
 from engine_service.frontend import Frontend, load_tokenizer
@@ -129,6 +130,10 @@ class Shutdown:
 
 def load_backend(config: EngineConfig) -> Backend:
     """Load the model; torch is imported only here, after the arguments were found good."""
+    if is_encoder(config.model_dir):
+        from engine_service.backends.embedding import EmbeddingBackend
+
+        return EmbeddingBackend(config)
     from engine_service.backends.native import NativeBackend
 
     return NativeBackend(config)

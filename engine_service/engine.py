@@ -12,7 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from engine_service.backends.base import Backend, EngineRequest, SequenceOutput
+from engine_service.backends.base import (
+    Backend,
+    EmbeddingRequest,
+    EngineRequest,
+    SequenceOutput,
+)
 from engine_service.errors import EngineError, Overloaded
 from engine_service.protocol import EngineStats
 
@@ -28,7 +33,7 @@ StatsCallback = Callable[[EngineStats], None]
 
 @dataclass(slots=True)
 class _Inbox:
-    requests: list[EngineRequest] = field(default_factory=list)
+    requests: list[EngineRequest | EmbeddingRequest] = field(default_factory=list)
     aborts: list[tuple[int, int | None]] = field(default_factory=list)
     pings: list[StatsCallback] = field(default_factory=list)
 
@@ -67,7 +72,7 @@ class Engine:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, request: EngineRequest) -> None:
+    def submit(self, request: EngineRequest | EmbeddingRequest) -> None:
         """Hand over a request from any thread, without waiting.
 
         What the backend finds wrong with it comes back as an output with ``error``.

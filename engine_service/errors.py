@@ -22,6 +22,16 @@ class RequestError(EngineError):
         return WireError(kind="request", code=self.code, message=str(self), param=self.param)
 
 
+class WrongTask(RequestError):
+    """An embedding is asked of a model that generates, or the other way round."""
+
+    def __init__(self, *, param: str) -> None:
+        message = "This model does not generate text: it makes embeddings."
+        if param == "input":
+            message = "This model does not make embeddings: it generates text."
+        super().__init__(message, code="unsupported_task", param=param)
+
+
 class Overloaded(EngineError):
     """A bounded queue is full; the same request may succeed after ``retry_after_s``."""
 

@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any, Final
 from jinja2 import TemplateError
 
 from engine_service.detokenizer import Detokenizer
-from engine_service.errors import ModelError, RequestError
+from engine_service.errors import ModelError, RequestError, WrongTask
 from engine_service.protocol import (
+    MAX_EMBED_INPUTS,
     NO_STANDING,
     ChatPrompt,
+    Embed,
     Prepare,
     Prompt,
     SamplingParams,
     Standing,
     TextPrompt,
 )
-from engine_service.validation import validate_request
+from engine_service.validation import validate_inputs, validate_request
 
 if TYPE_CHECKING:
     from engine_service.backends.base import ModelInfo
@@ -56,7 +58,11 @@ def load_tokenizer(model_dir: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     try:
-        return PreTrainedTokenizerFast.from_pretrained(model_dir, local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(model_dir, local_files_only=True)
+        # Its file may ask for either; what is too long is refused here, never cut.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        return tokenizer
     except Exception as error:  # the Rust reader raises nothing narrower
         raise ModelError(f"cannot read the tokenizer in {model_dir}: {error}") from error
 
@@ -84,6 +90,8 @@ class Frontend:
 
     def prepare_now(self, request: Prepare) -> PreparedPrompt:
         """Do what ``prepare`` does on the calling thread."""
+        if self._info.task != "generate":
+            raise WrongTask(param=_param_of(request.prompt))
         token_ids = self._token_ids(request.prompt)
         max_new_tokens = validate_request(
             prompt_token_ids=token_ids,
@@ -99,6 +107,34 @@ class Frontend:
             cache_salt=request.cache_salt,
             standing=request.standing,
         )
+
+    async def prepare_inputs(self, request: Embed) -> tuple[tuple[int, ...], ...]:
+        """Tokenize and validate the texts of an embedding request on the pool.
+
+        Raises:
+            RequestError: they cannot be honoured; ``param`` says which of them is wrong.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self.prepare_inputs_now, request)
+
+    def prepare_inputs_now(self, request: Embed) -> tuple[tuple[int, ...], ...]:
+        """Do what ``prepare_inputs`` does on the calling thread."""
+        if self._info.task != "embed":
+            raise WrongTask(param="input")
+        if not 1 <= len(request.inputs) <= MAX_EMBED_INPUTS:
+            raise RequestError(
+                f"input must be 1 to {MAX_EMBED_INPUTS} texts, not {len(request.inputs)}.",
+                code="invalid_value",
+                param="input",
+            )
+        inputs = tuple(
+            self._encode(each.text, special_tokens=True, param=f"input[{index}]")
+            if isinstance(each, TextPrompt)
+            else each.token_ids
+            for index, each in enumerate(request.inputs)
+        )
+        validate_inputs(inputs, info=self._info)
+        return inputs
 
     def detokenizer(self, sampling: SamplingParams) -> Detokenizer:
         """Return the detokenizer of one generation."""

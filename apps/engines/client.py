@@ -6,7 +6,8 @@ Pure asyncio: no Django. A client that was closed or lost stays so; its owner ma
 import asyncio
 import itertools
 import time
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -20,11 +21,18 @@ from apps.engines.exceptions import (
     engine_client_error,
 )
 from apps.engines.stream import EngineStream
-from apps.engines.types import EngineHealth, EngineInfo, GenerationResult, PreparedRequest
+from apps.engines.types import (
+    EmbeddingResult,
+    EngineHealth,
+    EngineInfo,
+    GenerationResult,
+    PreparedRequest,
+)
 from engine_service import protocol
 from engine_service.protocol import (
     ChatMessage,
     ChatPrompt,
+    EmbedInput,
     FrameError,
     Prompt,
     SamplingParams,
@@ -34,11 +42,14 @@ from engine_service.protocol import (
 )
 
 # Callers build prompts from these; the rest of the protocol stays in here.
-__all__ = ["ChatMessage", "ChatPrompt", "EngineClient", "EngineStream"]
+__all__ = ["ChatMessage", "ChatPrompt", "EmbedInput", "EngineClient", "EngineStream"]
 __all__ += ["Prompt", "SamplingParams", "Standing", "TextPrompt", "TokenPrompt"]
 
 VERSION: Final = protocol.PROTOCOL_VERSION
 MAX_UNSENT_BYTES: Final = 16 * 1024 * 1024
+
+K = TypeVar("K", str, int)
+V = TypeVar("V")
 
 
 class EngineClient:
@@ -55,6 +66,7 @@ class EngineClient:
         self._nonces = itertools.count(1)
         self._prepares: Answers[str, PreparedRequest] = Answers()
         self._streams: dict[str, EngineStream] = {}
+        self._embeds: Answers[str, protocol.Embedded] = Answers()
         self._pings: Answers[int, protocol.Pong] = Answers()
 
     @property
@@ -121,9 +133,8 @@ class EngineClient:
         Raises:
             EngineRequestError, EngineOverloaded, EngineFault, EngineUnresponsive, EngineDead
         """
-        if request_id in self._prepares or request_id in self._streams:
-            raise ValueError(f"request id {request_id!r} is in use")
-        frame = _encode_prepare(
+        self._check_unused(request_id)
+        frame = _encode_request(
             protocol.Prepare(
                 request_id=request_id,
                 prompt=prompt,
@@ -133,20 +144,32 @@ class EngineClient:
                 standing=standing,
             )
         )
-        self._check_open()
-        answer = self._prepares.expect(request_id)
-        self._write(frame)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await answer
-        except TimeoutError as error:
-            self.discard(request_id)
-            raise EngineUnresponsive("the engine did not prepare a prompt in time") from error
-        except asyncio.CancelledError:
+            return await self._ask(
+                self._prepares, request_id, frame, timeout_s=timeout_s, what="prepare a prompt"
+            )
+        except (EngineUnresponsive, asyncio.CancelledError):
             self.discard(request_id)
             raise
-        finally:
-            self._prepares.forget(request_id)
+
+    async def embed(
+        self, *, request_id: str, inputs: Sequence[EmbedInput], timeout_s: float
+    ) -> EmbeddingResult:
+        """Have a vector made of each input, ``MAX_EMBED_INPUTS`` at most.
+
+        Raises:
+            EngineRequestError, EngineOverloaded, EngineFault, EngineUnresponsive, EngineDead
+        """
+        self._check_unused(request_id)
+        frame = _encode_request(protocol.Embed(request_id=request_id, inputs=tuple(inputs)))
+        try:
+            embedded = await self._ask(
+                self._embeds, request_id, frame, timeout_s=timeout_s, what="embed the inputs"
+            )
+        except (EngineUnresponsive, asyncio.CancelledError):
+            self.discard(request_id)
+            raise
+        return EmbeddingResult(vectors=embedded.vectors, n_prompt_tokens=embedded.n_prompt_tokens)
 
     async def start(self, request_id: str, max_new_tokens: int) -> EngineStream:
         """Run a prepared request. Raises EngineDead; every other error comes by the stream."""
@@ -163,23 +186,35 @@ class EngineClient:
     async def ping(self, timeout_s: float) -> EngineHealth:
         """Make a round trip through the step loop. Raises EngineUnresponsive, EngineDead."""
         nonce = next(self._nonces)
-        self._check_open()
-        answer = self._pings.expect(nonce)
         sent_at = time.monotonic()
-        self._send(protocol.Ping(nonce=nonce))
-        try:
-            async with asyncio.timeout(timeout_s):
-                pong = await answer
-        except TimeoutError as error:
-            raise EngineUnresponsive(f"the step loop did not answer in {timeout_s:g} s") from error
-        finally:
-            self._pings.forget(nonce)
+        frame = protocol.encode_frame(protocol.Ping(nonce=nonce))
+        pong = await self._ask(
+            self._pings, nonce, frame, timeout_s=timeout_s, what="answer by its step loop"
+        )
         return EngineHealth(
             epoch=pong.epoch,
             draining=pong.draining,
             round_trip_s=time.monotonic() - sent_at,
             **msgspec.structs.asdict(pong.stats),
         )
+
+    async def _ask(
+        self, answers: Answers[K, V], key: K, frame: bytes, *, timeout_s: float, what: str
+    ) -> V:
+        self._check_open()
+        answer = answers.expect(key)
+        self._write(frame)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError as error:
+            raise EngineUnresponsive(f"the engine did not {what} in {timeout_s:g} s") from error
+        finally:
+            answers.forget(key)
+
+    def _check_unused(self, request_id: str) -> None:
+        if any(request_id in used for used in (self._prepares, self._streams, self._embeds)):
+            raise ValueError(f"request id {request_id!r} is in use")
 
     # -- frames ------------------------------------------------------------------------------
 
@@ -220,8 +255,11 @@ class EngineClient:
                     n_prompt_tokens=message.n_prompt_tokens, max_new_tokens=message.max_new_tokens
                 )
                 self._prepares.give(message.request_id, prepared)
+            case protocol.Embedded():
+                self._embeds.give(message.request_id, message)
             case protocol.Failed(request_id=str(request_id)):
                 self._prepares.refuse(request_id, _to_exception(message.error))
+                self._embeds.refuse(request_id, _to_exception(message.error))
             case protocol.Failed():
                 raise FrameError(message.error.message)
             case protocol.Welcome():
@@ -268,6 +306,7 @@ class EngineClient:
         if writer is not None:
             writer.transport.abort()
         self._prepares.refuse_all(lambda: EngineDead(reason))
+        self._embeds.refuse_all(lambda: EngineDead(reason))
         self._pings.refuse_all(lambda: EngineDead(reason))
         for stream in self._streams.values():
             stream.fail(EngineDead(reason))
@@ -279,7 +318,7 @@ async def _read_message(reader: asyncio.StreamReader) -> protocol.FromEngine:
     return protocol.decode_from_engine(await reader.readexactly(length))
 
 
-def _encode_prepare(message: protocol.Prepare) -> bytes:
+def _encode_request(message: protocol.Prepare | protocol.Embed) -> bytes:
     """Encode what came from outside; the engine closes a connection over a bad frame, so no
     request may make one.
 

@@ -22,7 +22,11 @@ STATE_LABELS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """Who answered at the socket. ``max_model_len`` bounds prompt and answer together."""
+    """Who answered at the socket.
+
+    max_model_len: most tokens of prompt and answer together; of an embedding model, of one input.
+    embedding_size: numbers in a vector, None where the model generates.
+    """
 
     epoch: int
     pid: int
@@ -37,6 +41,8 @@ class EngineInfo:
     block_size: int
     n_blocks: int
     max_sequences: int
+    task: Literal["generate", "embed"]
+    embedding_size: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +97,14 @@ class GenerationResult:
     n_prompt_tokens: int
     n_cached_tokens: int
     n_completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingResult:
+    """``vectors``: one for each input, packed as little-endian float32."""
+
+    vectors: tuple[bytes, ...]
+    n_prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

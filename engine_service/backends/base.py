@@ -11,6 +11,7 @@ from engine_service.protocol import (
     FinishReason,
     SamplingParams,
     Standing,
+    Task,
     TokenLogprob,
 )
 from engine_service.scheduling.token_mask import TokenMask
@@ -36,6 +37,15 @@ class EngineRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingRequest:
+    """Validated texts to embed: at least one, each of at least one id of the vocabulary and of
+    at most ``max_model_len``. key: as an ``EngineRequest``'s."""
+
+    key: int
+    inputs: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceOutput:
     """What one step changed for one of a request's answers, number ``choice`` of 0 to n - 1.
 
@@ -43,6 +53,8 @@ class SequenceOutput:
     each answer has ``finish_reason`` set, or one has ``error``, which ends all of them and is the
     request's last. Counts are the answer's totals so far. logprobs: one for each of ``token_ids``,
     prompt_logprobs: of the next part of the prompt; both only if asked for.
+    vectors: all of an embedding request, in the order of its inputs, each little-endian float32;
+    they come with its ``finish_reason="stop"``.
     """
 
     key: int
@@ -54,6 +66,7 @@ class SequenceOutput:
     n_completion_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    vectors: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +74,8 @@ class ModelInfo:
     """What a loaded model can take; ``max_model_len`` is bounded by context and KV pool.
 
     kernels: what computes its steps, such as "compiled AVX2" or "reference".
+    max_model_len: of an embedding model, most tokens of one input. embedding_size: numbers in a
+    vector; None for a model that generates.
     """
 
     name: str
@@ -75,6 +90,8 @@ class ModelInfo:
     n_blocks: int
     max_sequences: int
     eos_token_ids: frozenset[int]
+    task: Task = "generate"
+    embedding_size: int | None = None
 
 
 class Backend(Protocol):
@@ -82,8 +99,11 @@ class Backend(Protocol):
 
     info: ModelInfo
 
-    def add(self, request: EngineRequest) -> None:
-        """Queue a request. Raises RequestError or Overloaded, and then holds nothing of it."""
+    def add(self, request: EngineRequest | EmbeddingRequest) -> None:
+        """Queue a request. Raises RequestError or Overloaded, and then holds nothing of it.
+
+        One for another task than the model's is a RequestError too.
+        """
 
     def abort(self, key: int, *, choice: int | None = None) -> None:
         """End a request; its last outputs (``finish_reason="abort"``) come from the next step.

@@ -8,9 +8,14 @@ from typing import Any
 
 import torch
 
-from engine_service.backends.base import EngineRequest, ModelInfo, SequenceOutput
+from engine_service.backends.base import (
+    EmbeddingRequest,
+    EngineRequest,
+    ModelInfo,
+    SequenceOutput,
+)
 from engine_service.config import EngineConfig, ModelConfig
-from engine_service.errors import EngineError
+from engine_service.errors import EngineError, WrongTask
 from engine_service.models.registry import load_model
 from engine_service.protocol import EngineStats, TokenLogprob
 from engine_service.runner.devices import resolve_dtype
@@ -89,7 +94,9 @@ class NativeBackend:
         self._batch: Batch | None = None
         self._counters = _Counters()
 
-    def add(self, request: EngineRequest) -> None:
+    def add(self, request: EngineRequest | EmbeddingRequest) -> None:
+        if isinstance(request, EmbeddingRequest):
+            raise WrongTask(param="input")
         if request.key in self._live:
             raise EngineError(f"the key {request.key} belongs to a live request")
         seed = request.sampling.seed

@@ -4,10 +4,9 @@ The table of a model's tensors lives here; a source with one missing, too many o
 refused before anything is written.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
@@ -31,6 +30,23 @@ _LIMITS = {
 }
 
 
+class Shape(Protocol):
+    """What the numbers of a configuration say of a model."""
+
+    @property
+    def architecture(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that the model takes at once."""
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor, in the order in which they are stored."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
     """The numbers that decide every tensor's shape; field names are Hugging Face's."""
@@ -47,13 +63,7 @@ class ModelShape:
     tie_word_embeddings: bool
 
     def __post_init__(self) -> None:
-        for name, limit in _LIMITS.items():
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= limit:
-                raise ConversionError(
-                    f"{name} is {value!r}; a whole number from 1 to {limit} is expected",
-                    field=name,
-                )
+        check_limits({name: getattr(self, name) for name in _LIMITS}, limits=_LIMITS)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConversionError(
                 f"num_attention_heads {self.num_attention_heads} is no multiple of "
@@ -61,8 +71,11 @@ class ModelShape:
                 field="num_key_value_heads",
             )
 
+    @property
+    def context_length(self) -> int:
+        return self.max_position_embeddings
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor, in the order in which they are stored."""
         family = FAMILIES[self.architecture]
         hidden, inner = self.hidden_size, self.intermediate_size
         q_rows = self.num_attention_heads * self.head_dim
@@ -94,16 +107,12 @@ class ModelShape:
             tensors["lm_head.weight"] = (self.vocab_size, hidden)
         return tensors
 
-    def n_parameters(self) -> int:
-        """Weights stored; a tied head counts once."""
-        return sum(math.prod(shape) for shape in self.tensors().values())
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A source that passed its checks; ``read`` gives one tensor in ``dtype``, row-major."""
 
-    shape: ModelShape
+    shape: Shape
     dtype: str
     license: str
     config: Mapping[str, Any]
@@ -111,7 +120,17 @@ class Checkpoint:
     read: Callable[[str], RawTensor]
 
 
-def check_tensors(*, found: Mapping[str, tuple[int, ...]], shape: ModelShape) -> None:
+def check_limits(values: Mapping[str, Any], *, limits: Mapping[str, int]) -> None:
+    """Refuse by name a number that is none, or that no model has."""
+    for name, limit in limits.items():
+        value = values[name]
+        if type(value) is not int or not 1 <= value <= limit:
+            raise ConversionError(
+                f"{name} is {value!r}; a whole number from 1 to {limit} is expected", field=name
+            )
+
+
+def check_tensors(*, found: Mapping[str, tuple[int, ...]], shape: Shape) -> None:
     """Refuse a source whose tensors are not exactly those of the model."""
     expected = shape.tensors()
     for name, expected_shape in expected.items():

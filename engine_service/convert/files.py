@@ -22,6 +22,18 @@ def plain_files(directory: Path) -> dict[str, Path]:
     return files
 
 
+def model_files(directory: Path) -> dict[str, Path]:
+    """``plain_files``, and those that configure the modules of a model, one folder deeper, as
+    ``folder/config.json``."""
+    files = plain_files(directory)
+    for folder in sorted(directory.iterdir()):
+        config = folder / "config.json"
+        if folder.is_dir() and config.is_file():
+            refuse_link(config)
+            files[f"{folder.name}/config.json"] = config
+    return files
+
+
 def refuse_link(path: Path) -> None:
     """A link could lead out of the directory that was checked."""
     if path.is_symlink():

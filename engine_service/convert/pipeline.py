@@ -1,6 +1,7 @@
 """Writes a checked source as a model directory: all of it, or nothing that looks complete."""
 
 import fcntl
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from engine_service.convert.errors import ConversionError
 from engine_service.convert.files import json_bytes
 from engine_service.convert.safetensors_file import write_safetensors
 from engine_service.convert.sources import identify_source, open_source
+from engine_service.encoder_config import EncoderConfig, is_encoder
 from engine_service.errors import ModelError
 from engine_service.models.manifest import Manifest, ManifestSource, ModelFacts, write_manifest
 
@@ -65,7 +67,10 @@ def convert(source: Path, output: Path, *, report: Report) -> Manifest:
 def _check_config(model: Path) -> None:
     """The engine's own reading decides whether it could run the model."""
     try:
-        ModelConfig.from_dir(model)
+        if is_encoder(model):
+            EncoderConfig.from_dir(model)
+        else:
+            ModelConfig.from_dir(model)
     except ModelError as error:
         message = str(error).removeprefix(f"{model}/")
         raise ConversionError(message, field="config.json") from error
@@ -74,8 +79,9 @@ def _check_config(model: Path) -> None:
 def _facts(checkpoint: Checkpoint, *, source: ManifestSource) -> ModelFacts:
     return ModelFacts(
         architecture=checkpoint.shape.architecture,
-        n_parameters=checkpoint.shape.n_parameters(),
-        context_length=checkpoint.shape.max_position_embeddings,
+        # Weights stored; a tied head counts once.
+        n_parameters=sum(math.prod(shape) for shape in checkpoint.shape.tensors().values()),
+        context_length=checkpoint.shape.context_length,
         vocab_size=checkpoint.shape.vocab_size,
         dtype=checkpoint.dtype,
         license=checkpoint.license,

@@ -6,6 +6,7 @@ Format: https://github.com/huggingface/safetensors#format.
 import json
 import math
 import mmap
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,12 @@ class StoredTensor:
 
 
 class SafetensorsFile:
-    """A checked header over a mapped file. Use as a context manager."""
+    """A checked header over a mapped file. Tensors of a name that ``left_out`` fits are not there,
+    whatever their type. Use as a context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, left_out: re.Pattern[str] | None = None) -> None:
         self._field = path.name
+        self._left_out = left_out
         with path.open("rb") as file:
             try:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -71,7 +74,11 @@ class SafetensorsFile:
         try:
             header = msgspec.json.decode(self._map[8 : 8 + n_bytes], type=dict[str, msgspec.Raw])
             header.pop("__metadata__", None)
-            entries = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in header.items()}
+            entries = {
+                name: msgspec.json.decode(raw, type=_Entry)
+                for name, raw in header.items()
+                if self._left_out is None or not self._left_out.fullmatch(name)
+            }
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise self._refuse(f"the header is not valid: {error}") from error
         return self._place(entries, data_start=8 + n_bytes)

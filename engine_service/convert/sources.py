@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from engine_service.convert.checkpoint import Checkpoint
 from engine_service.convert.errors import ConversionError
-from engine_service.convert.files import plain_files, refuse_link, refuse_pickle
+from engine_service.convert.files import model_files, refuse_link, refuse_pickle
 from engine_service.convert.gguf_reader import GgufFile
 from engine_service.convert.gguf_source import open_gguf
 from engine_service.convert.hf_source import open_hugging_face
@@ -45,7 +45,7 @@ def identify_source(path: Path) -> ManifestSource:
     if not path.is_dir():
         raise ConversionError(f"{path} is neither a file nor a directory", field="source")
     digest = hashlib.sha256()
-    for name, file in plain_files(path).items():
+    for name, file in model_files(path).items():
         digest.update(f"{hash_file(file)} {name}\n".encode())
     return ManifestSource(name=path.resolve().name, sha256=digest.hexdigest())
 
@@ -133,9 +133,17 @@ def _model_members(members: list[zipfile.ZipInfo]) -> tuple[list[zipfile.ZipInfo
     }
     if len(ggufs) == 1 and not folders:
         return ggufs, ggufs[0].filename
+    # The configuration of a module of a model lies one folder deeper than the model's own.
+    modules = {folder for folder in folders if folder.parent in folders and folder.name}
+    folders -= modules
     if len(folders) == 1 and not ggufs:
         folder = folders.pop()
-        inside = [member for member in members if PurePosixPath(member.filename).parent == folder]
+        inside = [
+            member
+            for member in members
+            if (path := PurePosixPath(member.filename)).parent == folder
+            or (path.parent in modules and path.name == "config.json")
+        ]
         return inside, str(folder)
     raise ConversionError(
         f"the archive holds {len(ggufs)} .gguf files and {len(folders)} model directories; "

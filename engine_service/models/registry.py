@@ -1,14 +1,18 @@
 """Which function reads which architecture, and loading one from a verified directory."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
 import torch
 
 from engine_service.config import ModelConfig
+from engine_service.encoder_config import EncoderConfig
 from engine_service.errors import ModelError
 from engine_service.layers.decoder import Decoder
+from engine_service.layers.encoder import Encoder
+from engine_service.models.bert import read_bert
 from engine_service.models.llama import read_llama
 from engine_service.models.manifest import verify_manifest
 from engine_service.models.mistral import read_mistral
@@ -42,12 +46,28 @@ def load_model(
     Raises:
         ModelError: it is altered, incomplete, or not what its configuration says.
     """
-    manifest = verify_manifest(model_dir)
-    if manifest.architecture != config.architecture:
-        raise ModelError(
-            f"the manifest says {manifest.architecture}, config.json {config.architecture}"
-        )
-    paths = [model_dir / name for name in manifest.files if name.endswith(".safetensors")]
-    with WeightReader(paths, dtype=dtype) as weights:
+    with _verified_weights(model_dir, architecture=config.architecture, dtype=dtype) as weights:
         read = MODELS[config.architecture]
         return read(config, weights=weights, max_model_len=max_model_len, dtype=dtype)
+
+
+def load_encoder(model_dir: Path, *, config: EncoderConfig, dtype: torch.dtype) -> Encoder:
+    """Verify an embedding model's directory against its manifest and load it.
+
+    Raises:
+        ModelError: it is altered, incomplete, or not what its configuration says.
+    """
+    with _verified_weights(model_dir, architecture=config.architecture, dtype=dtype) as weights:
+        return read_bert(config, weights=weights)
+
+
+@contextmanager
+def _verified_weights(
+    model_dir: Path, *, architecture: str, dtype: torch.dtype
+) -> Iterator[WeightReader]:
+    manifest = verify_manifest(model_dir)
+    if manifest.architecture != architecture:
+        raise ModelError(f"the manifest says {manifest.architecture}, config.json {architecture}")
+    paths = [model_dir / name for name in manifest.files if name.endswith(".safetensors")]
+    with WeightReader(paths, dtype=dtype) as weights:
+        yield weights

@@ -13,6 +13,9 @@ request that was not ``Prepared`` on the same connection.
 With ``n`` answers the deltas of all come interleaved, each with its ``index``. One that ends before
 the others says so in its last delta, and the end of the last is ``Finished``; what fails or aborts
 the request ends them all.
+
+An engine of an embedding model takes ``Embed`` → ``Embedded`` | ``Failed`` instead; one that is
+aborted is ``Failed``, or not answered at all if it had not got as far as the step thread.
 """
 
 from typing import Final
@@ -32,6 +35,7 @@ from engine_service.protocol.frames import (
 )
 from engine_service.protocol.from_engine import (
     Delta,
+    Embedded,
     EngineStats,
     ErrorKind,
     Failed,
@@ -42,15 +46,18 @@ from engine_service.protocol.from_engine import (
     Pong,
     Prepared,
     StepOutputs,
+    Task,
     TokenLogprob,
     Welcome,
     WireError,
 )
 from engine_service.protocol.parameters import (
+    MAX_EMBED_INPUTS,
     MAX_TOP_LOGPROBS,
     NO_STANDING,
     ChatMessage,
     ChatPrompt,
+    EmbedInput,
     Prompt,
     SamplingParams,
     Standing,
@@ -59,6 +66,7 @@ from engine_service.protocol.parameters import (
 )
 from engine_service.protocol.to_engine import (
     Abort,
+    Embed,
     Hello,
     Ping,
     Prepare,
@@ -70,6 +78,7 @@ PROTOCOL_VERSION: Final = 1
 
 __all__ = [
     "HEADER",
+    "MAX_EMBED_INPUTS",
     "MAX_FRAME_BYTES",
     "MAX_TOP_LOGPROBS",
     "NO_STANDING",
@@ -78,6 +87,9 @@ __all__ = [
     "ChatMessage",
     "ChatPrompt",
     "Delta",
+    "Embed",
+    "EmbedInput",
+    "Embedded",
     "EngineStats",
     "ErrorKind",
     "Failed",
@@ -97,6 +109,7 @@ __all__ = [
     "Standing",
     "Start",
     "StepOutputs",
+    "Task",
     "TextPrompt",
     "ToEngine",
     "TokenLogprob",

@@ -6,13 +6,15 @@ from engine_service.protocol.base import Message, Value
 
 FinishReason = Literal["stop", "length", "abort"]
 ErrorKind = Literal["request", "overloaded", "engine"]
+Task = Literal["generate", "embed"]
 
 
 class Welcome(Message, frozen=True):
     """Answer to ``Hello``: who is here.
 
     epoch: number of this engine start; frames of another epoch are dropped by the client.
-    max_model_len: most tokens of prompt and answer together, already bounded by the KV pool.
+    max_model_len: most tokens of prompt and answer together, already bounded by the KV pool; where
+    the task is ``embed``, of one input. embedding_size: numbers in a vector, None unless it is.
     kernels: what computes its steps, such as "compiled AVX2" or "reference".
     """
 
@@ -30,6 +32,8 @@ class Welcome(Message, frozen=True):
     block_size: int
     n_blocks: int
     max_sequences: int
+    task: Task = "generate"
+    embedding_size: int | None = None
 
 
 class Prepared(Message, frozen=True):
@@ -115,8 +119,17 @@ class StepOutputs(Message, frozen=True):
     failed: tuple[FailedRequest, ...] = ()
 
 
+class Embedded(Message, frozen=True):
+    """Answer to an ``Embed``: for each input its vector, packed as little-endian float32."""
+
+    request_id: str
+    vectors: tuple[bytes, ...]
+    n_prompt_tokens: int
+
+
 class Failed(Message, frozen=True):
-    """Answer to a ``Prepare`` (request_id set) or to the connection itself (None) before close."""
+    """Answer to a ``Prepare`` or an ``Embed`` (request_id set), or to the connection itself (None)
+    before close."""
 
     error: WireError
     request_id: str | None = None
@@ -155,4 +168,4 @@ class Pong(Message, frozen=True):
     draining: bool = False
 
 
-FromEngine = Welcome | Prepared | StepOutputs | Failed | Pong
+FromEngine = Welcome | Prepared | StepOutputs | Embedded | Failed | Pong

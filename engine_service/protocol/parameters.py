@@ -5,6 +5,7 @@ from typing import Final
 from engine_service.protocol.base import Message, Value
 
 MAX_TOP_LOGPROBS: Final = 20
+MAX_EMBED_INPUTS: Final = 512
 
 
 class ChatMessage(Value, frozen=True):
@@ -34,6 +35,7 @@ class TokenPrompt(Message, frozen=True):
 
 
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
+EmbedInput = TextPrompt | TokenPrompt
 
 
 class SamplingParams(Value, frozen=True):

@@ -1,7 +1,13 @@
 """Messages from the platform to the engine."""
 
 from engine_service.protocol.base import Message
-from engine_service.protocol.parameters import NO_STANDING, Prompt, SamplingParams, Standing
+from engine_service.protocol.parameters import (
+    NO_STANDING,
+    EmbedInput,
+    Prompt,
+    SamplingParams,
+    Standing,
+)
 
 
 class Hello(Message, frozen=True):
@@ -33,6 +39,16 @@ class Start(Message, frozen=True):
     max_new_tokens: int
 
 
+class Embed(Message, frozen=True):
+    """Make a vector of each input; the answer is ``Embedded`` or ``Failed``, for all of them.
+
+    inputs: 1 to ``MAX_EMBED_INPUTS``; one that is too long is refused, never cut.
+    """
+
+    request_id: str
+    inputs: tuple[EmbedInput, ...]
+
+
 class Abort(Message, frozen=True):
     """Stop a request in whatever state it is; idempotent, unknown ids are ignored."""
 
@@ -45,4 +61,4 @@ class Ping(Message, frozen=True):
     nonce: int
 
 
-ToEngine = Hello | Prepare | Start | Abort | Ping
+ToEngine = Hello | Prepare | Start | Embed | Abort | Ping

@@ -6,16 +6,15 @@ It decides nothing about the engine; what the client asks for goes to the servic
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine_service.errors import EngineError, Overloaded, RequestError
 from engine_service.frontend import PreparedPrompt
 from engine_service.protocol import (
-    HEADER,
     PROTOCOL_VERSION,
     Abort,
+    Embed,
     Failed,
     FailedRequest,
     FrameError,
@@ -30,32 +29,14 @@ from engine_service.protocol import (
     WireError,
     decode_to_engine,
     encode_frame,
-    frame_length,
 )
+from engine_service.server.frame_buffer import FrameBuffer
 from engine_service.server.listening import peer_uid
 
 if TYPE_CHECKING:
     from engine_service.server.service import EngineService
 
 logger = logging.getLogger(__name__)
-
-
-class FrameBuffer:
-    """Cuts a stream of bytes into frame bodies; holds at most one unfinished frame."""
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield each body that is complete. Raises FrameError at a header that is not allowed."""
-        self._data += data
-        while len(self._data) >= HEADER.size:
-            end = HEADER.size + frame_length(bytes(self._data[: HEADER.size]))
-            if len(self._data) < end:
-                return
-            body = bytes(self._data[HEADER.size : end])
-            del self._data[:end]
-            yield body
 
 
 @dataclass(slots=True)
@@ -159,6 +140,8 @@ class Connection(asyncio.Protocol):
                 self._prepare(message)
             case Start():
                 self._start(message)
+            case Embed():
+                self._embed(message)
             case Abort():
                 self._abort(message)
             case Ping():
@@ -179,10 +162,19 @@ class Connection(asyncio.Protocol):
         self.send(self._service.welcome())
 
     def _prepare(self, message: Prepare) -> None:
-        if not 1 <= len(message.request_id) <= self._limits.max_request_id_chars:
-            raise FrameError(f"request id of {len(message.request_id)} characters")
-        if message.request_id in self._requests:
-            raise FrameError(f"request id {message.request_id!r} is in use on this connection")
+        if (request := self._open(message.request_id)) is not None:
+            request.task = asyncio.get_running_loop().create_task(self._answer(message, request))
+
+    def _embed(self, message: Embed) -> None:
+        if (request := self._open(message.request_id)) is not None:
+            request.task = asyncio.get_running_loop().create_task(self._begin(message, request))
+
+    def _open(self, request_id: str) -> _Request | None:
+        """Make the place of a new request, or tell the client why there is none."""
+        if not 1 <= len(request_id) <= self._limits.max_request_id_chars:
+            raise FrameError(f"request id of {len(request_id)} characters")
+        if request_id in self._requests:
+            raise FrameError(f"request id {request_id!r} is in use on this connection")
         n_started = sum(request.key is not None for request in self._requests.values())
         refusal = self._service.refusal()
         if refusal is None and len(self._requests) - n_started >= self._limits.max_prepared:
@@ -190,17 +182,29 @@ class Connection(asyncio.Protocol):
         if refusal is None and n_started >= self._limits.max_started:
             refusal = Overloaded("too many requests run on this connection", retry_after_s=1.0)
         if refusal is not None:
-            self.send(Failed(request_id=message.request_id, error=refusal.to_wire()))
-            return
-        request = self._requests[message.request_id] = _Request()
-        request.task = asyncio.get_running_loop().create_task(self._answer(message, request))
+            self.send(Failed(request_id=request_id, error=refusal.to_wire()))
+            return None
+        request = self._requests[request_id] = _Request()
+        return request
+
+    async def _begin(self, message: Embed, request: _Request) -> None:
+        try:
+            inputs = await self._service.prepare_inputs(message)
+            request.key = self._service.embed(self, request_id=message.request_id, inputs=inputs)
+        except EngineError as error:
+            self._fail(message.request_id, error)
+        request.task = None
+
+    def _fail(self, request_id: str, error: EngineError) -> None:
+        """End a request that the step thread does not know."""
+        self._requests.pop(request_id, None)
+        self.send(Failed(request_id=request_id, error=error.to_wire()))
 
     async def _answer(self, message: Prepare, request: _Request) -> None:
         try:
             prompt = await self._service.prepare(message)
         except EngineError as error:
-            self._requests.pop(message.request_id, None)
-            self.send(Failed(request_id=message.request_id, error=error.to_wire()))
+            self._fail(message.request_id, error)
             return
         request.task = None
         request.prompt = prompt

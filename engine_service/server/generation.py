@@ -8,24 +8,31 @@ from engine_service.errors import EngineError
 from engine_service.frontend import Frontend, PreparedPrompt
 from engine_service.protocol import (
     Delta,
+    Embedded,
+    Failed,
     FailedRequest,
     Finished,
     FinishReason,
+    Message,
     StepOutputs,
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What to send for one request after a step; ``finished`` or ``failed`` is its last."""
+    """What to send for one request after a step; any of its fields but ``delta`` is its last.
+
+    answer: goes in a frame of its own; of an embedding request.
+    """
 
     delta: Delta | None = None
     finished: Finished | None = None
     failed: FailedRequest | None = None
+    answer: Embedded | Failed | None = None
 
     @property
     def is_last(self) -> bool:
-        return self.finished is not None or self.failed is not None
+        return not (self.finished is None and self.failed is None and self.answer is None)
 
     @property
     def ends_choice(self) -> bool:
@@ -40,6 +47,7 @@ class Outbox:
     deltas: list[Delta] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
     failed: list[FailedRequest] = field(default_factory=list)
+    answers: list[Embedded | Failed] = field(default_factory=list)
 
     def add(self, update: Update) -> None:
         if update.delta is not None:
@@ -48,16 +56,22 @@ class Outbox:
             self.finished.append(update.finished)
         if update.failed is not None:
             self.failed.append(update.failed)
+        if update.answer is not None:
+            self.answers.append(update.answer)
 
-    def message(self, epoch: int) -> StepOutputs | None:
-        if not (self.deltas or self.finished or self.failed):
-            return None
-        return StepOutputs(
-            epoch=epoch,
-            deltas=tuple(self.deltas),
-            finished=tuple(self.finished),
-            failed=tuple(self.failed),
-        )
+    def messages(self, epoch: int) -> list[Message]:
+        """Return what is to be sent: all generations in one frame, each embedding in its own."""
+        messages: list[Message] = list(self.answers)
+        if self.deltas or self.finished or self.failed:
+            messages.append(
+                StepOutputs(
+                    epoch=epoch,
+                    deltas=tuple(self.deltas),
+                    finished=tuple(self.finished),
+                    failed=tuple(self.failed),
+                )
+            )
+        return messages
 
 
 class _Choice:

@@ -5,16 +5,22 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from engine_service.backends.base import EngineRequest, ModelInfo, SequenceOutput
+from engine_service.backends.base import (
+    EmbeddingRequest,
+    EngineRequest,
+    ModelInfo,
+    SequenceOutput,
+)
 from engine_service.errors import EngineError, Overloaded
 from engine_service.frontend import Frontend, PreparedPrompt
 from engine_service.protocol import (
     PROTOCOL_VERSION,
+    Embed,
     EngineStats,
     Pong,
     Prepare,
@@ -22,11 +28,14 @@ from engine_service.protocol import (
     Welcome,
 )
 from engine_service.server.connection import Connection
+from engine_service.server.embedding import Embedding
 from engine_service.server.generation import Generation, Outbox, Update
 from engine_service.server.limits import Limits
 from engine_service.server.listening import SocketFile
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _CLOSED_CHECK_S = 0.1
 
@@ -34,7 +43,7 @@ _CLOSED_CHECK_S = 0.1
 class StepEngine(Protocol):
     """What the service needs of the engine; every call returns at once, from any thread."""
 
-    def submit(self, request: EngineRequest) -> None: ...
+    def submit(self, request: EngineRequest | EmbeddingRequest) -> None: ...
 
     def abort(self, key: int, *, choice: int | None = None) -> None: ...
 
@@ -44,7 +53,7 @@ class StepEngine(Protocol):
 @dataclass(slots=True)
 class _Live:
     connection: Connection
-    generation: Generation
+    work: Generation | Embedding
 
 
 class EngineService:
@@ -98,7 +107,7 @@ class EngineService:
         """Give every live request its terminal now."""
         outboxes: dict[Connection, Outbox] = {}
         for key, live in list(self._live.items()):
-            self._settle(key, live, live.generation.fail(error), outboxes)
+            self._settle(key, live, live.work.fail(error), outboxes)
             self._need_engine().abort(key)
         self._flush(outboxes)
 
@@ -148,6 +157,8 @@ class EngineService:
             block_size=info.block_size,
             n_blocks=info.n_blocks,
             max_sequences=info.max_sequences,
+            task=info.task,
+            embedding_size=info.embedding_size,
         )
 
     # -- requests ----------------------------------------------------------------------------
@@ -162,9 +173,16 @@ class EngineService:
 
     async def prepare(self, message: Prepare) -> PreparedPrompt:
         """Have the frontend do it; whatever goes wrong is an EngineError of this request."""
+        return await self._prepared(self._frontend.prepare(message))
+
+    async def prepare_inputs(self, message: Embed) -> tuple[tuple[int, ...], ...]:
+        """Do the same for the texts of an embedding request."""
+        return await self._prepared(self._frontend.prepare_inputs(message))
+
+    async def _prepared(self, preparation: Coroutine[Any, Any, T]) -> T:
         self._n_preparing += 1
         try:
-            return await self._frontend.prepare(message)
+            return await preparation
         except EngineError:
             raise
         except Exception as error:
@@ -177,23 +195,34 @@ class EngineService:
         self, connection: Connection, *, request_id: str, prompt: PreparedPrompt, start: Start
     ) -> int:
         """Hand a request to the step thread and return its key. Raises Overloaded."""
-        if self._drain_s is not None:
-            raise Overloaded("the engine is stopping", retry_after_s=self._drain_s)
         key = next(self._keys)
         generation = Generation(self._frontend, request_id=request_id, prompt=prompt)
-        self._need_engine().submit(
-            EngineRequest(
-                key=key,
-                prompt_token_ids=prompt.token_ids,
-                sampling=prompt.sampling,
-                max_new_tokens=start.max_new_tokens,
-                cache_salt=prompt.cache_salt,
-                standing=prompt.standing,
-            )
+        request = EngineRequest(
+            key=key,
+            prompt_token_ids=prompt.token_ids,
+            sampling=prompt.sampling,
+            max_new_tokens=start.max_new_tokens,
+            cache_salt=prompt.cache_salt,
+            standing=prompt.standing,
         )
-        self._live[key] = _Live(connection, generation)
+        return self._submit(request, live=_Live(connection, generation))
+
+    def embed(
+        self, connection: Connection, *, request_id: str, inputs: tuple[tuple[int, ...], ...]
+    ) -> int:
+        """Hand an embedding request to the step thread and return its key. Raises Overloaded."""
+        n_prompt_tokens = sum(len(token_ids) for token_ids in inputs)
+        embedding = Embedding(request_id=request_id, n_prompt_tokens=n_prompt_tokens)
+        request = EmbeddingRequest(key=next(self._keys), inputs=inputs)
+        return self._submit(request, live=_Live(connection, embedding))
+
+    def _submit(self, request: EngineRequest | EmbeddingRequest, *, live: _Live) -> int:
+        if self._drain_s is not None:
+            raise Overloaded("the engine is stopping", retry_after_s=self._drain_s)
+        self._need_engine().submit(request)
+        self._live[request.key] = live
         self._idle.clear()
-        return key
+        return request.key
 
     def abort(self, key: int) -> None:
         """Stop a started request; its terminal comes from a later step."""
@@ -248,10 +277,10 @@ class EngineService:
 
     def _update(self, live: _Live, output: SequenceOutput) -> Update:
         try:
-            return live.generation.update(output)
+            return live.work.update(output)
         except Exception:  # the other requests of the step must get theirs
-            logger.exception("detokenizing request %s failed", live.generation.request_id)
-            return live.generation.fail(EngineError("the engine could not decode its tokens"))
+            logger.exception("detokenizing request %s failed", live.work.request_id)
+            return live.work.fail(EngineError("the engine could not decode its tokens"))
 
     def _settle(
         self, key: int, live: _Live, update: Update, outboxes: dict[Connection, Outbox]
@@ -259,13 +288,13 @@ class EngineService:
         outboxes.setdefault(live.connection, Outbox()).add(update)
         if update.is_last:
             del self._live[key]
-            live.connection.ended(live.generation.request_id)
+            live.connection.ended(live.work.request_id)
             if not self._live:
                 self._idle.set()
 
     def _flush(self, outboxes: dict[Connection, Outbox]) -> None:
         for connection, outbox in outboxes.items():
-            if (message := outbox.message(self.epoch)) is not None:
+            for message in outbox.messages(self.epoch):
                 connection.send(message)
 
     def _need_engine(self) -> StepEngine:

@@ -45,8 +45,7 @@ class Harness:
     async def peer(self) -> "RawPeer":
         """Connect and shake hands by hand."""
         peer = await RawPeer.connect(self.path)
-        await peer.send(Hello(protocol_version=PROTOCOL_VERSION, client="raw"))
-        assert isinstance(await peer.read(), Welcome)
+        await peer.hello()
         return peer
 
 
@@ -58,6 +57,10 @@ class RawPeer:
     @classmethod
     async def connect(cls, path: Path) -> "RawPeer":
         return cls(*await asyncio.open_unix_connection(path))
+
+    async def hello(self) -> None:
+        await self.send(Hello(protocol_version=PROTOCOL_VERSION, client="raw"))
+        assert isinstance(await self.read(), Welcome)
 
     async def send(self, *messages: Message) -> None:
         await self.send_bytes(b"".join(encode_frame(message) for message in messages))

@@ -10,6 +10,8 @@ from engine_service.protocol import (
     ChatMessage,
     ChatPrompt,
     Delta,
+    Embed,
+    Embedded,
     EngineStats,
     FailedRequest,
     Finished,
@@ -30,7 +32,7 @@ from engine_service.protocol import (
     decode_to_engine,
     encode_frame,
 )
-from engine_service.server.connection import FrameBuffer
+from engine_service.server.frame_buffer import FrameBuffer
 
 # Surrogates cannot be encoded; the client refuses them before they get here.
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
@@ -72,6 +74,15 @@ TO_ENGINE = st.one_of(
     st.builds(Ping, nonce=COUNTS),
     st.builds(Start, request_id=TEXT, max_new_tokens=COUNTS),
     st.builds(Prepare, request_id=TEXT, prompt=PROMPTS, sampling=SAMPLING),
+    st.builds(
+        Embed,
+        request_id=TEXT,
+        inputs=st.lists(
+            st.builds(TextPrompt, text=TEXT)
+            | st.builds(TokenPrompt, token_ids=st.lists(INTEGERS, max_size=9).map(tuple)),
+            max_size=4,
+        ).map(tuple),
+    ),
 )
 ERRORS = st.builds(
     WireError,
@@ -83,6 +94,12 @@ ERRORS = st.builds(
 )
 FROM_ENGINE = st.one_of(
     st.builds(Pong, nonce=COUNTS, epoch=COUNTS, stats=st.builds(EngineStats, n_running=COUNTS)),
+    st.builds(
+        Embedded,
+        request_id=TEXT,
+        vectors=st.lists(st.binary(max_size=20), max_size=4).map(tuple),
+        n_prompt_tokens=COUNTS,
+    ),
     st.builds(
         StepOutputs,
         epoch=COUNTS,
