@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
+import torch
 from torch import Tensor
 
 from engine_service.kernels import onednn, reference
@@ -15,5 +16,10 @@ def linear_kernel(weight: Tensor, *, bias: Tensor | None = None) -> Callable[[Te
     """Return the product with ``weight``, an (n_out, n_in) matrix that it may copy, plus bias."""
     if onednn.supports(weight.dtype):
         return partial(onednn.linear, packed=onednn.pack(weight), bias=bias)
-    logger.warning("oneDNN lacks %s here: matrix products are slow", weight.dtype)
+    _warn_once(weight.dtype)
     return partial(reference.linear, weight=weight, bias=bias)
+
+
+@cache
+def _warn_once(dtype: torch.dtype) -> None:
+    logger.warning("oneDNN lacks %s here: matrix products are slow", dtype)
