@@ -29,6 +29,7 @@ _PAGE_BYTES = 4096
 logger = logging.getLogger(__name__)
 
 StatsCallback = Callable[[EngineStats], None]
+PurgeCallback = Callable[[int], None]
 
 
 @dataclass(slots=True)
@@ -36,9 +37,10 @@ class _Inbox:
     requests: list[EngineRequest | EmbeddingRequest] = field(default_factory=list)
     aborts: list[tuple[int, int | None]] = field(default_factory=list)
     pings: list[StatsCallback] = field(default_factory=list)
+    purges: list[tuple[str, PurgeCallback]] = field(default_factory=list)
 
     def is_empty(self) -> bool:
-        return not (self.requests or self.aborts or self.pings)
+        return not (self.requests or self.aborts or self.pings or self.purges)
 
 
 class Engine:
@@ -103,6 +105,12 @@ class Engine:
             self._inbox.pings.append(callback)
             self._news.notify()
 
+    def purge(self, tag: str, callback: PurgeCallback) -> None:
+        """Have the step thread forget a tag's cached blocks and call ``callback`` with how many."""
+        with self._news:
+            self._inbox.purges.append((tag, callback))
+            self._news.notify()
+
     def stop(self, *, timeout_s: float) -> bool:
         """End the loop after the current step; return whether it ended in time.
 
@@ -150,6 +158,8 @@ class Engine:
                 refused.append(SequenceOutput(key=request.key, error=EngineError(str(error))))
         for key, choice in inbox.aborts:
             self._backend.abort(key, choice=choice)
+        for tag, purged in inbox.purges:
+            purged(self._backend.purge(tag))
         for callback in inbox.pings:
             callback(self._stats())
         return refused

@@ -26,7 +26,7 @@ from engine_service.protocol import (
     Standing,
     TextPrompt,
 )
-from engine_service.validation import validate_inputs, validate_request
+from engine_service.validation import validate_cache_tags, validate_inputs, validate_request
 
 if TYPE_CHECKING:
     from engine_service.backends.base import ModelInfo
@@ -44,6 +44,7 @@ class PreparedPrompt:
     sampling: SamplingParams
     max_new_tokens: int
     cache_salt: str
+    cache_tags: tuple[str, ...] = ()
     standing: Standing = NO_STANDING
 
 
@@ -92,6 +93,7 @@ class Frontend:
         """Do what ``prepare`` does on the calling thread."""
         if self._info.task != "generate":
             raise WrongTask(param=_param_of(request.prompt))
+        validate_cache_tags(request.cache_tags)
         token_ids = self._token_ids(request.prompt)
         max_new_tokens = validate_request(
             prompt_token_ids=token_ids,
@@ -105,6 +107,7 @@ class Frontend:
             sampling=request.sampling,
             max_new_tokens=max_new_tokens,
             cache_salt=request.cache_salt,
+            cache_tags=request.cache_tags,
             standing=request.standing,
         )
 

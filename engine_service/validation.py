@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from engine_service.errors import RequestError
-from engine_service.protocol import MAX_TOP_LOGPROBS, SamplingParams
+from engine_service.protocol import (
+    MAX_CACHE_TAG_CHARS,
+    MAX_CACHE_TAGS,
+    MAX_TOP_LOGPROBS,
+    SamplingParams,
+)
 
 if TYPE_CHECKING:
     from engine_service.backends.base import ModelInfo
@@ -72,6 +77,14 @@ def validate_inputs(inputs: Sequence[Sequence[int]], *, info: "ModelInfo") -> No
                 param=param,
             )
         _check_vocabulary(token_ids, info=info, param=param)
+
+
+def validate_cache_tags(tags: Sequence[str]) -> None:
+    """Check by what a request's cached blocks can be purged. Raises RequestError."""
+    if len(tags) > MAX_CACHE_TAGS:
+        raise _invalid("cache_tags", f"may have at most {MAX_CACHE_TAGS} tags, not {len(tags)}")
+    if not all(1 <= len(tag) <= MAX_CACHE_TAG_CHARS for tag in tags):
+        raise _invalid("cache_tags", f"must be of 1 to {MAX_CACHE_TAG_CHARS} characters each")
 
 
 def _max_new_tokens(max_tokens: int | None, *, n_prompt: int, info: "ModelInfo") -> int:

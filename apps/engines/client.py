@@ -68,6 +68,7 @@ class EngineClient:
         self._streams: dict[str, EngineStream] = {}
         self._embeds: Answers[str, protocol.Embedded] = Answers()
         self._pings: Answers[int, protocol.Pong] = Answers()
+        self._purges: Answers[int, protocol.Purged] = Answers()
 
     @property
     def is_closed(self) -> bool:
@@ -127,6 +128,7 @@ class EngineClient:
         cache_salt: str,
         timeout_s: float,
         standing: Standing = protocol.NO_STANDING,
+        cache_tags: tuple[str, ...] = (),
     ) -> PreparedRequest:
         """Have the prompt tokenized and everything validated; ``start`` or ``discard`` follows.
 
@@ -142,6 +144,7 @@ class EngineClient:
                 max_tokens=max_tokens,
                 cache_salt=cache_salt,
                 standing=standing,
+                cache_tags=cache_tags,
             )
         )
         try:
@@ -198,6 +201,16 @@ class EngineClient:
             **msgspec.structs.asdict(pong.stats),
         )
 
+    async def purge(self, tag: str, *, timeout_s: float) -> int:
+        """Have the engine forget what its prefix cache keeps of requests with ``tag`` in their
+        ``cache_tags``; return how many blocks. Raises EngineUnresponsive, EngineDead."""
+        nonce = next(self._nonces)
+        frame = protocol.encode_frame(protocol.Purge(nonce=nonce, tag=tag))
+        purged = await self._ask(
+            self._purges, nonce, frame, timeout_s=timeout_s, what="purge a tag"
+        )
+        return purged.n_blocks
+
     async def _ask(
         self, answers: Answers[K, V], key: K, frame: bytes, *, timeout_s: float, what: str
     ) -> V:
@@ -250,6 +263,8 @@ class EngineClient:
                 self._step_outputs(message)
             case protocol.Pong() if message.epoch == self.info.epoch:
                 self._pings.give(message.nonce, message)
+            case protocol.Purged() if message.epoch == self.info.epoch:
+                self._purges.give(message.nonce, message)
             case protocol.Prepared():
                 prepared = PreparedRequest(
                     n_prompt_tokens=message.n_prompt_tokens, max_new_tokens=message.max_new_tokens
@@ -308,6 +323,7 @@ class EngineClient:
         self._prepares.refuse_all(lambda: EngineDead(reason))
         self._embeds.refuse_all(lambda: EngineDead(reason))
         self._pings.refuse_all(lambda: EngineDead(reason))
+        self._purges.refuse_all(lambda: EngineDead(reason))
         for stream in self._streams.values():
             stream.fail(EngineDead(reason))
         self._streams.clear()

@@ -23,6 +23,7 @@ class EngineRequest:
 
     key: unique among live requests of this process. prompt_token_ids: at least one id, each in
     the vocabulary. max_new_tokens: at least 1, prompt and answer together within the context.
+    cache_tags: whose text it is, see ``Backend.purge``.
     mask: says before each token which ones may come; None allows all. ``sampling.n`` answers are
     made; they share the prompt's blocks and have seeds derived from the request's.
     """
@@ -32,6 +33,7 @@ class EngineRequest:
     sampling: SamplingParams
     max_new_tokens: int
     cache_salt: str = ""
+    cache_tags: tuple[str, ...] = ()
     standing: Standing = NO_STANDING
     mask: TokenMask | None = None
 
@@ -120,6 +122,13 @@ class Backend(Protocol):
 
     def fail_running(self, error: EngineError) -> SequenceOf[SequenceOutput]:
         """End every request that was part of the step that raised, free their blocks, go on."""
+
+    def purge(self, tag: str) -> int:
+        """Forget the cached blocks of all requests with this tag so far; return how many.
+
+        Content that no live request reads is overwritten. What live requests leave in the cache
+        later is not covered: a caller that wants nothing kept ends them first.
+        """
 
     def stats(self) -> EngineStats:
         """Counters now; the loop adds uptime and memory."""

@@ -123,6 +123,9 @@ class EmbeddingBackend:
         self._batch = []
         return self._take_outputs()
 
+    def purge(self, tag: str) -> int:
+        return 0  # nothing of a text is kept once it is read
+
     def stats(self) -> EngineStats:
         counters = self._counters
         return EngineStats(

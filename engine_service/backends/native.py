@@ -155,6 +155,12 @@ class NativeBackend:
                 self._report_failed(sequence, error=error)
         return self._take_outputs()
 
+    def purge(self, tag: str) -> int:
+        blocks = self._scheduler.blocks.purge(tag)
+        if free := [block for block in blocks if not self._scheduler.blocks.is_held(block)]:
+            self._runner.clear(free)
+        return len(blocks)
+
     def stats(self) -> EngineStats:
         counters = self._counters
         blocks = self._scheduler.blocks
@@ -184,6 +190,7 @@ class NativeBackend:
             sampling=request.sampling,
             max_new_tokens=request.max_new_tokens,
             cache_salt=request.cache_salt,
+            cache_tags=request.cache_tags,
             seed=seed,
             standing=request.standing,
             sampling_state=SamplingState.of(

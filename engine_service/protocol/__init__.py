@@ -45,6 +45,7 @@ from engine_service.protocol.from_engine import (
     FromEngine,
     Pong,
     Prepared,
+    Purged,
     StepOutputs,
     Task,
     TokenLogprob,
@@ -52,6 +53,8 @@ from engine_service.protocol.from_engine import (
     WireError,
 )
 from engine_service.protocol.parameters import (
+    MAX_CACHE_TAG_CHARS,
+    MAX_CACHE_TAGS,
     MAX_EMBED_INPUTS,
     MAX_TOP_LOGPROBS,
     NO_STANDING,
@@ -70,6 +73,7 @@ from engine_service.protocol.to_engine import (
     Hello,
     Ping,
     Prepare,
+    Purge,
     Start,
     ToEngine,
 )
@@ -78,6 +82,8 @@ PROTOCOL_VERSION: Final = 1
 
 __all__ = [
     "HEADER",
+    "MAX_CACHE_TAGS",
+    "MAX_CACHE_TAG_CHARS",
     "MAX_EMBED_INPUTS",
     "MAX_FRAME_BYTES",
     "MAX_TOP_LOGPROBS",
@@ -105,6 +111,8 @@ __all__ = [
     "Prepare",
     "Prepared",
     "Prompt",
+    "Purge",
+    "Purged",
     "SamplingParams",
     "Standing",
     "Start",

@@ -168,4 +168,12 @@ class Pong(Message, frozen=True):
     draining: bool = False
 
 
-FromEngine = Welcome | Prepared | StepOutputs | Embedded | Failed | Pong
+class Purged(Message, frozen=True):
+    """Answer to ``Purge`` from the step thread."""
+
+    nonce: int
+    epoch: int
+    n_blocks: int
+
+
+FromEngine = Welcome | Prepared | StepOutputs | Embedded | Failed | Pong | Purged

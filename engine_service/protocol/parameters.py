@@ -6,6 +6,8 @@ from engine_service.protocol.base import Message, Value
 
 MAX_TOP_LOGPROBS: Final = 20
 MAX_EMBED_INPUTS: Final = 512
+MAX_CACHE_TAGS: Final = 4
+MAX_CACHE_TAG_CHARS: Final = 256
 
 
 class ChatMessage(Value, frozen=True):

@@ -22,6 +22,7 @@ class Prepare(Message, frozen=True):
 
     max_tokens: what the client asked for; None means as much as the context leaves.
     cache_salt: seeds the prefix-cache hash chain; the server derives it from the tenant.
+    cache_tags: opaque names of the tenant and the person whose text it is, for ``Purge``.
     """
 
     request_id: str
@@ -29,6 +30,7 @@ class Prepare(Message, frozen=True):
     sampling: SamplingParams
     max_tokens: int | None = None
     cache_salt: str = ""
+    cache_tags: tuple[str, ...] = ()
     standing: Standing = NO_STANDING
 
 
@@ -61,4 +63,14 @@ class Ping(Message, frozen=True):
     nonce: int
 
 
-ToEngine = Hello | Prepare | Start | Embed | Abort | Ping
+class Purge(Message, frozen=True):
+    """Forget all that the prefix cache keeps of requests with this tag; answered by ``Purged``.
+
+    Requests with the tag that still run go on, and what they compute later is cached as before.
+    """
+
+    nonce: int
+    tag: str
+
+
+ToEngine = Hello | Prepare | Start | Embed | Abort | Ping | Purge

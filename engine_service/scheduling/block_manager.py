@@ -9,7 +9,8 @@ class BlockManager:
 
     Invariants: a block is held (count above 0), blank, or idle (free, but its content is known);
     exactly one of the three. A digest names at most one block. Only blocks whose tokens are all
-    computed are registered, so that whatever ``lookup`` finds may be read at once.
+    computed are registered, so that whatever ``lookup`` finds may be read at once. A registered
+    block has the tags of all who registered, computed or found it, any other has none.
     """
 
     def __init__(self, *, n_blocks: int, block_size: int) -> None:
@@ -20,6 +21,8 @@ class BlockManager:
         self._block_of: dict[bytes, int] = {}
         self._blank = list(range(n_blocks - 1, -1, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()
+        self._tags_of: dict[int, set[str]] = {}
+        self._blocks_of_tag: dict[str, set[int]] = {}
 
     @property
     def n_free(self) -> int:
@@ -83,19 +86,49 @@ class BlockManager:
                 else:
                     self._idle[block] = None
 
-    def register(self, block: int, *, digest: bytes) -> None:
+    def register(self, block: int, *, digest: bytes, tags: Sequence[str] = ()) -> None:
         """Make a held, full and computed block findable; of two equal ones the first stays."""
         if self._digest_of[block] is None and digest not in self._block_of:
             self._digest_of[block] = digest
             self._block_of[digest] = block
+        if (findable := self._block_of.get(digest)) is not None:
+            self.tag((findable,), tags=tags)
+
+    def tag(self, blocks: Sequence[int], *, tags: Sequence[str]) -> None:
+        """Note that registered blocks hold what these tags stand for, too."""
+        for block in blocks:
+            for tag in tags:
+                self._tags_of.setdefault(block, set()).add(tag)
+                self._blocks_of_tag.setdefault(tag, set()).add(block)
+
+    def purge(self, tag: str) -> list[int]:
+        """Make every block of a tag unfindable, whatever other tags it has; return these blocks.
+
+        Sequences that hold one go on with it.
+        """
+        blocks = sorted(self._blocks_of_tag.get(tag, ()))
+        self.forget(blocks)
+        for block in blocks:
+            if block in self._idle:
+                del self._idle[block]
+                self._blank.append(block)
+        return blocks
 
     def forget(self, blocks: Sequence[int]) -> None:
-        """Make held blocks unfindable."""
+        """Make blocks unfindable that are held, or about to be held or blank."""
         for block in blocks:
             digest = self._digest_of[block]
             if digest is not None:
                 del self._block_of[digest]
                 self._digest_of[block] = None
+                self._untag(block)
+
+    def _untag(self, block: int) -> None:
+        for tag in self._tags_of.pop(block, ()):
+            blocks = self._blocks_of_tag[tag]
+            blocks.remove(block)
+            if not blocks:
+                del self._blocks_of_tag[tag]
 
     def _take(self) -> int:
         if self._blank:

@@ -33,6 +33,7 @@ class BlockTables:
         table = self._blocks.claim(known=known, n_new=n_new)
         if table is None:
             return False
+        self._blocks.tag(known, tags=sequence.cache_tags)
         sequence.block_table = table
         sequence.n_computed = len(known) * self._blocks.block_size
         sequence.n_registered = len(known)
@@ -76,7 +77,9 @@ class BlockTables:
             return
         digests = sequence.block_digests(n_full, block_size=self._blocks.block_size)
         for index in range(sequence.n_registered, n_full):
-            self._blocks.register(sequence.block_table[index], digest=digests[index])
+            self._blocks.register(
+                sequence.block_table[index], digest=digests[index], tags=sequence.cache_tags
+            )
         sequence.n_registered = n_full
 
     def take_copies(self) -> tuple[tuple[int, int], ...]:

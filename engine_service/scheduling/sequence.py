@@ -35,6 +35,7 @@ class Sequence:
     index: which of the request's answers it is, the leader's is 0. leader: None is itself.
     seniority: number of its first admission, kept when it is preempted. expires_at_s: when it is
     to be given up if it waits then, on the scheduler's clock.
+    cache_tags: by which the blocks that it leaves in the prefix cache can be purged.
     n_scored: first tokens of the prompt whose logits have been looked at, for prompt_logprobs.
     """
 
@@ -42,6 +43,7 @@ class Sequence:
         "_digests",
         "_salt_digest",
         "block_table",
+        "cache_tags",
         "expires_at_s",
         "forks",
         "index",
@@ -74,9 +76,11 @@ class Sequence:
         standing: Standing = NO_STANDING,
         sampling_state: SamplingState | None = None,
         index: int = 0,
+        cache_tags: tuple[str, ...] = (),
     ) -> None:
         self.key = key
         self.index = index
+        self.cache_tags = cache_tags
         self.leader: Sequence | None = None
         self.forks: tuple[Sequence, ...] = ()
         self.token_ids = list(prompt_token_ids)

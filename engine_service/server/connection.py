@@ -23,6 +23,7 @@ from engine_service.protocol import (
     Ping,
     Prepare,
     Prepared,
+    Purge,
     Start,
     StepOutputs,
     ToEngine,
@@ -145,7 +146,11 @@ class Connection(asyncio.Protocol):
             case Abort():
                 self._abort(message)
             case Ping():
-                self._ping(message)
+                if self._may_ask():
+                    self._service.ping(self, message.nonce)
+            case Purge():
+                if self._may_ask():
+                    self._service.purge(self, message)
 
     def _hello(self, message: Hello) -> None:
         if message.protocol_version != PROTOCOL_VERSION:
@@ -247,14 +252,18 @@ class Connection(asyncio.Protocol):
         request.drop()
         del self._requests[message.request_id]
 
-    def _ping(self, message: Ping) -> None:
-        # A stuck step loop answers none: those beyond the bound time out at the client anyway.
-        if self._n_pings < self._limits.max_pings:
-            self._n_pings += 1
-            self._service.ping(self, message.nonce)
+    def _may_ask(self) -> bool:
+        """Count a question to the step thread, unless too many are open.
+
+        A stuck step loop answers none: those beyond the bound time out at the client anyway.
+        """
+        if self._n_pings >= self._limits.max_pings:
+            return False
+        self._n_pings += 1
+        return True
 
     def pong(self, message: Message) -> None:
-        """Answer one ping."""
+        """Answer one question to the step thread."""
         self._n_pings -= 1
         self.send(message)
 

@@ -24,6 +24,8 @@ from engine_service.protocol import (
     EngineStats,
     Pong,
     Prepare,
+    Purge,
+    Purged,
     Start,
     Welcome,
 )
@@ -48,6 +50,8 @@ class StepEngine(Protocol):
     def abort(self, key: int, *, choice: int | None = None) -> None: ...
 
     def ping(self, callback: Callable[[EngineStats], None]) -> None: ...
+
+    def purge(self, tag: str, callback: Callable[[int], None]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -203,6 +207,7 @@ class EngineService:
             sampling=prompt.sampling,
             max_new_tokens=start.max_new_tokens,
             cache_salt=prompt.cache_salt,
+            cache_tags=prompt.cache_tags,
             standing=prompt.standing,
         )
         return self._submit(request, live=_Live(connection, generation))
@@ -240,6 +245,15 @@ class EngineService:
     def _pong(self, connection: Connection, nonce: int, stats: EngineStats) -> None:
         draining = self._drain_s is not None
         connection.pong(Pong(nonce=nonce, epoch=self.epoch, stats=stats, draining=draining))
+
+    def purge(self, connection: Connection, message: Purge) -> None:
+        """Have the step thread forget what it keeps of a tag."""
+
+        def purged(n_blocks: int) -> None:
+            answer = Purged(nonce=message.nonce, epoch=self.epoch, n_blocks=n_blocks)
+            self._call(connection.pong, answer)
+
+        self._need_engine().purge(message.tag, purged)
 
     # -- steps -------------------------------------------------------------------------------
 

@@ -71,6 +71,9 @@ class EchoBackend:
         self.running.clear()
         return outputs
 
+    def purge(self, tag: str) -> int:
+        return len(tag)
+
     def stats(self) -> EngineStats:
         return EngineStats(
             n_running=len(self.running), n_steps=self.n_steps, n_aborted=self.n_aborted

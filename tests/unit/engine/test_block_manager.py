@@ -1,6 +1,6 @@
 """The block manager neither loses a block nor gives one to two owners, whatever the order."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 from hypothesis import settings
@@ -10,22 +10,25 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from engine_service.scheduling.block_manager import BlockManager
 
 N_BLOCKS = 6
+TAGS = st.lists(st.sampled_from(["tenant", "ann", "bob"]), max_size=2)
 
 
 class BlockManagerMachine(RuleBasedStateMachine):
-    """Tables of blocks are claimed, registered and released in any order."""
+    """Tables of blocks are claimed, tagged, registered, purged and released in any order."""
 
     def __init__(self) -> None:
         super().__init__()
         self.manager = BlockManager(n_blocks=N_BLOCKS, block_size=4)
         self.tables: list[list[int]] = []
         self.digest_of: dict[int, bytes] = {}
+        self.tags_of: dict[int, set[str]] = defaultdict(set)
 
     @rule(
         digests=st.lists(st.sampled_from([b"a", b"b", b"c", b"d"]), max_size=3, unique=True),
         n_new=st.integers(0, 4),
+        tags=TAGS,
     )
-    def claim(self, digests: list[bytes], n_new: int) -> None:
+    def claim(self, digests: list[bytes], n_new: int, tags: list[str]) -> None:
         known = self.manager.lookup(digests)
         assert [self.digest_of[block] for block in known] == digests[: len(known)]
         held = {block for table in self.tables for block in table}
@@ -40,17 +43,35 @@ class BlockManagerMachine(RuleBasedStateMachine):
         assert len(set(new)) == n_new
         assert not set(new) & (held | set(known)), "a block was given to a second owner"
         for block in new:
-            self.digest_of.pop(block, None)
+            self.unregister(block)
+        self.manager.tag(known, tags=tags)
+        for block in known:
+            self.tags_of[block].update(tags)
         self.tables.append(table)
 
+    def unregister(self, block: int) -> None:
+        self.digest_of.pop(block, None)
+        self.tags_of.pop(block, None)
+
     @precondition(lambda self: any(self.tables))
-    @rule(data=st.data(), digest=st.sampled_from([b"a", b"b", b"c", b"d"]))
-    def register(self, data: st.DataObject, digest: bytes) -> None:
+    @rule(data=st.data(), digest=st.sampled_from([b"a", b"b", b"c", b"d"]), tags=TAGS)
+    def register(self, data: st.DataObject, digest: bytes, tags: list[str]) -> None:
         table = data.draw(st.sampled_from([table for table in self.tables if table]))
         block = data.draw(st.sampled_from(table))
         if block not in self.digest_of and digest not in self.digest_of.values():
             self.digest_of[block] = digest
-        self.manager.register(block, digest=digest)
+        for findable, its_digest in self.digest_of.items():
+            if its_digest == digest:
+                self.tags_of[findable].update(tags)
+        self.manager.register(block, digest=digest, tags=tags)
+
+    @rule(tag=st.sampled_from(["tenant", "ann", "bob"]))
+    def purge(self, tag: str) -> None:
+        expected = sorted(block for block, tags in self.tags_of.items() if tag in tags)
+        assert self.manager.purge(tag) == expected
+        for block in expected:
+            self.unregister(block)
+        assert self.manager.purge(tag) == []
 
     @precondition(lambda self: self.tables)
     @rule(data=st.data())
@@ -64,7 +85,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         table = data.draw(st.sampled_from(self.tables))
         self.manager.forget(table)
         for block in table:
-            self.digest_of.pop(block, None)
+            self.unregister(block)
 
     @invariant()
     def counts_are_exact(self) -> None:
@@ -80,6 +101,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         assert self.manager.n_free == N_BLOCKS
         assert self.manager.claim(known=(), n_new=N_BLOCKS) is not None
         assert self.manager.n_cached == 0
+        assert [self.manager.purge(tag) for tag in ("tenant", "ann", "bob")] == [[], [], []]
 
 
 TestBlockManager = BlockManagerMachine.TestCase

@@ -20,6 +20,7 @@ class CountingBackend:
         self.live: dict[int, tuple[int, int]] = {}
         self.ended: list[SequenceOutput] = []
         self.n_steps = 0
+        self.purged: list[str] = []
         self.fail_next = 0
         self.step_is_held = threading.Event()
         self.hold_steps = threading.Event()
@@ -65,6 +66,10 @@ class CountingBackend:
         outputs = [SequenceOutput(key=key, error=error) for key in self.live]
         self.live.clear()
         return outputs
+
+    def purge(self, tag: str) -> int:
+        self.purged.append(tag)
+        return 3
 
     def stats(self) -> EngineStats:
         return EngineStats(n_running=len(self.live), n_steps=self.n_steps)
@@ -219,6 +224,16 @@ def test_ping_is_answered_by_the_step_thread_also_when_idle() -> None:
     assert stats.rss_bytes > 1_000_000
     assert stats.uptime_s > 0.0
     assert recorder.calls == []
+
+
+def test_purge_is_done_by_the_step_thread_also_when_idle() -> None:
+    answers: list[tuple[str, int]] = []
+    backend = CountingBackend()
+    with running(backend) as (engine, _):
+        engine.purge("ann", lambda n: answers.append((threading.current_thread().name, n)))
+        wait_until("the answer", lambda: answers)
+    assert answers == [("engine-step", 3)]
+    assert backend.purged == ["ann"]
 
 
 def test_a_stopping_engine_takes_nothing() -> None:

@@ -21,6 +21,8 @@ from engine_service.protocol import (
     Ping,
     Pong,
     Prepare,
+    Purge,
+    Purged,
     SamplingParams,
     Start,
     StepOutputs,
@@ -72,6 +74,7 @@ TO_ENGINE = st.one_of(
     st.builds(Hello, protocol_version=COUNTS, client=TEXT),
     st.builds(Abort, request_id=TEXT),
     st.builds(Ping, nonce=COUNTS),
+    st.builds(Purge, nonce=COUNTS, tag=TEXT),
     st.builds(Start, request_id=TEXT, max_new_tokens=COUNTS),
     st.builds(Prepare, request_id=TEXT, prompt=PROMPTS, sampling=SAMPLING),
     st.builds(
@@ -94,6 +97,7 @@ ERRORS = st.builds(
 )
 FROM_ENGINE = st.one_of(
     st.builds(Pong, nonce=COUNTS, epoch=COUNTS, stats=st.builds(EngineStats, n_running=COUNTS)),
+    st.builds(Purged, nonce=COUNTS, epoch=COUNTS, n_blocks=COUNTS),
     st.builds(
         Embedded,
         request_id=TEXT,
