@@ -16,7 +16,7 @@ DATABASE_TESTS = $(filter-out %/convert %/engine %/wire %/__init__.py %/__pycach
 	$(wildcard tests/integration/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench prove-serve lock setup setup-dev kernels model clean
+.PHONY: help serve test check bench prove-serve prove-engine lock setup setup-dev kernels model clean
 
 help: ## show this
 	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]   set up and run everything"
@@ -59,6 +59,12 @@ prove-serve: setup-dev model ## the whole product's proof: parity, faults, end t
 		tests/integration/engine/test_parity_smollm2.py tests/faults tests/e2e tests/architecture
 	$(BIN)/python -m benchmarks.proof var/prove-serve.xml benchmarks/results/prove-serve.json
 	$(MAKE) bench
+
+prove-engine: setup-dev model ## the engine's proof: parity, sampling, schedules, hostile input, memory, latency
+	$(BIN)/pytest -m "" --junit-xml=var/prove-engine.xml -o junit_logging=system-out \
+		tests/integration/engine tests/unit/engine \
+		tests/faults/test_hostile_requests.py tests/faults/test_engine_memory.py
+	$(BIN)/python -m benchmarks.proof var/prove-engine.xml benchmarks/results/prove-engine.json
 
 lock: setup-dev ## write requirements/*.txt anew from requirements/*.in
 	cd requirements && $(LOCK) --output-file base.txt base.in

@@ -182,7 +182,9 @@ def assert_follows(drawn: list[int | None], expected: dict[int, float]) -> None:
     freedom = max(n_bins - 1, 1)
     # The 0.9999 quantile by Wilson and Hilferty; seeds are fixed.
     spread = 2 / (9 * freedom)
-    assert statistic < freedom * (1 - spread + 3.719 * math.sqrt(spread)) ** 3
+    limit = freedom * (1 - spread + 3.719 * math.sqrt(spread)) ** 3
+    print(f"chi-square {statistic:.1f} of {n_draws} draws, {freedom} degrees, limit {limit:.1f}")
+    assert statistic < limit
 
 
 def draw(params: dict[str, Any], *, n_draws: int) -> None:
