@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NoReturn, get_args
 
 from engine_service.backends.base import Backend
-from engine_service.config import DTypeName, EngineConfig, KernelsName
+from engine_service.config import DTypeName, EngineConfig, KernelsName, SpeculationName
 from engine_service.encoder_config import is_encoder
 from engine_service.engine import Engine
 from engine_service.errors import EngineError, ModelError
@@ -62,6 +62,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when stdin ends")
     parser.add_argument("--dtype", choices=get_args(DTypeName), default="auto")
     parser.add_argument("--kernels", choices=get_args(KernelsName), default="auto")
+    parser.add_argument("--speculation", choices=get_args(SpeculationName), default="ngram")
     numbers = {
         "block_size": "tokens in a KV block",
         "kv_cache_tokens": "size of the KV pool",
@@ -86,7 +87,11 @@ def parse_options(arguments: Sequence[str]) -> Options:
         given["n_threads"] = given.pop("threads")
     return Options(
         engine=EngineConfig(
-            model_dir=found.model, dtype=found.dtype, kernels=found.kernels, **given
+            model_dir=found.model,
+            dtype=found.dtype,
+            kernels=found.kernels,
+            speculation=found.speculation,
+            **given,
         ),
         socket=found.socket,
         epoch=found.epoch,

@@ -22,6 +22,8 @@ DTypeName = Literal["auto", "bfloat16", "float32"]
 DTYPE_NAMES: Final = ("auto", "bfloat16", "float32")
 KernelsName = Literal["auto", "compiled", "reference"]
 KERNELS_NAMES: Final = ("auto", "compiled", "reference")
+SpeculationName = Literal["off", "ngram"]
+SPECULATION_NAMES: Final = ("off", "ngram")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,7 @@ class EngineConfig:
     max_model_len: None takes the model's context; both are bounded by the pool.
     max_waiting_per_tenant: most of those that wait may be one tenant's; None sets no such bound.
     target_itl_s: how long a step that decodes and prefills should take; None sets no target.
+    speculation: ``ngram`` drafts by prompt lookup where that pays; the tokens are the same.
     n_threads: None leaves the choice to torch.
     kernels: ``auto`` is compiled where that can be, else reference, with a warning.
     instruction_set: which one the compiled kernels use; None takes the best there is.
@@ -49,17 +52,19 @@ class EngineConfig:
     max_waiting: int = 256
     max_waiting_per_tenant: int | None = None
     target_itl_s: float | None = None
+    speculation: SpeculationName = "ngram"
     n_threads: int | None = None
     kernels: KernelsName = "auto"
     instruction_set: str | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPE_NAMES:
-            raise ModelError(f"dtype must be one of {', '.join(DTYPE_NAMES)}, not {self.dtype!r}")
-        if self.kernels not in KERNELS_NAMES:
-            raise ModelError(
-                f"kernels must be one of {', '.join(KERNELS_NAMES)}, not {self.kernels!r}"
-            )
+        for name, known in (
+            ("dtype", DTYPE_NAMES),
+            ("kernels", KERNELS_NAMES),
+            ("speculation", SPECULATION_NAMES),
+        ):
+            if (value := getattr(self, name)) not in known:
+                raise ModelError(f"{name} must be one of {', '.join(known)}, not {value!r}")
         if self.instruction_set is not None and self.kernels == "reference":
             raise ModelError("instruction_set is of the compiled kernels; kernels is reference")
         for name in ("block_size", "kv_cache_tokens", "max_sequences", "max_waiting"):

@@ -50,6 +50,7 @@ class EngineHealth:
     """A round trip through the step loop: counters since start unless the name says otherwise.
 
     n_blocks_free counts blocks that no sequence holds, those kept by the prefix cache included.
+    n_drafted_tokens were guessed and computed, n_accepted_tokens of them were right.
     """
 
     epoch: int
@@ -68,6 +69,8 @@ class EngineHealth:
     n_finished: int
     n_aborted: int
     n_failed: int
+    n_drafted_tokens: int
+    n_accepted_tokens: int
     last_step_ms: float
     uptime_s: float
     rss_bytes: int

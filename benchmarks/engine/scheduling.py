@@ -56,7 +56,7 @@ def timed_steps(scheduler: Scheduler, *, n_steps: int) -> tuple[float, float]:
         started_s = time.perf_counter()
         batch = scheduler.schedule()
         scheduled_s = time.perf_counter()
-        token_ids = [1] * len(batch.sampled)
+        token_ids = [(1,)] * len(batch.sampled)
         updating_s = time.perf_counter()
         scheduler.update(batch, token_ids=token_ids)
         schedules.append(scheduled_s - started_s)
@@ -71,7 +71,7 @@ def decode_steps(n_sequences: int) -> dict[str, float]:
         scheduler.add(make_sequence(key, n_new=N_STEPS + 60, n_tenants=N_TENANTS))
     while any(not sequence.is_decoding for sequence in scheduler.running) or scheduler.n_waiting:
         batch = scheduler.schedule()
-        scheduler.update(batch, token_ids=[1] * len(batch.sampled))
+        scheduler.update(batch, token_ids=[(1,)] * len(batch.sampled))
     schedule_s, update_s = timed_steps(scheduler, n_steps=N_STEPS)
     return in_figures(schedule_s, update_s, n_sequences=n_sequences)
 
@@ -83,7 +83,7 @@ def turnover_steps(n_sequences: int, *, n_waiting: int, n_tenants: int) -> dict[
         scheduler.add(make_sequence(key, n_new=32 + key % 32, n_tenants=n_tenants))
     for _ in range(64):
         batch = scheduler.schedule()
-        scheduler.update(batch, token_ids=[1] * len(batch.sampled))
+        scheduler.update(batch, token_ids=[(1,)] * len(batch.sampled))
     schedule_s, update_s = timed_steps(scheduler, n_steps=N_STEPS)
     return in_figures(schedule_s, update_s, n_sequences=n_sequences)
 

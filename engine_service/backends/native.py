@@ -20,10 +20,10 @@ from engine_service.models.registry import load_model
 from engine_service.protocol import EngineStats, TokenLogprob
 from engine_service.runner.devices import resolve_dtype
 from engine_service.runner.kernel_choice import make_executor
-from engine_service.runner.model_runner import ModelRunner
-from engine_service.runner.sampler import Samples
+from engine_service.runner.model_runner import Answer, ModelRunner
 from engine_service.scheduling.batch import Advance, Batch
 from engine_service.scheduling.block_manager import BlockManager
+from engine_service.scheduling.drafting import PromptLookup
 from engine_service.scheduling.sampling_state import SamplingState
 from engine_service.scheduling.scheduler import Scheduler
 from engine_service.scheduling.sequence import Sequence, SequenceState, seed_of_choice
@@ -87,6 +87,7 @@ class NativeBackend:
             eos_token_ids=model_config.eos_token_ids,
             max_waiting_per_tenant=config.max_waiting_per_tenant,
             target_itl_s=config.target_itl_s,
+            make_proposer=PromptLookup if config.speculation == "ngram" else None,
         )
         self._rng = rng or random.SystemRandom()
         self._live: dict[int, Sequence] = {}
@@ -131,15 +132,18 @@ class NativeBackend:
             self._report_failed(failure.sequence, error=failure.error)
         if batch.rows:
             result = self._runner.run(batch)
-            samples = result.samples
             self._outputs += [self._scored(seq, logprobs) for seq, logprobs in result.scored]
-            logprobs = {id(batch.sampled[i]): entry for i, entry in samples.logprobs.items()}
-            self._fail_without_token(batch, samples=samples)
+            logprobs = {
+                id(sequence): answer.logprobs
+                for sequence, answer in zip(batch.sampled, result.answers, strict=True)
+                if answer.logprobs
+            }
+            self._fail_without_token(batch, answers=result.answers)
             advances = self._scheduler.update(
-                batch, token_ids=[-1 if id_ is None else id_ for id_ in samples.token_ids]
+                batch, token_ids=[answer.token_ids for answer in result.answers]
             )
             self._outputs += [
-                self._advanced(advance, logprob=logprobs.get(id(advance.sequence)))
+                self._advanced(advance, logprobs=logprobs.get(id(advance.sequence), ()))
                 for advance in advances
             ]
             self._counters.n_steps += 1
@@ -179,6 +183,8 @@ class NativeBackend:
             n_aborted=counters.n_aborted,
             n_failed=counters.n_failed,
             last_step_ms=counters.last_step_ms,
+            n_drafted_tokens=self._scheduler.speculation.n_drafted_tokens,
+            n_accepted_tokens=self._scheduler.speculation.n_accepted_tokens,
         )
 
     def _sequence(self, request: EngineRequest, *, index: int, seed: int) -> Sequence:
@@ -201,14 +207,11 @@ class NativeBackend:
             ),
         )
 
-    def _fail_without_token(self, batch: Batch, *, samples: Samples) -> None:
-        for index, token_id in enumerate(samples.token_ids):
-            if token_id is not None:
-                continue
-            sequence = batch.sampled[index]
-            if sequence.state is SequenceState.FINISHED:
-                continue  # with another of its family
-            error = samples.errors.get(index)
+    def _fail_without_token(self, batch: Batch, *, answers: SequenceOf[Answer]) -> None:
+        for sequence, answer in zip(batch.sampled, answers, strict=True):
+            if answer.token_ids or sequence.state is SequenceState.FINISHED:
+                continue  # finished: with another of its family
+            error = answer.error
             if error is None:
                 self._runner.clear(self._scheduler.discard(sequence))
                 error = EngineError("the model's output for this request is not finite")
@@ -232,16 +235,17 @@ class NativeBackend:
         self._counters.n_failed += 1
         self._outputs.append(_output_of(sequence, error=error))
 
-    def _advanced(self, advance: Advance, *, logprob: TokenLogprob | None) -> SequenceOutput:
+    def _advanced(self, advance: Advance, *, logprobs: tuple[TokenLogprob, ...]) -> SequenceOutput:
         sequence = advance.sequence
-        self._counters.n_completion_tokens += 1
+        n_new = len(advance.token_ids)
+        self._counters.n_completion_tokens += n_new
         if advance.finish_reason is not None and self._is_over(sequence):
             self._counters.n_finished += 1
         return _output_of(
             sequence,
-            token_ids=(advance.token_id,),
+            token_ids=advance.token_ids,
             finish_reason=advance.finish_reason,
-            logprobs=() if logprob is None else (logprob,),
+            logprobs=logprobs[:n_new],
         )
 
     def _is_over(self, sequence: Sequence) -> bool:

@@ -139,6 +139,7 @@ class EngineStats(Value, frozen=True):
     """Counters since start unless the name says otherwise; blocks are exact.
 
     n_blocks_free counts blocks that no sequence holds, those kept by the prefix cache included.
+    n_drafted_tokens: guessed by speculation and computed; n_accepted_tokens: those that were right.
     """
 
     n_running: int = 0
@@ -154,6 +155,8 @@ class EngineStats(Value, frozen=True):
     n_finished: int = 0
     n_aborted: int = 0
     n_failed: int = 0
+    n_drafted_tokens: int = 0
+    n_accepted_tokens: int = 0
     last_step_ms: float = 0.0
     uptime_s: float = 0.0
     rss_bytes: int = 0

@@ -16,7 +16,7 @@ def build_step_input(batch: Batch, *, block_size: int, dtype: torch.dtype) -> St
     for row in batch.rows:
         table = row.sequence.block_table
         row_positions = range(row.n_computed, row.end)
-        token_ids += row.sequence.token_ids[row.n_computed : row.end]
+        token_ids += row.token_ids
         positions += row_positions
         slots += [table[i // block_size] * block_size + i % block_size for i in row_positions]
         n_blocks = -(-row.end // block_size)

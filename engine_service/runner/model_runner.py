@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine_service.errors import EngineError
 from engine_service.protocol import TokenLogprob
 from engine_service.runner.executors import Executor
 from engine_service.runner.logprobs import score_prompt
@@ -16,10 +17,24 @@ from engine_service.scheduling.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepResult:
-    """samples: in the order of ``batch.sampled``. scored: parts of prompts, where asked for."""
+class Answer:
+    """What a step gave to one of ``batch.sampled``.
 
-    samples: Samples
+    token_ids: the drafted ones that are right and the one behind them; none where there is none to
+    choose: ``error`` says why, and is None where the logits were not finite. logprobs: one for each
+    token, only where asked for.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    error: EngineError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """answers: in the order of ``batch.sampled``. scored: parts of prompts, where asked for."""
+
+    answers: tuple[Answer, ...]
     scored: tuple[tuple[Sequence, tuple[TokenLogprob, ...]], ...] = ()
 
 
@@ -39,14 +54,20 @@ class ModelRunner:
             SampleRow(
                 params=seq.sampling,
                 seed=seq.seed,
-                n_generated=seq.n_generated,
+                n_generated=seq.n_generated + n_drafted,
                 state=seq.sampling_state,
                 token_ids=seq.token_ids,
             )
-            for seq in batch.sampled
+            for row in batch.rows
+            if row.is_sampled
+            for seq in row.members
+            for n_drafted in range(1 + len(row.draft))
         ]
         samples = sample(sampled, rows=rows) if rows else Samples(token_ids=[])
-        return StepResult(samples=samples, scored=tuple(_score(scored, batch=batch)))
+        return StepResult(
+            answers=tuple(_answers(samples, batch=batch)),
+            scored=tuple(_score(scored, batch=batch)),
+        )
 
     @torch.inference_mode()
     def clear(self, blocks: SequenceOf[int]) -> None:
@@ -55,12 +76,42 @@ class ModelRunner:
 
 
 def _split(logits: Tensor, *, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the logits of each of ``batch.sampled``, and those of the rows' ``scored`` places."""
-    n_answers = [len(row.members) for row in batch.rows if row.is_sampled]
-    sampled, scored = logits[: len(n_answers)], logits[len(n_answers) :]
-    if sum(n_answers) > len(n_answers):
-        sampled = sampled.repeat_interleave(torch.tensor(n_answers), dim=0)
-    return sampled, scored
+    """Return the logits to sample from, a row for each draw, and those of the ``scored`` places."""
+    sampled = [row for row in batch.rows if row.is_sampled]
+    n_places = sum(1 + len(row.draft) for row in sampled)
+    if not any(row.forks for row in sampled):
+        return logits[:n_places], logits[n_places:]
+    # A row with forks has no draft: its one place is drawn from once for each member.
+    n_draws = [n for row in sampled for n in [len(row.members)] * (1 + len(row.draft))]
+    return (
+        logits[:n_places].repeat_interleave(torch.tensor(n_draws), dim=0),
+        logits[n_places:],
+    )
+
+
+def _answers(samples: Samples, *, batch: Batch) -> Iterator[Answer]:
+    start = 0
+    for row in batch.rows:
+        for _ in row.members if row.is_sampled else ():
+            end = start + 1 + len(row.draft)
+            yield _answer(samples, places=range(start, end), draft=row.draft)
+            start = end
+
+
+def _answer(samples: Samples, *, places: range, draft: tuple[int, ...]) -> Answer:
+    """Return the tokens up to the first that is not the drafted one."""
+    found: list[int] = []
+    for place, drafted in zip(places, (*draft, None), strict=True):
+        token_id = samples.token_ids[place]
+        if token_id is None:
+            return Answer(error=samples.errors.get(place))
+        found.append(token_id)
+        if token_id != drafted:
+            break
+    logprobs = (samples.logprobs.get(place) for place in places[: len(found)])
+    return Answer(
+        token_ids=tuple(found), logprobs=tuple(entry for entry in logprobs if entry is not None)
+    )
 
 
 def _score(logits: Tensor, *, batch: Batch) -> Iterator[tuple[Sequence, tuple[TokenLogprob, ...]]]:

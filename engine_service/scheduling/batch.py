@@ -10,15 +10,17 @@ from engine_service.scheduling.sequence import Sequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Tokens ``n_computed`` to ``n_computed + n_new`` of one sequence.
+    """The ``n_new`` tokens of one sequence from place ``n_computed`` on.
 
-    forks: those that start with this row: they take part in all that comes of it.
+    forks: those that start with this row: they take part in all that comes of it. draft: guesses
+    behind the sequence's last token, the last of the row's tokens; logits are wanted at each.
     """
 
     sequence: Sequence
     n_computed: int
     n_new: int
     forks: tuple[Sequence, ...] = ()
+    draft: tuple[int, ...] = ()
 
     @property
     def members(self) -> tuple[Sequence, ...]:
@@ -29,9 +31,19 @@ class Row:
         return self.n_computed + self.n_new
 
     @property
+    def token_ids(self) -> list[int]:
+        known = self.sequence.token_ids[self.n_computed : self.end]
+        return [*known, *self.draft] if self.draft else known
+
+    @property
     def is_sampled(self) -> bool:
         """True where the row reaches the sequence's last token, so that its logits are wanted."""
-        return self.end == len(self.sequence)
+        return self.end >= len(self.sequence)
+
+    @property
+    def is_decode(self) -> bool:
+        """True where one token is new, but for drafted ones."""
+        return self.n_new == 1 + len(self.draft)
 
     @property
     def scored(self) -> range:
@@ -65,12 +77,12 @@ class Batch:
 
     @property
     def sampled(self) -> tuple[Sequence, ...]:
-        """Sequences that get a token from this step, in the order of their rows."""
+        """Sequences that get tokens from this step, in the order of their rows."""
         return tuple(sequence for row in self.rows if row.is_sampled for sequence in row.members)
 
     def logit_places(self) -> list[int]:
         """Return which tokens' logits are wanted, counting the tokens of all rows one after the
-        other: first of the sampled rows, then the rows' ``scored`` ones."""
+        other: first of the sampled rows, with their drafts, then the rows' ``scored`` ones."""
         sampled: list[int] = []
         scored: list[int] = []
         start = 0
@@ -78,16 +90,16 @@ class Batch:
             scored += [start + place - row.n_computed for place in row.scored]
             start += row.n_new
             if row.is_sampled:
-                sampled.append(start - 1)
+                sampled += range(start - 1 - len(row.draft), start)
         return sampled + scored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advance:
-    """A sequence got a token; ``finish_reason`` is set where it was the last."""
+    """A sequence got tokens; ``finish_reason`` is set where the last of them ends it."""
 
     sequence: Sequence
-    token_id: int
+    token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
 
 

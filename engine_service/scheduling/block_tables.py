@@ -58,6 +58,18 @@ class BlockTables:
         table += claimed
         return True
 
+    def extend_freely(self, sequence: Sequence, *, n_new: int) -> int:
+        """Do so for as many of the ``n_new`` tokens as free blocks allow; return how many."""
+        if self.extend(sequence, n_new=n_new):
+            return n_new
+        return len(sequence.block_table) * self._blocks.block_size - sequence.n_computed
+
+    def trim(self, sequence: Sequence) -> None:
+        """Give up blocks behind the last token's."""
+        n_blocks = self._blocks.n_blocks_for(len(sequence))
+        self._blocks.release(sequence.block_table[n_blocks:])
+        del sequence.block_table[n_blocks:]
+
     def share(self, sequence: Sequence, *, fork: Sequence) -> None:
         """Have a fork hold all that its leader holds."""
         self._blocks.share(sequence.block_table)

@@ -29,8 +29,10 @@ from engine_service.scheduling.batch import Advance, Batch, Failure, Row
 from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.block_tables import BlockTables
 from engine_service.scheduling.budget import StepBudget, has_prefill_room, share_prefill
+from engine_service.scheduling.drafting import Proposer
 from engine_service.scheduling.request_queue import RequestQueue
 from engine_service.scheduling.sequence import Sequence, SequenceState
+from engine_service.scheduling.speculation import Speculation
 from engine_service.scheduling.standing import check_standing
 
 
@@ -38,7 +40,8 @@ class Scheduler:
     """Knows token ids and blocks; runs no model.
 
     suspect: the sequence that ``schedule`` was busy with, should it raise. target_itl_s: see
-    ``StepBudget``. clock: seconds; for deadlines and for how long a step takes.
+    ``StepBudget``. make_proposer: see ``Speculation``. clock: seconds; for deadlines and for how
+    long a step takes.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Scheduler:
         eos_token_ids: frozenset[int],
         max_waiting_per_tenant: int | None = None,
         target_itl_s: float | None = None,
+        make_proposer: Callable[[], Proposer] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.blocks = blocks
@@ -60,7 +64,9 @@ class Scheduler:
         self.n_preemptions = 0
         self.n_prompt_tokens = 0
         self.n_cached_tokens = 0
+        self.speculation = Speculation(make_proposer)
         self._max_sequences = max_sequences
+        self._max_batched_tokens = max_batched_tokens
         self._budget = StepBudget(max_tokens=max_batched_tokens, target_itl_s=target_itl_s)
         self._max_model_len = max_model_len
         self._eos_token_ids = eos_token_ids
@@ -122,7 +128,7 @@ class Scheduler:
             if sequence.state is SequenceState.WAITING:  # else it went with one of its family
                 self._fail(sequence, DeadlineExceeded("the request waited beyond its deadline"))
         rows, prefills = self._decode()
-        budget = self._budget.for_prefill(n_decodes=len(rows))
+        budget = self._budget.for_prefill(n_decodes=sum(row.n_new for row in rows))
         # A sequence preempted just now stays out: when it went nothing was free, and one of its
         # blocks is held since, so that it lacks at least one.
         self._admit(prefills, budget=budget)
@@ -138,36 +144,52 @@ class Scheduler:
         failures, self._failures = self._failures, []
         return failures
 
-    def update(self, batch: Batch, *, token_ids: SequenceOf[int]) -> list[Advance]:
-        """Record that a batch was computed; ``token_ids`` are those of ``batch.sampled``.
+    def update(self, batch: Batch, *, token_ids: SequenceOf[SequenceOf[int]]) -> list[Advance]:
+        """Record that a batch was computed; ``token_ids`` are what each of ``batch.sampled`` got.
 
-        Sequences that were discarded since ``schedule`` are passed over.
+        Sequences that were discarded since ``schedule`` are passed over, and so is what comes
+        behind a token that ends its sequence.
         """
-        sampled = batch.sampled
-        n_decodes = sum(row.n_new == 1 for row in batch.rows)
+        step_s = self._clock() - self._scheduled_at_s
+        n_decodes = sum(row.n_new for row in batch.rows if row.is_decode)
         self._budget.record(
-            n_decodes=n_decodes,
-            n_prefill=batch.n_tokens - n_decodes,
-            step_s=self._clock() - self._scheduled_at_s,
+            n_decodes=n_decodes, n_prefill=batch.n_tokens - n_decodes, step_s=step_s
         )
+        self.speculation.record(batch, step_s=step_s)
+        advances = []
+        sampled = iter(token_ids)
         for row in batch.rows:
+            is_sampled = row.is_sampled  # as long as its sequence has not grown
             n_scored = max(row.scored.stop, row.sequence.n_scored)
             for sequence in row.members:
-                if sequence.state is SequenceState.RUNNING:
-                    sequence.n_scored = n_scored
+                new_ids = next(sampled) if is_sampled else ()
+                if sequence.state is not SequenceState.RUNNING:
+                    continue
+                sequence.n_scored = n_scored
+                if is_sampled:
+                    advances.append(self._advance(sequence, token_ids=new_ids, row=row))
+                else:
                     sequence.n_computed = row.end
                     self._tables.register_full(sequence)
-        advances = []
-        for sequence, token_id in zip(sampled, token_ids, strict=True):
-            if sequence.state is not SequenceState.RUNNING:
-                continue
-            sequence.token_ids.append(token_id)
-            self._waiting.charge(sequence, n_tokens=1)
-            reason = self._finish_reason(sequence, token_id=token_id)
-            if reason is not None:
-                self.remove(sequence)
-            advances.append(Advance(sequence=sequence, token_id=token_id, finish_reason=reason))
         return advances
+
+    def _advance(self, sequence: Sequence, *, token_ids: SequenceOf[int], row: Row) -> Advance:
+        reason = None
+        n_before = len(sequence)
+        for token_id in token_ids:
+            sequence.token_ids.append(token_id)
+            if (reason := self._finish_reason(sequence, token_id=token_id)) is not None:
+                break
+        n_new = len(sequence) - n_before
+        self._waiting.charge(sequence, n_tokens=n_new)
+        sequence.n_computed = len(sequence) - 1
+        self._tables.register_full(sequence)
+        if row.draft:
+            self._tables.trim(sequence)
+            self.speculation.count(n_drafted=len(row.draft), n_accepted=n_new - 1)
+        if reason is not None:
+            self.remove(sequence)
+        return Advance(sequence=sequence, token_ids=tuple(token_ids[:n_new]), finish_reason=reason)
 
     def remove(self, sequence: Sequence) -> None:
         """End a sequence in whatever state it is; it holds nothing afterwards."""
@@ -205,6 +227,9 @@ class Scheduler:
                 prefills.append(sequence)
             elif self._make_room(sequence, n_new=1):
                 rows.append(self._row(sequence, n_new=1))
+        # At most half of what is left, so that no prompt waits for guesses.
+        n_left = (self._max_batched_tokens - len(rows)) // 2
+        rows = self.speculation.lengthen(rows, tables=self._tables, max_tokens=n_left)
         return rows, [seq for seq in prefills if seq.state is SequenceState.RUNNING]
 
     def _row(self, sequence: Sequence, *, n_new: int) -> Row:

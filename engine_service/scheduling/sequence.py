@@ -7,6 +7,7 @@ from array import array
 from enum import Enum, auto
 
 from engine_service.protocol import NO_STANDING, SamplingParams, Standing
+from engine_service.scheduling.drafting import Drafter
 from engine_service.scheduling.sampling_state import SamplingState
 
 _DIGEST_BYTES = 16
@@ -44,6 +45,7 @@ class Sequence:
         "_salt_digest",
         "block_table",
         "cache_tags",
+        "drafter",
         "expires_at_s",
         "forks",
         "index",
@@ -87,6 +89,7 @@ class Sequence:
         self.n_prompt = len(prompt_token_ids)
         self.sampling = sampling
         self.sampling_state = sampling_state
+        self.drafter: Drafter | None = None
         self.max_new_tokens = max_new_tokens
         self.seed = seed
         self.standing = standing

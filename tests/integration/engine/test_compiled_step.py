@@ -60,7 +60,10 @@ def run(backend: NativeBackend, wanted: list[EngineRequest]) -> dict[int, tuple[
         key: tuple(
             entry
             for output in found
-            for entry in (*output.prompt_logprobs, *output.token_ids, *output.logprobs)
+            for entry in (
+                *output.prompt_logprobs,
+                *zip(output.token_ids, output.logprobs, strict=True),
+            )
         )
         for key, found in outputs.items()
     }

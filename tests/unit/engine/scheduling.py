@@ -1,11 +1,13 @@
 """A scheduler with a stand-in for the model, and the run of a random schedule through it."""
 
 import random
+from collections.abc import Sequence as SequenceOf
 from typing import Any
 
 from engine_service.protocol import NO_STANDING, SamplingParams, Standing
 from engine_service.scheduling.batch import Batch
 from engine_service.scheduling.block_manager import BlockManager
+from engine_service.scheduling.drafting import PromptLookup
 from engine_service.scheduling.scheduler import Scheduler
 from engine_service.scheduling.sequence import Sequence, SequenceState
 
@@ -63,13 +65,40 @@ def run_step(scheduler: Scheduler, *, token_id: int = 1) -> list[tuple[int, int,
     """Run a step that samples ``token_id`` everywhere; return key, n_computed, n_new by key."""
     batch = scheduler.schedule()
     rows = sorted((row.sequence.key, row.n_computed, row.n_new) for row in batch.rows)
-    scheduler.update(batch, token_ids=[token_id] * len(batch.sampled))
+    scheduler.update(batch, token_ids=[(token_id,)] * len(batch.sampled))
     return rows
 
 
 def next_token(token_ids: list[int], *, index: int = 0) -> int:
     """A model that depends on everything before, and now and then ends; answers differ."""
     return (sum(token_ids) * 7 + len(token_ids) + index * 3) % 10
+
+
+class OftenRight:
+    """Guesses as the first answer goes on, with errors."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def propose(self, token_ids: SequenceOf[int], *, max_tokens: int) -> list[int]:
+        known = list(token_ids)
+        for _ in range(self._rng.randint(0, max_tokens)):
+            known.append(next_token(known) if self._rng.random() < 0.8 else self._rng.randrange(9))
+        return known[len(token_ids) :]
+
+
+def sample(batch: Batch) -> list[list[int]]:
+    """Return what each of ``batch.sampled`` gets: drafted tokens while they are right, and one."""
+    answers = []
+    for row in batch.rows:
+        for sequence in row.members if row.is_sampled else ():
+            known = list(sequence.token_ids)
+            for drafted in (*row.draft, None):
+                known.append(next_token(known, index=sequence.index))
+                if known[-1] != drafted:
+                    break
+            answers.append(known[len(sequence) :])
+    return answers
 
 
 class Pool:
@@ -86,7 +115,7 @@ class Pool:
                 if (source, place) in self._slots:
                     self._slots[target, place] = self._slots[source, place]
         for row in batch.rows:
-            table, token_ids = row.sequence.block_table, row.sequence.token_ids
+            table, token_ids = row.sequence.block_table, [*row.sequence.token_ids, *row.draft]
             for position in range(row.end):
                 slot = (table[position // self._block_size], position % self._block_size)
                 if position >= row.n_computed:
@@ -102,7 +131,9 @@ def check_batch(batch: Batch, scheduler: Scheduler) -> None:
         assert row.n_new >= 1
         assert row.sequence.state is SequenceState.RUNNING
         assert row.n_computed == row.sequence.n_computed
-        assert row.end <= len(row.sequence)
+        assert row.end <= len(row.sequence) + len(row.draft)
+        assert not row.draft or (row.is_decode and row.is_sampled)
+        assert len(row.draft) < max(1, row.sequence.max_new_tokens - row.sequence.n_generated)
         for position in range(row.n_computed, row.end):
             slot = (row.sequence.block_table[position // block_size], position % block_size)
             assert slot not in written
@@ -114,6 +145,7 @@ def check_blocks(scheduler: Scheduler) -> None:
     block_size = scheduler.blocks.block_size
     content: dict[int, tuple[int, ...]] = {}
     for sequence in scheduler.running:
+        assert sequence.n_computed < len(sequence)
         for index, block in enumerate(sequence.block_table):
             end = min((index + 1) * block_size, sequence.n_computed)
             upto = tuple(sequence.token_ids[:end])
@@ -122,9 +154,9 @@ def check_blocks(scheduler: Scheduler) -> None:
     assert scheduler.blocks.n_free + len(content) == scheduler.blocks.n_blocks
 
 
-def run_random_schedule(rng: random.Random) -> "tuple[int, int]":
-    """Run arrivals, aborts, deadlines, forks and preemptions to the end; return how many
-    preemptions and block copies there were.
+def run_random_schedule(rng: random.Random) -> tuple[int, int, int]:
+    """Run arrivals, aborts, deadlines, forks, drafts and preemptions to the end; return how many
+    preemptions, block copies and accepted drafts there were.
 
     What must hold: each answer ends once, by itself as it would alone, and every block is free.
     """
@@ -133,7 +165,11 @@ def run_random_schedule(rng: random.Random) -> "tuple[int, int]":
     budget = rng.randint(4, 24)
     target_itl_s = rng.choice((None, 0.5, 2.0))
     scheduler = make_scheduler(
-        n_blocks=n_blocks, max_batched_tokens=budget, target_itl_s=target_itl_s, clock=clock
+        n_blocks=n_blocks,
+        max_batched_tokens=budget,
+        target_itl_s=target_itl_s,
+        make_proposer=rng.choice((None, lambda: OftenRight(rng), PromptLookup)),
+        clock=clock,
     )
     pool = Pool(scheduler.blocks.block_size)
     n_copies = 0
@@ -182,20 +218,20 @@ def run_random_schedule(rng: random.Random) -> "tuple[int, int]":
         pool.run(batch)
         n_copies += len(batch.copies)
         clock.now_s += rng.random() * 2
-        token_ids = [
-            next_token(sequence.token_ids, index=sequence.index) for sequence in batch.sampled
-        ]
-        for advance in scheduler.update(batch, token_ids=token_ids):
+        for advance in scheduler.update(batch, token_ids=sample(batch)):
             if advance.finish_reason is not None:
                 assert advance.sequence not in ends
                 ends[advance.sequence] = advance.finish_reason
+        for row in batch.rows:
+            n_blocks_held = len(row.sequence.block_table)
+            assert n_blocks_held <= scheduler.blocks.n_blocks_for(len(row.sequence))
         step += 1
         assert step < 2000, "the scheduler makes no progress"
     assert ends.keys() == set(seen)
     assert scheduler.blocks.n_free == n_blocks
     for sequence in seen:
         check_end(sequence, reason=ends[sequence])
-    return scheduler.n_preemptions, n_copies
+    return scheduler.n_preemptions, n_copies, scheduler.speculation.n_accepted_tokens
 
 
 def random_standing(rng: random.Random) -> Standing:

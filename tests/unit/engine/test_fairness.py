@@ -51,7 +51,8 @@ def test_a_random_schedule_ends_every_request_and_loses_no_block(seed: int) -> N
 @pytest.mark.prove
 def test_ten_thousand_random_schedules() -> None:
     runs = [run_random_schedule(random.Random(seed)) for seed in range(10_000)]
-    for name, counts in zip(("preemptions", "block copies"), zip(*runs, strict=True), strict=True):
+    names = ("preemptions", "block copies", "accepted drafts")
+    for name, counts in zip(names, zip(*runs, strict=True), strict=True):
         n_with = sum(n > 0 for n in counts)
         print(f"10,000 schedules, {sum(counts)} {name} in {n_with} of them")
         assert n_with > 1000
@@ -95,7 +96,7 @@ def spread_of_service(rng: random.Random, *, n_steps: int) -> tuple[float, float
                 n_waiting[standing.tenant] -= 1
                 known[row.sequence.key] = row.sequence.n_prompt
                 service[standing.tenant] += row.sequence.n_prompt / standing.weight
-        for advance in scheduler.update(batch, token_ids=[1] * len(batch.sampled)):
+        for advance in scheduler.update(batch, token_ids=[(1,)] * len(batch.sampled)):
             standing = advance.sequence.standing
             service[standing.tenant] += 1 / standing.weight
         gap = service["a"] - service["b"]
@@ -276,7 +277,7 @@ def test_prompts_of_one_length_are_computed_one_after_the_other() -> None:
     done = []
     for step in range(8):
         batch = scheduler.schedule()
-        for advance in scheduler.update(batch, token_ids=[1] * len(batch.sampled)):
+        for advance in scheduler.update(batch, token_ids=[(1,)] * len(batch.sampled)):
             done.append((step, advance.sequence.key))
     assert done == [(1, 0), (3, 1), (5, 2), (7, 3)]
 

@@ -54,7 +54,7 @@ def test_every_request_ends_with_the_same_tokens_as_alone(
         assert batch.n_tokens <= max_batched_tokens
         assert batch.rows or not (scheduler.n_running or scheduler.n_waiting)
         assert scheduler.n_running <= 4
-        token_ids = [next_token(sequence.token_ids) for sequence in batch.sampled]
+        token_ids = [[next_token(sequence.token_ids)] for sequence in batch.sampled]
         for advance in scheduler.update(batch, token_ids=token_ids):
             if advance.finish_reason is not None:
                 assert advance.sequence.key not in finished
@@ -135,10 +135,10 @@ def test_end_tokens_stop_unless_ignored() -> None:
     scheduler.add(make_sequence(0, prompt=(1,), max_new_tokens=2))
     scheduler.add(make_sequence(1, prompt=(1,), max_new_tokens=2, ignore_eos=True))
     batch = scheduler.schedule()
-    advances = scheduler.update(batch, token_ids=[EOS, EOS])
+    advances = scheduler.update(batch, token_ids=[[EOS], [EOS]])
     assert [advance.finish_reason for advance in advances] == ["stop", None]
     batch = scheduler.schedule()
-    advances = scheduler.update(batch, token_ids=[EOS])
+    advances = scheduler.update(batch, token_ids=[[EOS]])
     assert [advance.finish_reason for advance in advances] == ["length"]
 
 
@@ -167,5 +167,5 @@ def test_a_discarded_sequence_leaves_nothing_in_the_prefix_cache() -> None:
     run_step(scheduler)
     batch = scheduler.schedule()
     assert len(scheduler.discard(bad)) == 3
-    assert scheduler.update(batch, token_ids=[1]) == []
+    assert scheduler.update(batch, token_ids=[[1]]) == []
     assert (scheduler.blocks.n_free, scheduler.blocks.n_cached) == (16, 0)
