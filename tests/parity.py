@@ -136,25 +136,29 @@ def compare(
     return report
 
 
-def run_backend(backend: Backend) -> Generate:
-    """Return a ``Generate`` that puts all prompts into the backend's queue at once."""
+def run_backend(backend: Backend, *, n: int = 1) -> Generate:
+    """Return a ``Generate`` that puts all prompts into the backend's queue at once.
+
+    n: answers to each, which must all be the same, since none is drawn.
+    """
 
     def generate(prompts: Sequence[Prompt], n_tokens: Sequence[int]) -> list[list[int]]:
-        for key, (prompt, n) in enumerate(zip(prompts, n_tokens, strict=True)):
+        for key, (prompt, n_new) in enumerate(zip(prompts, n_tokens, strict=True)):
             backend.add(
                 EngineRequest(
                     key=key,
                     prompt_token_ids=prompt,
-                    sampling=SamplingParams(temperature=0.0, ignore_eos=True),
-                    max_new_tokens=n,
+                    sampling=SamplingParams(temperature=0.0, ignore_eos=True, n=n),
+                    max_new_tokens=n_new,
                 )
             )
-        outputs: list[list[int]] = [[] for _ in prompts]
+        outputs: list[list[list[int]]] = [[[] for _ in range(n)] for _ in prompts]
         while backend.has_work():
             for output in backend.step():
                 assert output.error is None, output.error
-                outputs[output.key] += output.token_ids
-        return outputs
+                outputs[output.key][output.choice] += output.token_ids
+        assert all(choice == choices[0] for choices in outputs for choice in choices)
+        return [choices[0] for choices in outputs]
 
     return generate
 
