@@ -4,6 +4,7 @@
 HOST ?= 127.0.0.1
 PORT ?= 8000
 VAR  ?= var
+ROUNDS ?= 5
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 POSTGRES_URL ?= postgresql://postgres@127.0.0.1:5432/nano_llm
 
@@ -16,7 +17,7 @@ DATABASE_TESTS = $(filter-out %/convert %/engine %/wire %/__init__.py %/__pycach
 	$(wildcard tests/integration/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench prove-serve prove-engine lock setup setup-dev kernels model clean
+.PHONY: help serve test check bench bench-engine prove-serve prove-engine lock setup setup-dev kernels model clean
 
 help: ## show this
 	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]   set up and run everything"
@@ -53,6 +54,10 @@ check: setup-dev ## lint, types, import contracts, Django's own checks
 
 bench: setup-dev model ## tokens per second and latency over HTTP and in the engine, side by side
 	PYTHONPATH=.:platform $(BIN)/python -m benchmarks.gateway
+
+bench-engine: setup-dev model ## our engine beside vLLM, llama.cpp and transformers, by turns (ROUNDS=5)
+	PYTHONPATH=.:platform $(BIN)/python -m benchmarks.engine.peers --rounds $(ROUNDS)
+	PYTHONPATH=. $(BIN)/python -m benchmarks.engine.scheduling
 
 prove-serve: setup-dev model ## the whole product's proof: parity, faults, end to end; then the benchmark
 	$(BIN)/pytest -m "" --junit-xml=var/prove-serve.xml -o junit_logging=system-out \

@@ -18,44 +18,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from apps.engines.client import EngineClient, SamplingParams, TokenPrompt
-from benchmarks.sse import stream_completion
-from benchmarks.workload import Job, Measure, Runner, Timeline, jobs, measure, median_of
+from apps.engines.client import EngineClient
+from benchmarks.runners import http_runner, socket_runner
+from benchmarks.workload import Measure, jobs, measure, median_of
 from tests.serve import RunningProduct, running_product
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def direct_runner(client: EngineClient) -> Runner:
-    """Speak to the engine as the gateway does, without HTTP, access, routing and ledger."""
-    counter = iter(range(10**9))
-
-    async def run(job: Job, timeline: Timeline) -> None:
-        request_id = f"bench-{os.getpid()}-{next(counter)}"
-        await client.prepare(
-            request_id=request_id,
-            prompt=TokenPrompt(token_ids=job.prompt),
-            sampling=SamplingParams(temperature=0.0, seed=job.seed, ignore_eos=True),
-            max_tokens=job.n_new,
-            cache_salt=request_id,
-            timeout_s=60,
-        )
-        stream = await client.start(request_id, job.n_new)
-        n_seen = 0
-        async for delta in stream:
-            timeline.saw(delta.n_tokens)
-            n_seen += delta.n_tokens
-        if missing := stream.result.n_completion_tokens - n_seen:
-            timeline.saw(missing)  # text that the last frame carried
-
-    return run
-
-
-def http_runner(product: RunningProduct) -> Runner:
-    async def run(job: Job, timeline: Timeline) -> None:
-        await stream_completion(product, job, timeline)
-
-    return run
 
 
 async def compare(
@@ -63,7 +31,7 @@ async def compare(
 ) -> dict[str, dict[str, Measure]]:
     client = EngineClient(product.engine().socket_path, name="benchmark")
     await client.connect()
-    runners = {"engine": direct_runner(client), "http": http_runner(product)}
+    runners = {"engine": socket_runner(client), "http": http_runner(product)}
     results: dict[str, dict[str, Measure]] = {}
     for level in levels:
         seen: dict[str, list[Measure]] = {name: [] for name in runners}

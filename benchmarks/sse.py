@@ -3,12 +3,25 @@ needs, and its cost would be booked on the wrong side."""
 
 import asyncio
 import json
+from typing import Protocol
 
 from benchmarks.workload import Job, Timeline
-from tests.serve import RunningProduct
 
 
-async def stream_completion(product: RunningProduct, job: Job, timeline: Timeline) -> None:
+class Server(Protocol):
+    """Where a server of OpenAI's API listens, and what it calls the model."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def api_token(self) -> str: ...
+
+
+async def stream_completion(server: Server, job: Job, timeline: Timeline) -> None:
     """Stream ``/v1/completions`` over a connection of its own and note each token's arrival.
 
     Raises:
@@ -16,7 +29,7 @@ async def stream_completion(product: RunningProduct, job: Job, timeline: Timelin
     """
     body = json.dumps(
         {
-            "model": product.model,
+            "model": server.model,
             "prompt": job.prompt,
             "max_tokens": job.n_new,
             "temperature": 0,
@@ -26,11 +39,11 @@ async def stream_completion(product: RunningProduct, job: Job, timeline: Timelin
             "stream_options": {"include_usage": True},
         }
     ).encode()
-    reader, writer = await asyncio.open_connection(product.host, product.port)
+    reader, writer = await asyncio.open_connection(server.host, server.port)
     writer.write(
         (
-            f"POST /v1/completions HTTP/1.1\r\nHost: {product.host}\r\n"
-            f"Authorization: Bearer {product.api_token}\r\nContent-Type: application/json\r\n"
+            f"POST /v1/completions HTTP/1.1\r\nHost: {server.host}\r\n"
+            f"Authorization: Bearer {server.api_token}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         ).encode()
         + body

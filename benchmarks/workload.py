@@ -45,10 +45,14 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
+    """Output tokens a second; medians where the name says no other share."""
+
     tokens_per_s: float
     ttft_ms: float
+    ttft_p95_ms: float
     itl_ms: float
     itl_p99_ms: float
+    itl_worst_ms: float
 
 
 Runner = Callable[[Job, Timeline], Awaitable[None]]
@@ -73,29 +77,46 @@ async def measure(run: Runner, batch: list[Job], *, concurrency: int) -> Measure
     Raises:
         RuntimeError: a job gave another number of tokens than it should, so the run is void.
     """
-    pending = list(reversed(batch))
-    timelines: list[Timeline] = []
+    return measure_of(batch, await timelines_of(run, batch, concurrency=concurrency))
+
+
+async def timelines_of(run: Runner, batch: list[Job], *, concurrency: int) -> list[Timeline]:
+    """Run the jobs with that many under way at any time, and return when their tokens came."""
+    pending = list(reversed(range(len(batch))))
+    timelines = [Timeline(0.0) for _ in batch]
 
     async def worker() -> None:
         while pending:
-            job = pending.pop()
-            timeline = Timeline(perf_counter())
-            await run(job, timeline)
-            if timeline.n_tokens != job.n_new:
-                raise RuntimeError(f"{timeline.n_tokens} tokens came, {job.n_new} were due")
-            timelines.append(timeline)
+            index = pending.pop()
+            timelines[index].started = perf_counter()
+            await run(batch[index], timelines[index])
 
-    started = perf_counter()
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):
             group.create_task(worker())
-    elapsed = perf_counter() - started
+    return timelines
+
+
+def measure_of(batch: list[Job], timelines: list[Timeline]) -> Measure:
+    """Return the figures of one run, from its first start to its last token.
+
+    Raises:
+        RuntimeError: a job gave another number of tokens than it should, so the run is void.
+    """
+    for job, timeline in zip(batch, timelines, strict=True):
+        if timeline.n_tokens != job.n_new:
+            raise RuntimeError(f"{timeline.n_tokens} tokens came, {job.n_new} were due")
+    started_s = min(timeline.started for timeline in timelines)
+    elapsed_s = max(timeline.arrivals[-1][0] for timeline in timelines) - started_s
+    ttfts = sorted(timeline.ttft_s for timeline in timelines)
     gaps = sorted(gap for timeline in timelines for gap in timeline.gaps_s)
     return Measure(
-        tokens_per_s=sum(t.n_tokens for t in timelines) / elapsed,
-        ttft_ms=1000 * statistics.median(t.ttft_s for t in timelines),
+        tokens_per_s=sum(t.n_tokens for t in timelines) / elapsed_s,
+        ttft_ms=1000 * statistics.median(ttfts),
+        ttft_p95_ms=1000 * ttfts[int(len(ttfts) * 0.95)],
         itl_ms=1000 * statistics.median(gaps),
         itl_p99_ms=1000 * gaps[int(len(gaps) * 0.99)],
+        itl_worst_ms=1000 * gaps[-1],
     )
 
 
