@@ -38,7 +38,7 @@ _AVX512_FLAGS: Final = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512v
 _FLAGS_OF: Final = {
     "isa_avx2.cpp": ("-mavx2", "-mfma"),
     "isa_avx512.cpp": _AVX512_FLAGS,
-    "isa_avx512_bf16.cpp": (*_AVX512_FLAGS, "-mavx512bf16"),
+    "isa_avx512_bf16.cpp": (*_AVX512_FLAGS, "-mavx512vnni", "-mavx512bf16"),
 }
 
 

@@ -23,10 +23,11 @@ _INTS = ctypes.c_void_p
 
 
 class Shape(ctypes.Structure):
-    """dtype: 0 is float32, 1 bfloat16."""
+    """dtype: 0 is float32, 1 bfloat16. quantization: 0 is none, 1 int8; CompiledModel sets it."""
 
     _fields_ = [
         ("dtype", _INT),
+        ("quantization", _INT),
         ("hidden", _INT),
         ("inner", _INT),
         ("n_layers", _INT),

@@ -5,6 +5,7 @@ import weakref
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from engine_service.kernels.cpu.library import (
     StepRows,
     unsupported,
 )
+
+Quantization = Literal["none", "int8"]
 
 
 @dataclass(slots=True)
@@ -36,18 +39,28 @@ class RaggedRows:
 class CompiledModel:
     """Owns packed weights, KV cache and threads; raises MemoryError where these cannot be had.
 
-    Not for two threads at once. Every layer and the ends must be set before the first step. What
-    ``library.unsupported`` names, or a tensor of another shape or dtype, is a ValueError.
+    quantization: what becomes of the weights of all products, and not of the embedding's rows;
+    "int8" is that of ``kernels.quantization``. Not for two threads at once. Every layer and the
+    ends must be set before the first step. What ``library.unsupported`` names, or a tensor of
+    another shape or dtype, is a ValueError.
     """
 
-    def __init__(self, library: Library, shape: Shape, *, instruction_set: str) -> None:
+    def __init__(
+        self,
+        library: Library,
+        shape: Shape,
+        *,
+        instruction_set: str,
+        quantization: Quantization = "none",
+    ) -> None:
         if (reason := unsupported(shape)) is not None:
             raise ValueError(reason)
         self._functions = library.functions
-        self._shape = shape
+        self._shape = Shape.from_buffer_copy(shape)
+        self._shape.quantization = int(quantization == "int8")
         self._dtype = torch.bfloat16 if shape.dtype else torch.float32
         self._logits = torch.empty((0, 0), dtype=torch.float32)
-        handle = self._functions.cpu_model_new(ctypes.byref(shape), instruction_set.encode())
+        handle = self._functions.cpu_model_new(ctypes.byref(self._shape), instruction_set.encode())
         if not handle:
             raise MemoryError("the compiled model")
         self._handle = ctypes.c_void_p(handle)

@@ -2,7 +2,7 @@
 that this processor has, and bit for bit the same in any company."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from engine_service.errors import EngineError
 from engine_service.kernels.cpu.library import Shape
-from engine_service.kernels.cpu.model import CompiledModel, RaggedRows
+from engine_service.kernels.cpu.model import CompiledModel, Quantization, RaggedRows
+from engine_service.kernels.quantization import dequantize, quantize
 from tests.compiled import compiled_library
 from tests.models import random_model_dir
 
@@ -62,10 +63,23 @@ def shape_of(dtype: torch.dtype, **sizes: int) -> Shape:
 
 
 def load(
-    model_dir: Path, instruction_set: str, *, dtype: torch.dtype = torch.float32
+    model_dir: Path,
+    instruction_set: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    quantization: Quantization = "none",
 ) -> CompiledModel:
-    weights = reference(model_dir, dtype).state_dict()
-    model = CompiledModel(compiled_library(), shape_of(dtype), instruction_set=instruction_set)
+    model = CompiledModel(
+        compiled_library(),
+        shape_of(dtype),
+        instruction_set=instruction_set,
+        quantization=quantization,
+    )
+    fill(model, reference(model_dir, dtype).state_dict())
+    return model
+
+
+def fill(model: CompiledModel, weights: Mapping[str, Tensor]) -> None:
     for index in range(2):
         layer = f"model.layers.{index}."
 
@@ -100,7 +114,6 @@ def load(
         head=weights["lm_head.weight"],
         rotary=torch.cat((angles.cos(), angles.sin()), dim=-1),
     )
-    return model
 
 
 def last_logits(
@@ -156,12 +169,43 @@ def test_bfloat16_errs_no_more_than_that_of_transformers(
     assert (found - exact).norm() <= (expected - exact).norm()
 
 
+def with_quantized_weights(model: Any) -> Any:
+    """transformers' model in float32, its products' weights as int8 has them."""
+    model = model.float()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2 and "embed" not in name:
+                weight.copy_(dequantize(*quantize(weight), n_in=weight.shape[1]))
+    return model
+
+
+def test_int8_gives_the_logits_of_its_dequantized_weights(
+    model_dir: Path, instruction_set: str
+) -> None:
+    expected = logits_of(with_quantized_weights(reference(model_dir, torch.float32)))
+    found = torch.stack(last_logits(load(model_dir, instruction_set, quantization="int8"), PROMPTS))
+    torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-3)
+
+
+def test_int8_adds_no_more_error_than_bfloat16_has(model_dir: Path, instruction_set: str) -> None:
+    rounded = reference(model_dir, torch.bfloat16)
+    error_of_transformers = (logits_of(rounded) - logits_of(rounded.float())).norm()
+    exact = logits_of(with_quantized_weights(rounded))
+    model = load(model_dir, instruction_set, dtype=torch.bfloat16, quantization="int8")
+    assert (torch.stack(last_logits(model, PROMPTS)) - exact).norm() <= error_of_transformers
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_a_row_has_the_same_bits_in_any_company(
-    model_dir: Path, instruction_set: str, chunk: int, dtype: torch.dtype
+    model_dir: Path,
+    instruction_set: str,
+    chunk: int,
+    dtype: torch.dtype,
+    quantization: Quantization,
 ) -> None:
-    model = load(model_dir, instruction_set, dtype=dtype)
+    model = load(model_dir, instruction_set, dtype=dtype, quantization=quantization)
     together = last_logits(model, PROMPTS, chunk=chunk)
     for prompt, logits in zip(PROMPTS, together, strict=True):
         (alone,) = last_logits(model, [prompt])

@@ -23,7 +23,8 @@ bool is_supported(int set) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (kSets[set] == &cpu::kAvx512Bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
+  if (kSets[set] == &cpu::kAvx512Bf16)
+    return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   return kSets[set] == &cpu::kAvx512 ? avx512 : avx2;
 }
 
@@ -37,9 +38,16 @@ bool succeeds(const Body& body) {
   }
 }
 
+template <class Weight>
+void pack_from(const Shape& shape, const Linear& linear, const void* given, int n_out, int n_in) {
+  const Weight* weights = static_cast<const Weight*>(given);
+  if (shape.quantization == cpu::kInt8) cpu::pack_int8(linear, weights, n_out, n_in);
+  else cpu::pack(linear, weights, n_out, n_in);
+}
+
 void pack(const Shape& shape, const Linear& linear, const void* weights, int n_out, int n_in) {
-  if (shape.dtype == cpu::kBfloat16) cpu::pack(linear, static_cast<const cpu::bf16*>(weights), n_out, n_in);
-  else cpu::pack(linear, static_cast<const float*>(weights), n_out, n_in);
+  if (shape.dtype == cpu::kBfloat16) pack_from<cpu::bf16>(shape, linear, weights, n_out, n_in);
+  else pack_from<float>(shape, linear, weights, n_out, n_in);
 }
 
 struct Job {

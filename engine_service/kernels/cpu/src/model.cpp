@@ -13,10 +13,11 @@ Pages scratch(const Shape& shape, int stride, int n_rows = 0) {
 }  // namespace
 
 Model::Model(const Shape& given, const InstructionSet& set) : shape(given), instruction_set(set) {
-  hidden_stride = round_up(shape.hidden, kPanel);
-  query_stride = round_up(shape.n_heads * shape.head_dim, kPanel);
+  hidden_stride = round_up(shape.hidden, kGroup);
+  query_stride = round_up(shape.n_heads * shape.head_dim, kGroup);
   qkv_stride = round_up((shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim, kPanel);
-  inner_stride = round_up(shape.inner, kPanel);
+  inner_stride = round_up(shape.inner, kGroup);
+  quantized_stride = std::max({hidden_stride, query_stride, inner_stride});
   score_stride = round_up(shape.max_model_len, kVector);
   layers.resize(shape.n_layers);
   lay_out_weights();
@@ -29,6 +30,10 @@ Model::Model(const Shape& given, const InstructionSet& set) : shape(given), inst
   query_input = scratch(shape, query_stride);
   attended_input = scratch(shape, query_stride);
   activated_input = scratch(shape, inner_stride);
+  if (is_int8()) {
+    quantized_input = Pages(size_t(shape.max_tokens) * quantized_stride * sizeof(int16_t));
+    input_scales = scratch(shape, quantized_stride / kGroup);
+  }
   scores = scratch(shape, score_stride, shape.n_threads * set.max_queries);
   row_of_token.resize(shape.max_tokens);
   position_of_token.resize(shape.max_tokens);
@@ -38,14 +43,15 @@ Model::Model(const Shape& given, const InstructionSet& set) : shape(given), inst
 void Model::lay_out_weights() {
   const int query = shape.n_heads * shape.head_dim;
   const int qkv_columns = query + 2 * shape.n_kv_heads * shape.head_dim;
-  const int pair = sizeof(float) / element_bytes();
+  const int step = is_int8() ? kGroup : sizeof(float) / element_bytes();
+  const size_t step_bytes = is_int8() ? kGroupBytes : kPanel * sizeof(float);
   std::vector<std::pair<Linear*, size_t>> places;
   size_t n_bytes = 0;
   const auto place = [&](Linear& linear, int n_columns, int n_in) {
-    linear.n_in = round_up(n_in, pair);
+    linear.n_in = round_up(n_in, step);
     linear.n_panels = round_up(n_columns, kPanel) / kPanel;
     places.emplace_back(&linear, n_bytes);
-    n_bytes += size_t(linear.n_panels) * kPanel * linear.n_in * element_bytes();
+    n_bytes += size_t(linear.n_panels) * (linear.n_in / step) * step_bytes;
   };
   for (Layer& layer : layers) {
     place(layer.qkv, qkv_columns, shape.hidden);

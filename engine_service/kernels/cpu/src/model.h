@@ -15,12 +15,15 @@ using bf16 = uint16_t;
 
 constexpr int kVector = 16;          // floats of one vector, and tokens of one run of keys
 constexpr int kPanel = 2 * kVector;  // output columns that lie together in packed weights
+constexpr int kGroup = 32;           // inputs of a column that share a scale in int8 weights
 constexpr int kMaxHeadDim = 512;
 
 enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1 };
+enum Quantization : int32_t { kNone = 0, kInt8 = 1 };
 
 struct Shape {
   int32_t dtype;
+  int32_t quantization;
   int32_t hidden;
   int32_t inner;
   int32_t n_layers;
@@ -68,15 +71,18 @@ inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple 
 
 // Panel after panel; in a panel, input after input (pairs of inputs for bfloat16), its columns side
 // by side: whatever the tile, weights are read in a straight line. Missing columns and inputs are 0.
+// Weights of int8 come by groups of kGroup inputs: the columns' scales, then pairs of inputs.
 struct Linear {
   void* weights = nullptr;
-  int n_in = 0;  // rounded up to pairs
+  int n_in = 0;  // rounded up to pairs or groups
   int n_panels = 0;
 
   // Two matrices of equal size may share panels, a vector of columns of the first and one of the
   // second: then both halves of a gated pair come out of one tile.
   bool is_gated_pair = false;
 };
+
+constexpr size_t kGroupBytes = kPanel * (sizeof(float) + kGroup);
 
 struct Layer {
   Linear qkv, output, gate_up, down;
@@ -110,7 +116,8 @@ struct Model {
 
   Shape shape;
   const InstructionSet& instruction_set;
-  int hidden_stride, query_stride, qkv_stride, inner_stride;  // rounded up to panels
+  int hidden_stride, query_stride, qkv_stride, inner_stride;  // rounded up to panels and groups
+  int quantized_stride;                                       // the greatest that a product reads
   int score_stride;
   Pages weights;  // all that is packed: small matrices would get no large pages of their own
   std::vector<Layer> layers;
@@ -122,11 +129,13 @@ struct Model {
 
   // Between phases. "input" is what a product reads: bfloat16 or float32, as the kernels like it.
   Pages residual, normed_input, qkv, query_input, attended_input, activated_input, scores;
+  Pages quantized_input, input_scales;  // for weights of int8: int16, and a float for each group
   std::vector<int32_t> row_of_token, position_of_token;
   std::vector<AttentionItem> attention_items;
 
   std::unique_ptr<Team> team;  // last, so that the threads end first
 
+  bool is_int8() const { return shape.quantization == kInt8; }
   size_t element_bytes() const { return shape.dtype == kBfloat16 ? 2 : 4; }
   size_t kv_head_elements() const { return size_t(2) * shape.block_size * shape.head_dim; }
   // Keys of one block and K/V head, by runs of 16 tokens: (head_dim / pair, 16, pair). Its values

@@ -69,12 +69,4 @@ inline void rms_norm(const float* x, const float* weight, Input* y, int n, int n
   for (int i = 0; i < n_padded; i += kVector) store(y + i, mul(mul(load(x + i), scale), load(weight + i)));
 }
 
-inline float to_float(float x) { return x; }
-inline float to_float(bf16 x) {
-  const uint32_t bits = uint32_t(x) << 16;
-  float number;
-  __builtin_memcpy(&number, &bits, sizeof number);
-  return number;
-}
-
 }  // namespace

@@ -3,7 +3,6 @@
 namespace {
 
 using cpu::kPanel;
-using cpu::Linear;
 using cpu::Team;
 
 // What becomes of the outputs of one row and panel. A bias of null is none.
@@ -49,7 +48,7 @@ struct Operands {
 
 // Rows by one panel, which is then one straight stream of weights. Wider tiles over several panels
 // and prefetching were measured slower for any number of rows.
-template <class Type, int kRows, class Epilogue>
+template <int kRows, class Type, class Epilogue>
 void tile(const Operands<Type>& in, int row, int panel, const Epilogue& epilogue) {
   const typename Type::Weight* w = in.weights + size_t(panel) * in.n_in * kPanel;
   const typename Type::Input* x = in.x + row * in.x_stride;
@@ -77,7 +76,7 @@ template <class Type, class Epilogue, int kRows = kTileRows>
 void tile_of(int n_rows, const Operands<Type>& in, int row, int panel, const Epilogue& epilogue) {
   if constexpr (kRows > 1)
     if (n_rows < kRows) return tile_of<Type, Epilogue, kRows - 1>(n_rows, in, row, panel, epilogue);
-  tile<Type, kRows>(in, row, panel, epilogue);
+  tile<kRows>(in, row, panel, epilogue);
 }
 
 // Rows are shared out evenly: two tiles of seven cost less than one of twelve and one of two.
@@ -107,16 +106,14 @@ struct Items {
 
 // This thread's part of one product; the phase must end with a barrier.
 template <class Type, class Epilogue>
-void multiply(Team& team, const Linear& linear, const typename Type::Input* x, size_t x_stride, int n_rows,
-              const Epilogue& epilogue) {
-  const Items items(n_rows, linear.n_panels, team.size());
-  const Operands<Type> in{x, x_stride, static_cast<const typename Type::Weight*>(linear.weights), linear.n_in};
+void multiply(Team& team, const Operands<Type>& in, int n_panels, int n_rows, const Epilogue& epilogue) {
+  const Items items(n_rows, n_panels, team.size());
   for (int item; (item = team.claim()) < items.n_chunks * items.n_row_blocks;) {
     const int first_panel = item / items.n_row_blocks * items.n_panels;
     const int64_t block = item % items.n_row_blocks;
     const int first_row = int(n_rows * block / items.n_row_blocks);
     const int end_row = int(n_rows * (block + 1) / items.n_row_blocks);
-    for (int panel = first_panel; panel < first_panel + items.n_panels && panel < linear.n_panels; ++panel)
+    for (int panel = first_panel; panel < first_panel + items.n_panels && panel < n_panels; ++panel)
       tiles<Type>(in, first_row, end_row, panel, epilogue);
   }
 }

@@ -1,10 +1,12 @@
 // One step of a decoder of the Llama family, over all rows at once. Included by one source file for
-// each instruction set, which sets kTileRows and kMaxQueries; everything has internal linkage, so
-// that no function of one instruction set can be linked in place of another's.
+// each instruction set, which sets kTileRows, kMinChains and kMaxQueries; everything has internal
+// linkage, so that no function of one instruction set can be linked in place of another's.
 
+#include "bfloat16.h"
 #include "model.h"
 #include "numbers.h"
 #include "product.h"
+#include "int8.h"
 #include "attention.h"
 
 namespace {
@@ -30,8 +32,10 @@ void between_phases(Team& team, int n_rows, const Body& body) {
   team.barrier();
 }
 
-template <class Type>
+// Product: Type itself, or Int8.
+template <class Type, class Product>
 struct Step {
+  static constexpr bool kIsInt8 = std::is_same_v<Product, Int8>;
   using Weight = typename Type::Weight;
   using Input = typename Type::Input;
 
@@ -58,8 +62,8 @@ struct Step {
         between_phases(team, n, [&](int token) { norm(token, model.layers[index + 1].attention_norm, token); });
     }
     between_phases(team, rows.n_sampled, [&](int i) { norm(rows.sampled[i], model.final_norm, i); });
-    multiply<Type>(team, model.head, normed, model.hidden_stride, rows.n_sampled,
-                   Store{rows.logits, size_t(model.head.n_panels) * kPanel, nullptr});
+    product(model.head, normed, model.hidden_stride, rows.n_sampled,
+            Store{rows.logits, size_t(model.head.n_panels) * kPanel, nullptr});
     team.barrier();
   }
 
@@ -71,31 +75,56 @@ struct Step {
   }
 
   void norm(int token, const std::vector<float>& weight, int to) {
-    rms_norm(residual + size_t(token) * model.hidden_stride, weight.data(),
-             normed + size_t(to) * model.hidden_stride, shape.hidden, model.hidden_stride, shape.eps);
+    Input* y = normed + size_t(to) * model.hidden_stride;
+    rms_norm(residual + size_t(token) * model.hidden_stride, weight.data(), y, shape.hidden,
+             model.hidden_stride, shape.eps);
+    if constexpr (kIsInt8) quantize(normed, model.hidden_stride, to);
+  }
+
+  void quantize(const Input* x, int stride, int row) {
+    quantize_row(x + size_t(row) * stride, stride,
+                 model.quantized_input.as<int16_t>() + size_t(row) * model.quantized_stride,
+                 model.input_scales.as<float>() + size_t(row) * (model.quantized_stride / kGroup));
+  }
+
+  // Ends the phase that wrote the rows of x, and makes them what a product reads.
+  void finish(const Input* x, int stride) {
+    if constexpr (kIsInt8) between_phases(team, rows.n_tokens, [&](int token) { quantize(x, stride, token); });
+    else team.barrier();
+  }
+
+  template <class Epilogue>
+  void product(const cpu::Linear& linear, const Input* x, int stride, int n_rows, const Epilogue& epilogue) {
+    Operands<Product> in;
+    if constexpr (kIsInt8)
+      in = {model.quantized_input.as<int16_t>(), model.input_scales.as<float>(), size_t(model.quantized_stride),
+            size_t(model.quantized_stride / kGroup), static_cast<const char*>(linear.weights), linear.n_in};
+    else in = {x, size_t(stride), static_cast<const Weight*>(linear.weights), linear.n_in};
+    multiply(team, in, linear.n_panels, n_rows, epilogue);
   }
 
   void attention(int index) {
     const cpu::Layer& layer = model.layers[index];
-    multiply<Type>(team, layer.qkv, normed, model.hidden_stride, rows.n_tokens,
-                   Store{model.qkv.as<float>(), size_t(model.qkv_stride), pointer(layer.qkv_bias)});
+    product(layer.qkv, normed, model.hidden_stride, rows.n_tokens,
+            Store{model.qkv.as<float>(), size_t(model.qkv_stride), pointer(layer.qkv_bias)});
     between_phases(team, rows.n_tokens, [&](int token) { keep(index, token); });
     const int n_items = int(model.attention_items.size());
     float* scores = model.scores.as<float>() + size_t(thread) * kMaxQueries * model.score_stride;
     for (int item; (item = team.claim()) < n_items;)
       attend_item<Type>(model, rows, index, model.attention_items[item], scores);
-    team.barrier();
-    multiply<Type>(team, layer.output, model.attended_input.as<Input>(), model.query_stride, rows.n_tokens,
-                   Add{residual, size_t(model.hidden_stride)});
+    const Input* attended = model.attended_input.as<Input>();
+    finish(attended, model.query_stride);
+    product(layer.output, attended, model.query_stride, rows.n_tokens,
+            Add{residual, size_t(model.hidden_stride)});
   }
 
   void feed_forward(const cpu::Layer& layer) {
     Input* activated = model.activated_input.as<Input>();
-    multiply<Type>(team, layer.gate_up, normed, model.hidden_stride, rows.n_tokens,
-                   Gate<Input>{activated, size_t(model.inner_stride)});
-    team.barrier();
-    multiply<Type>(team, layer.down, activated, model.inner_stride, rows.n_tokens,
-                   Add{residual, size_t(model.hidden_stride)});
+    product(layer.gate_up, normed, model.hidden_stride, rows.n_tokens,
+            Gate<Input>{activated, size_t(model.inner_stride)});
+    finish(activated, model.inner_stride);
+    product(layer.down, activated, model.inner_stride, rows.n_tokens,
+            Add{residual, size_t(model.hidden_stride)});
   }
 
   static const float* pointer(const std::vector<float>& numbers) {
@@ -150,9 +179,15 @@ struct Step {
   }
 };
 
+template <class Type>
+void run_step_of(Model& model, const StepRows& rows, int thread) {
+  if (model.is_int8()) Step<Type, Int8>{model, rows, thread}.run();
+  else Step<Type, Type>{model, rows, thread}.run();
+}
+
 void run_step(Model& model, const StepRows& rows, int thread) {
-  if (model.shape.dtype == cpu::kBfloat16) Step<Bfloat16>{model, rows, thread}.run();
-  else Step<Float32>{model, rows, thread}.run();
+  if (model.shape.dtype == cpu::kBfloat16) run_step_of<Bfloat16>(model, rows, thread);
+  else run_step_of<Float32>(model, rows, thread);
 }
 
 }  // namespace

@@ -82,6 +82,41 @@ inline V high_halves(const uint16_t* p) {
           _mm256_castsi256_ps(_mm256_and_si256(pairs(p + 16), high))};
 }
 
+struct Ints {
+  __m256i a, b;
+};
+
+inline Ints zero_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline Ints add(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+inline V to_float(Ints v) { return {_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b)}; }
+// Sixteen pairs of bytes as pairs of 16 bits.
+inline Ints widened(const int8_t* p) {
+  const __m128i* raw = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtepi8_epi16(_mm_loadu_si128(raw)), _mm256_cvtepi8_epi16(_mm_loadu_si128(raw + 1))};
+}
+// Adds to each sum both products of its pair and the one given.
+inline Ints add_products(Ints sums, Ints pairs, int pair) {
+  const __m256i same = _mm256_set1_epi32(pair);
+  return add(sums, {_mm256_madd_epi16(pairs.a, same), _mm256_madd_epi16(pairs.b, same)});
+}
+// By their bits, of which those of not a number are the greatest.
+inline Ints magnitudes(V v) {
+  const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+  return {_mm256_and_si256(_mm256_castps_si256(v.a), mask), _mm256_and_si256(_mm256_castps_si256(v.b), mask)};
+}
+inline Ints max(Ints x, Ints y) { return {_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)}; }
+inline int highest(Ints v) {
+  const __m256i eight = _mm256_max_epi32(v.a, v.b);
+  __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+  return _mm_cvtsi128_si32(_mm_max_epi32(four, _mm_shuffle_epi32(four, 1)));
+}
+// To the nearest whole numbers.
+inline void store(int16_t* p, V v) {
+  const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+
 inline __m256i rounded(__m256 v) {
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

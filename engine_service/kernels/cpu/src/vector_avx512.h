@@ -41,6 +41,35 @@ inline V high_halves(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(0xffff0000u))));
 }
 
+using Ints = __m512i;
+
+inline Ints zero_ints() { return _mm512_setzero_si512(); }
+inline Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+inline V to_float(Ints v) { return _mm512_cvtepi32_ps(v); }
+// Sixteen pairs of bytes as pairs of 16 bits.
+inline Ints widened(const int8_t* p) {
+  return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+// Adds to each sum both products of its pair and the one given.
+inline Ints add_products(Ints sums, Ints pairs, int pair) {
+#ifdef __AVX512VNNI__
+  return _mm512_dpwssd_epi32(sums, pairs, _mm512_set1_epi32(pair));
+#else
+  return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi32(pair)));
+#endif
+}
+// By their bits, of which those of not a number are the greatest.
+inline Ints magnitudes(V v) {
+  return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
+}
+inline Ints max(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
+inline int highest(Ints v) { return _mm512_reduce_max_epi32(v); }
+// To the nearest whole numbers.
+inline void store(int16_t* p, V v) {
+  const __m256i narrow = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(v));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow);
+}
+
 inline void store(uint16_t* p, V v) {
 #ifdef __AVX512BF16__
   const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(v);
