@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Final, NoReturn, get_args
 
 from engine_service.backends.base import Backend
-from engine_service.config import DTypeName, EngineConfig, KernelsName, SpeculationName
+from engine_service.config import (
+    DTypeName,
+    EngineConfig,
+    KernelsName,
+    QuantizationName,
+    SpeculationName,
+)
 from engine_service.encoder_config import is_encoder
 from engine_service.engine import Engine
 from engine_service.errors import EngineError, ModelError
@@ -63,6 +69,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--dtype", choices=get_args(DTypeName), default="auto")
     parser.add_argument("--kernels", choices=get_args(KernelsName), default="auto")
     parser.add_argument("--speculation", choices=get_args(SpeculationName), default="ngram")
+    parser.add_argument("--quantization", choices=get_args(QuantizationName), default="none")
     numbers = {
         "block_size": "tokens in a KV block",
         "kv_cache_tokens": "size of the KV pool",
@@ -91,6 +98,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
             dtype=found.dtype,
             kernels=found.kernels,
             speculation=found.speculation,
+            quantization=found.quantization,
             **given,
         ),
         socket=found.socket,
@@ -204,12 +212,14 @@ def main(arguments: Sequence[str]) -> int:
         backend = load_backend(options.engine)
         info = backend.info
         logger.info(
-            "loaded %s (%s, %s on %s, %s kernels), context %d, %d blocks of %d tokens, in %.1f s",
+            "loaded %s (%s, %s on %s, %s kernels, quantization %s), context %d, "
+            "%d blocks of %d tokens, in %.1f s",
             info.name,
             info.architecture,
             info.dtype,
             info.device,
             info.kernels,
+            info.quantization,
             info.max_model_len,
             info.n_blocks,
             info.block_size,

@@ -24,6 +24,8 @@ KernelsName = Literal["auto", "compiled", "reference"]
 KERNELS_NAMES: Final = ("auto", "compiled", "reference")
 SpeculationName = Literal["off", "ngram"]
 SPECULATION_NAMES: Final = ("off", "ngram")
+QuantizationName = Literal["none", "int8"]
+QUANTIZATION_NAMES: Final = ("none", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,7 @@ class EngineConfig:
     speculation: ``ngram`` drafts by prompt lookup where that pays; the tokens are the same.
     n_threads: None leaves the choice to torch.
     kernels: ``auto`` is compiled where that can be, else reference, with a warning.
+    quantization: ``int8`` halves the weights when loading; only the compiled kernels know it.
     instruction_set: which one the compiled kernels use; None takes the best there is.
     """
 
@@ -56,17 +59,23 @@ class EngineConfig:
     n_threads: int | None = None
     kernels: KernelsName = "auto"
     instruction_set: str | None = None
+    quantization: QuantizationName = "none"
 
     def __post_init__(self) -> None:
         for name, known in (
             ("dtype", DTYPE_NAMES),
             ("kernels", KERNELS_NAMES),
             ("speculation", SPECULATION_NAMES),
+            ("quantization", QUANTIZATION_NAMES),
         ):
             if (value := getattr(self, name)) not in known:
                 raise ModelError(f"{name} must be one of {', '.join(known)}, not {value!r}")
         if self.instruction_set is not None and self.kernels == "reference":
             raise ModelError("instruction_set is of the compiled kernels; kernels is reference")
+        if self.quantization != "none" and self.kernels == "reference":
+            raise ModelError(
+                f"quantization {self.quantization} is of the compiled kernels; kernels is reference"
+            )
         for name in ("block_size", "kv_cache_tokens", "max_sequences", "max_waiting"):
             _require_positive(name, getattr(self, name))
         for name in ("max_model_len", "max_waiting_per_tenant", "n_threads"):

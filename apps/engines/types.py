@@ -43,6 +43,7 @@ class EngineInfo:
     max_sequences: int
     task: Literal["generate", "embed"]
     embedding_size: int | None
+    quantization: Literal["none", "int8"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

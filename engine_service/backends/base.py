@@ -4,6 +4,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
 
+from engine_service.config import QuantizationName
 from engine_service.errors import EngineError
 from engine_service.protocol import (
     NO_STANDING,
@@ -75,7 +76,8 @@ class SequenceOutput:
 class ModelInfo:
     """What a loaded model can take; ``max_model_len`` is bounded by context and KV pool.
 
-    kernels: what computes its steps, such as "compiled AVX2" or "reference".
+    kernels: what computes its steps, such as "compiled AVX2" or "reference". quantization: what its
+    weights became when they were loaded.
     max_model_len: of an embedding model, most tokens of one input. embedding_size: numbers in a
     vector; None for a model that generates.
     """
@@ -94,6 +96,7 @@ class ModelInfo:
     eos_token_ids: frozenset[int]
     task: Task = "generate"
     embedding_size: int | None = None
+    quantization: QuantizationName = "none"
 
 
 class Backend(Protocol):

@@ -56,6 +56,10 @@ class EmbeddingBackend:
     def __init__(self, config: EngineConfig) -> None:
         if config.kernels == "compiled":
             raise ModelError("kernels=compiled is not supported for an embedding model")
+        if config.quantization != "none":
+            raise ModelError(
+                f"quantization={config.quantization} is not supported for an embedding model"
+            )
         if config.n_threads is not None:
             torch.set_num_threads(config.n_threads)
         self._config = EncoderConfig.from_dir(config.model_dir)

@@ -69,6 +69,7 @@ class NativeBackend:
             dtype=str(dtype).removeprefix("torch."),
             device="cpu",
             kernels=executor.kernels,
+            quantization=config.quantization,
             backend="native",
             vocab_size=model_config.vocab_size,
             max_model_len=max_model_len,

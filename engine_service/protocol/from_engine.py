@@ -7,6 +7,7 @@ from engine_service.protocol.base import Message, Value
 FinishReason = Literal["stop", "length", "abort"]
 ErrorKind = Literal["request", "overloaded", "engine"]
 Task = Literal["generate", "embed"]
+Quantization = Literal["none", "int8"]
 
 
 class Welcome(Message, frozen=True):
@@ -15,7 +16,8 @@ class Welcome(Message, frozen=True):
     epoch: number of this engine start; frames of another epoch are dropped by the client.
     max_model_len: most tokens of prompt and answer together, already bounded by the KV pool; where
     the task is ``embed``, of one input. embedding_size: numbers in a vector, None unless it is.
-    kernels: what computes its steps, such as "compiled AVX2" or "reference".
+    kernels: what computes its steps, such as "compiled AVX2" or "reference". quantization: what the
+    weights became when they were loaded.
     """
 
     protocol_version: int
@@ -34,6 +36,7 @@ class Welcome(Message, frozen=True):
     max_sequences: int
     task: Task = "generate"
     embedding_size: int | None = None
+    quantization: Quantization = "none"
 
 
 class Prepared(Message, frozen=True):

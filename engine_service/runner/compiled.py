@@ -5,7 +5,7 @@ from collections.abc import Sequence as SequenceOf
 import torch
 from torch import Tensor
 
-from engine_service.config import EngineConfig, ModelConfig
+from engine_service.config import EngineConfig, ModelConfig, QuantizationName
 from engine_service.errors import ModelError
 from engine_service.kernels.cpu.build import obstacle
 from engine_service.kernels.cpu.library import Library, Shape, load_library, unsupported
@@ -31,7 +31,14 @@ class CompiledExecutor:
         ModelError: there is not enough memory.
     """
 
-    def __init__(self, model: Decoder, *, shape: Shape, instruction_set: str | None) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        shape: Shape,
+        instruction_set: str | None,
+        quantization: QuantizationName,
+    ) -> None:
         if (reason := unsupported(shape)) is not None:
             raise Unavailable(reason)
         library = _find_library()
@@ -41,7 +48,9 @@ class CompiledExecutor:
             raise Unavailable(f"instruction_set {chosen} is not one that this processor has: {has}")
         self.kernels = f"compiled {chosen}"
         try:
-            self._model = CompiledModel(library, shape, instruction_set=chosen)
+            self._model = CompiledModel(
+                library, shape, instruction_set=chosen, quantization=quantization
+            )
             for index, layer in enumerate(model.layers):
                 _hand_over(layer, to=self._model, index=index)
             self._model.set_ends(

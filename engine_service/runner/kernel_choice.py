@@ -25,14 +25,20 @@ def make_executor(
     """Give a model and an empty KV pool to the kernels that ``config`` asks for.
 
     Raises:
-        ModelError: the compiled ones are asked for and cannot be had, or memory is short.
+        ModelError: the compiled ones, or a quantization, are asked for and cannot be had, or memory
+            is short.
     """
     if config.kernels != "reference":
         shape = compiled_shape(config, model=model_config, max_model_len=max_model_len, dtype=dtype)
         try:
-            return CompiledExecutor(model, shape=shape, instruction_set=config.instruction_set)
+            return CompiledExecutor(
+                model,
+                shape=shape,
+                instruction_set=config.instruction_set,
+                quantization=config.quantization,
+            )
         except Unavailable as reason:
-            if config.kernels == "compiled":
+            if config.kernels == "compiled" or config.quantization != "none":
                 raise ModelError(f"the compiled kernels cannot run: {reason}") from reason
             logger.warning("running the slower reference kernels: %s", reason)
     kv_cache = KVCache(

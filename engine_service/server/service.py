@@ -163,6 +163,7 @@ class EngineService:
             max_sequences=info.max_sequences,
             task=info.task,
             embedding_size=info.embedding_size,
+            quantization=info.quantization,
         )
 
     # -- requests ----------------------------------------------------------------------------

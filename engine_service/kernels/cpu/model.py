@@ -5,11 +5,11 @@ import weakref
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from engine_service.config import QuantizationName
 from engine_service.errors import EngineError
 from engine_service.kernels.cpu.library import (
     PANEL,
@@ -19,8 +19,6 @@ from engine_service.kernels.cpu.library import (
     StepRows,
     unsupported,
 )
-
-Quantization = Literal["none", "int8"]
 
 
 @dataclass(slots=True)
@@ -51,7 +49,7 @@ class CompiledModel:
         shape: Shape,
         *,
         instruction_set: str,
-        quantization: Quantization = "none",
+        quantization: QuantizationName = "none",
     ) -> None:
         if (reason := unsupported(shape)) is not None:
             raise ValueError(reason)

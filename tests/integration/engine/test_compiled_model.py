@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from engine_service.config import QuantizationName
 from engine_service.errors import EngineError
 from engine_service.kernels.cpu.library import Shape
-from engine_service.kernels.cpu.model import CompiledModel, Quantization, RaggedRows
+from engine_service.kernels.cpu.model import CompiledModel, RaggedRows
 from engine_service.kernels.quantization import dequantize, quantize
 from tests.compiled import compiled_library
 from tests.models import random_model_dir
@@ -67,7 +68,7 @@ def load(
     instruction_set: str,
     *,
     dtype: torch.dtype = torch.float32,
-    quantization: Quantization = "none",
+    quantization: QuantizationName = "none",
 ) -> CompiledModel:
     model = CompiledModel(
         compiled_library(),
@@ -203,7 +204,7 @@ def test_a_row_has_the_same_bits_in_any_company(
     instruction_set: str,
     chunk: int,
     dtype: torch.dtype,
-    quantization: Quantization,
+    quantization: QuantizationName,
 ) -> None:
     model = load(model_dir, instruction_set, dtype=dtype, quantization=quantization)
     together = last_logits(model, PROMPTS, chunk=chunk)

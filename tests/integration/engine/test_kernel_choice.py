@@ -80,3 +80,18 @@ def test_a_pool_beyond_all_memory_is_a_wrong_configuration(
     compiled_library()
     with pytest.raises(ModelError, match="kv_cache_tokens"):
         make_backend(model_dir, kernels="compiled", kv_cache_tokens=kv_cache_tokens)
+
+
+def test_int8_is_named(model_dir: Path) -> None:
+    compiled_library()
+    plain, quantized = make_backend(model_dir), make_backend(model_dir, quantization="int8")
+    assert (plain.info.quantization, quantized.info.quantization) == ("none", "int8")
+    assert quantized.info.kernels == plain.info.kernels
+
+
+def test_int8_never_becomes_the_reference(model_dir: Path) -> None:
+    compiled_library()
+    with pytest.raises(ModelError, match="block_size 8 is no multiple of 16"):
+        make_backend(model_dir, quantization="int8", block_size=8)
+    with pytest.raises(ModelError, match="quantization int8 is of the compiled kernels"):
+        EngineConfig(model_dir=model_dir, quantization="int8", kernels="reference")
