@@ -96,6 +96,6 @@ def dropping_out(name: str, outcome: Outcome) -> Iterator[None]:
     except (Unavailable, RuntimeError, OSError, ExceptionGroup) as error:
         outcome.failed[name] = f"{error}"
         if isinstance(error, ExceptionGroup):
-            outcome.failed[name] = "; ".join(str(each) for each in error.exceptions)
+            outcome.failed[name] = "; ".join({str(each): None for each in error.exceptions})
     if name in outcome.failed:
         print(f"  {name} drops out: {outcome.failed[name]}", flush=True)

