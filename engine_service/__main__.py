@@ -68,6 +68,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when stdin ends")
     parser.add_argument("--dtype", choices=get_args(DTypeName), default="auto")
     parser.add_argument("--kernels", choices=get_args(KernelsName), default="auto")
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write every step, for chrome://tracing"
+    )
     parser.add_argument("--speculation", choices=get_args(SpeculationName), default="ngram")
     parser.add_argument("--quantization", choices=get_args(QuantizationName), default="none")
     numbers = {
@@ -99,6 +102,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
             kernels=found.kernels,
             speculation=found.speculation,
             quantization=found.quantization,
+            trace=found.trace,
             **given,
         ),
         socket=found.socket,

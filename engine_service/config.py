@@ -43,6 +43,7 @@ class EngineConfig:
     kernels: ``auto`` is compiled where that can be, else reference, with a warning.
     quantization: ``int8`` halves the weights when loading; only the compiled kernels know it.
     instruction_set: which one the compiled kernels use; None takes the best there is.
+    trace: a file that gets every step as trace events.
     """
 
     model_dir: Path
@@ -60,6 +61,7 @@ class EngineConfig:
     kernels: KernelsName = "auto"
     instruction_set: str | None = None
     quantization: QuantizationName = "none"
+    trace: Path | None = None
 
     def __post_init__(self) -> None:
         for name, known in (

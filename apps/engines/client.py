@@ -27,6 +27,7 @@ from apps.engines.types import (
     EngineInfo,
     GenerationResult,
     PreparedRequest,
+    StepStats,
 )
 from engine_service import protocol
 from engine_service.protocol import (
@@ -194,11 +195,14 @@ class EngineClient:
         pong = await self._ask(
             self._pings, nonce, frame, timeout_s=timeout_s, what="answer by its step loop"
         )
+        stats = msgspec.structs.asdict(pong.stats)
+        steps = stats.pop("steps")
         return EngineHealth(
             epoch=pong.epoch,
             draining=pong.draining,
             round_trip_s=time.monotonic() - sent_at,
-            **msgspec.structs.asdict(pong.stats),
+            steps=steps and msgspec.convert(steps, StepStats, from_attributes=True),
+            **stats,
         )
 
     async def purge(self, tag: str, *, timeout_s: float) -> int:

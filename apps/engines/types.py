@@ -47,6 +47,33 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Of values in the unit that the field's name says."""
+
+    median: float
+    worst: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStats:
+    """The last ``n_steps`` steps of an engine, and what their parts took.
+
+    wait_ms: how long the latest admitted requests had queued.
+    """
+
+    n_steps: int
+    step_ms: Spread
+    schedule_ms: Spread
+    forward_ms: Spread
+    sample_ms: Spread
+    update_ms: Spread
+    wait_ms: Spread
+    mean_sequences: float
+    mean_decode_tokens: float
+    mean_prefill_tokens: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineHealth:
     """A round trip through the step loop: counters since start unless the name says otherwise.
 
@@ -75,6 +102,7 @@ class EngineHealth:
     last_step_ms: float
     uptime_s: float
     rss_bytes: int
+    steps: StepStats | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

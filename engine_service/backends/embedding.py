@@ -60,6 +60,8 @@ class EmbeddingBackend:
             raise ModelError(
                 f"quantization={config.quantization} is not supported for an embedding model"
             )
+        if config.trace is not None:
+            raise ModelError("trace is not supported for an embedding model")
         if config.n_threads is not None:
             torch.set_num_threads(config.n_threads)
         self._config = EncoderConfig.from_dir(config.model_dir)

@@ -14,13 +14,14 @@ from engine_service.backends.base import (
     ModelInfo,
     SequenceOutput,
 )
+from engine_service.backends.step_log import StepLog, StepRecord, TraceWriter
 from engine_service.config import EngineConfig, ModelConfig
 from engine_service.errors import EngineError, WrongTask
 from engine_service.models.registry import load_model
 from engine_service.protocol import EngineStats, TokenLogprob
 from engine_service.runner.devices import resolve_dtype
 from engine_service.runner.kernel_choice import make_executor
-from engine_service.runner.model_runner import Answer, ModelRunner
+from engine_service.runner.model_runner import Answer, ModelRunner, StepResult
 from engine_service.scheduling.batch import Advance, Batch
 from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.drafting import PromptLookup
@@ -95,6 +96,7 @@ class NativeBackend:
         self._outputs: list[SequenceOutput] = []
         self._batch: Batch | None = None
         self._counters = _Counters()
+        self._log = StepLog(TraceWriter(config.trace) if config.trace else None)
 
     def add(self, request: EngineRequest | EmbeddingRequest) -> None:
         if isinstance(request, EmbeddingRequest):
@@ -126,29 +128,20 @@ class NativeBackend:
         return bool(self._live or self._outputs)
 
     def step(self) -> SequenceOf[SequenceOutput]:
-        started = time.perf_counter()
+        started_s = time.perf_counter()
         self._batch = None
         batch = self._batch = self._scheduler.schedule()
         for failure in self._scheduler.take_failures():
             self._report_failed(failure.sequence, error=failure.error)
         if batch.rows:
-            result = self._runner.run(batch)
-            self._outputs += [self._scored(seq, logprobs) for seq, logprobs in result.scored]
-            logprobs = {
-                id(sequence): answer.logprobs
-                for sequence, answer in zip(batch.sampled, result.answers, strict=True)
-                if answer.logprobs
-            }
-            self._fail_without_token(batch, answers=result.answers)
-            advances = self._scheduler.update(
-                batch, token_ids=[answer.token_ids for answer in result.answers]
-            )
-            self._outputs += [
-                self._advanced(advance, logprobs=logprobs.get(id(advance.sequence), ()))
-                for advance in advances
-            ]
-            self._counters.n_steps += 1
-            self._counters.last_step_ms = (time.perf_counter() - started) * 1000.0
+            scheduled_s = time.perf_counter()
+            logits = self._runner.forward(batch)
+            computed_s = time.perf_counter()
+            result = self._runner.choose(batch, logits=logits)
+            chosen_s = time.perf_counter()
+            self._update(batch, result=result)
+            ended_s = time.perf_counter()
+            self._note(batch, marks_s=(started_s, scheduled_s, computed_s, chosen_s, ended_s))
         return self._take_outputs()
 
     def fail_running(self, error: EngineError) -> SequenceOf[SequenceOutput]:
@@ -186,6 +179,39 @@ class NativeBackend:
             last_step_ms=counters.last_step_ms,
             n_drafted_tokens=self._scheduler.speculation.n_drafted_tokens,
             n_accepted_tokens=self._scheduler.speculation.n_accepted_tokens,
+            steps=self._log.stats(waits_s=self._scheduler.waits_s),
+        )
+
+    def _update(self, batch: Batch, *, result: StepResult) -> None:
+        self._outputs += [self._scored(seq, logprobs) for seq, logprobs in result.scored]
+        logprobs = {
+            id(sequence): answer.logprobs
+            for sequence, answer in zip(batch.sampled, result.answers, strict=True)
+            if answer.logprobs
+        }
+        self._fail_without_token(batch, answers=result.answers)
+        advances = self._scheduler.update(
+            batch, token_ids=[answer.token_ids for answer in result.answers]
+        )
+        self._outputs += [
+            self._advanced(advance, logprobs=logprobs.get(id(advance.sequence), ()))
+            for advance in advances
+        ]
+
+    def _note(self, batch: Batch, *, marks_s: tuple[float, float, float, float, float]) -> None:
+        n_decode = sum(row.n_new for row in batch.rows if row.is_decode)
+        self._counters.n_steps += 1
+        self._counters.last_step_ms = (marks_s[-1] - marks_s[0]) * 1000.0
+        self._log.add(
+            StepRecord(
+                marks_s=marks_s,
+                n_sequences=len(batch.rows),
+                n_decode_tokens=n_decode,
+                n_prefill_tokens=batch.n_tokens - n_decode,
+                n_draft_tokens=sum(len(row.draft) for row in batch.rows),
+                n_waiting=self._scheduler.n_waiting,
+                n_blocks_free=self._scheduler.blocks.n_free,
+            )
         )
 
     def _sequence(self, request: EngineRequest, *, index: int, seed: int) -> Sequence:

@@ -138,6 +138,31 @@ class Failed(Message, frozen=True):
     request_id: str | None = None
 
 
+class Spread(Value, frozen=True):
+    """Of values in the unit that the field's name says."""
+
+    median: float = 0.0
+    worst: float = 0.0
+
+
+class StepStats(Value, frozen=True):
+    """The last ``n_steps`` steps that computed something, and what their parts took.
+
+    wait_ms: how long the latest admitted requests had queued.
+    """
+
+    n_steps: int
+    step_ms: Spread
+    schedule_ms: Spread
+    forward_ms: Spread
+    sample_ms: Spread
+    update_ms: Spread
+    wait_ms: Spread
+    mean_sequences: float
+    mean_decode_tokens: float
+    mean_prefill_tokens: float
+
+
 class EngineStats(Value, frozen=True):
     """Counters since start unless the name says otherwise; blocks are exact.
 
@@ -163,6 +188,7 @@ class EngineStats(Value, frozen=True):
     last_step_ms: float = 0.0
     uptime_s: float = 0.0
     rss_bytes: int = 0
+    steps: StepStats | None = None
 
 
 class Pong(Message, frozen=True):

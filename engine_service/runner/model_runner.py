@@ -45,10 +45,15 @@ class ModelRunner:
         self._executor = executor
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> StepResult:
+    def forward(self, batch: Batch) -> Tensor:
+        """Compute a batch; return the float32 logits of ``batch.logit_places()``."""
         if batch.copies:
             self._executor.copy(batch.copies)
-        logits = self._executor.forward(batch)
+        return self._executor.forward(batch)
+
+    @torch.inference_mode()
+    def choose(self, batch: Batch, *, logits: Tensor) -> StepResult:
+        """Sample and score what ``forward`` returned, which may be changed."""
         sampled, scored = _split(logits, batch=batch)
         rows = [
             SampleRow(

@@ -20,6 +20,7 @@ Invariant: ``running`` is in order of rank.
 import itertools
 import time
 from bisect import insort
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
@@ -35,13 +36,15 @@ from engine_service.scheduling.sequence import Sequence, SequenceState
 from engine_service.scheduling.speculation import Speculation
 from engine_service.scheduling.standing import check_standing
 
+_WINDOW_WAITS = 512
+
 
 class Scheduler:
     """Knows token ids and blocks; runs no model.
 
-    suspect: the sequence that ``schedule`` was busy with, should it raise. target_itl_s: see
-    ``StepBudget``. make_proposer: see ``Speculation``. clock: seconds; for deadlines and for how
-    long a step takes.
+    suspect: the sequence that ``schedule`` was busy with, should it raise. waits_s: how long the
+    latest admitted requests had queued. target_itl_s: see ``StepBudget``. make_proposer: see
+    ``Speculation``. clock: seconds; for deadlines and for how long a step takes.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Scheduler:
         self._seniority = itertools.count()
         self._failures: list[Failure] = []
         self._scheduled_at_s = 0.0
+        self.waits_s: deque[float] = deque(maxlen=_WINDOW_WAITS)
 
     @property
     def n_running(self) -> int:
@@ -116,6 +120,7 @@ class Scheduler:
         check_standing(sequence.standing)
         if sequence.standing.deadline_s is not None:
             sequence.expires_at_s = self._clock() + sequence.standing.deadline_s
+        sequence.arrived_at_s = self._clock()
         self._waiting.append(sequence)
 
     def schedule(self) -> Batch:
@@ -263,6 +268,7 @@ class Scheduler:
             sequence.state = SequenceState.RUNNING
             if sequence.seniority is None:
                 sequence.seniority = next(self._seniority)
+                self.waits_s.append(self._scheduled_at_s - sequence.arrived_at_s)
                 self._waiting.charge(sequence, n_tokens=sequence.n_prompt - sequence.n_computed)
             for members in (self._running, prefills):
                 insort(members, sequence, key=_rank)

@@ -43,6 +43,7 @@ class Sequence:
     __slots__ = (
         "_digests",
         "_salt_digest",
+        "arrived_at_s",
         "block_table",
         "cache_tags",
         "drafter",
@@ -94,6 +95,7 @@ class Sequence:
         self.seed = seed
         self.standing = standing
         self.seniority: int | None = None
+        self.arrived_at_s = 0.0
         self.expires_at_s = math.inf
         self.state = SequenceState.WAITING
         self.block_table: list[int] = []

@@ -212,7 +212,8 @@ def test_the_distribution_is_the_exact_one_whatever_is_drafted() -> None:
         rows = tuple(
             Row(sequence=sequence, n_computed=0, n_new=3, draft=(0, 1)) for sequence in sequences
         )
-        for answer in runner.run(Batch(rows)).answers:
+        batch = Batch(rows)
+        for answer in runner.choose(batch, logits=runner.forward(batch)).answers:
             for place, token_id in enumerate(answer.token_ids):
                 counts[place, token_id] += 1
     expected = logits[0].double().softmax(dim=-1)
