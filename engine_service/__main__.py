@@ -88,11 +88,17 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser.add_argument(
         "--target-itl-s", type=float, help="bound the time of a step by its share of prefill"
     )
+    parser.add_argument(
+        "--prefill-slowdown",
+        type=float,
+        help="or bound it by so many times the time of a step that only decodes",
+    )
     found = parser.parse_args(arguments)
     # What is not given keeps the default that EngineConfig has for it.
     given = {name: value for name in numbers if (value := getattr(found, name)) is not None}
-    if found.target_itl_s is not None:
-        given["target_itl_s"] = found.target_itl_s
+    for name in ("target_itl_s", "prefill_slowdown"):
+        if (value := getattr(found, name)) is not None:
+            given[name] = value
     if "threads" in given:
         given["n_threads"] = given.pop("threads")
     return Options(

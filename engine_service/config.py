@@ -38,6 +38,7 @@ class EngineConfig:
     max_model_len: None takes the model's context; both are bounded by the pool.
     max_waiting_per_tenant: most of those that wait may be one tenant's; None sets no such bound.
     target_itl_s: how long a step that decodes and prefills should take; None sets no target.
+    prefill_slowdown: or how many times as long as a step that only decodes; None sets no such one.
     speculation: ``ngram`` drafts by prompt lookup where that pays; the tokens are the same.
     n_threads: None leaves the choice to torch.
     kernels: ``auto`` is compiled where that can be, else reference, with a warning.
@@ -56,6 +57,7 @@ class EngineConfig:
     max_waiting: int = 256
     max_waiting_per_tenant: int | None = None
     target_itl_s: float | None = None
+    prefill_slowdown: float | None = 1.7
     speculation: SpeculationName = "ngram"
     n_threads: int | None = None
     kernels: KernelsName = "auto"
@@ -85,6 +87,8 @@ class EngineConfig:
                 _require_positive(name, getattr(self, name))
         if self.target_itl_s is not None and not 0.0 < self.target_itl_s < float("inf"):
             raise ModelError(f"target_itl_s must be a positive number, not {self.target_itl_s}")
+        if self.prefill_slowdown is not None and not 1.0 < self.prefill_slowdown < float("inf"):
+            raise ModelError(f"prefill_slowdown must be above 1, not {self.prefill_slowdown}")
         if self.kv_cache_tokens < self.block_size:
             raise ModelError(
                 f"kv_cache_tokens ({self.kv_cache_tokens}) must hold at least one block "

@@ -89,6 +89,7 @@ class NativeBackend:
             eos_token_ids=model_config.eos_token_ids,
             max_waiting_per_tenant=config.max_waiting_per_tenant,
             target_itl_s=config.target_itl_s,
+            prefill_slowdown=config.prefill_slowdown,
             make_proposer=PromptLookup if config.speculation == "ngram" else None,
         )
         self._rng = rng or random.SystemRandom()

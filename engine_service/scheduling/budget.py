@@ -1,51 +1,95 @@
 """How many tokens a step may compute, and how prefills share them."""
 
+import math
 from collections.abc import Sequence as SequenceOf
 
 from engine_service.scheduling.sequence import Sequence
 
 _MAX_SHRINK = 0.5
 _MAX_GROWTH = 1.25
+_MAX_STEP_S = 1.0
+_NEWS = 0.2
 _MIN_PREFILL_PART = 32
 _CHUNKS_PER_STEP = 8
+_FIRST_PART = 4
 _MAX_LONG_PREFILLS = 4
 
 
 class StepBudget:
-    """Follows a target inter-token latency: a step that decodes and prefills should take that long.
+    """Bounds the time of a step that decodes and prefills, which is what streams see as latency.
 
     After each such step the budget is multiplied by target / measured, within bounds. Where the
     time of a step is a + b * tokens, this tends to (target - a) / b without swinging over it. A
-    step that decodes nothing keeps nobody waiting and may be of the full size.
+    step that decodes nothing keeps nobody waiting, and only new requests, aborts and pings, which
+    are heard between two steps, bound it: to what was computed in about a second.
 
-    target_itl_s: None makes every step's budget ``max_tokens``.
+    target_itl_s: how long such a step should take. prefill_slowdown: or how many times as long as
+    one that only decodes, as measured. Of both the smaller counts; with neither, every step's
+    budget is ``max_tokens``.
     """
 
-    def __init__(self, *, max_tokens: int, target_itl_s: float | None) -> None:
+    def __init__(
+        self, *, max_tokens: int, target_itl_s: float | None, prefill_slowdown: float | None
+    ) -> None:
         self._max_tokens = max_tokens
-        self._target_itl_s = target_itl_s
+        self._target_itl_s = math.inf if target_itl_s is None else target_itl_s
+        self._slowdown = math.inf if prefill_slowdown is None else prefill_slowdown
+        self._decode_s: float | None = None
+        self._token_s = 0.0
         self._min_prefill = max(1, max_tokens // _MIN_PREFILL_PART)
-        self._tokens = max_tokens / 4
+        self._tokens: float | None = None
+
+    @property
+    def _is_bounded(self) -> bool:
+        return min(self._target_itl_s, self._slowdown) < math.inf
 
     def for_prefill(self, *, n_decodes: int) -> int:
         """Return how many tokens of prompts may go with so many decodes."""
         left = self._max_tokens - n_decodes
-        if self._target_itl_s is None or not n_decodes:
+        if not self._is_bounded:
             return left
-        return min(left, max(self._min_prefill, round(self._tokens) - n_decodes))
+        most = _MAX_STEP_S / self._token_s if self._token_s else math.inf
+        if n_decodes:
+            most = min(most, round(self._tokens or self._first_guess(n_decodes)) - n_decodes)
+        return int(min(left, max(self._min_prefill, most)))
 
     def record(self, *, n_decodes: int, n_prefill: int, step_s: float) -> None:
         """Learn from a step that was computed."""
-        if self._target_itl_s is None or not n_decodes or not n_prefill:
+        if n_prefill:
+            known_s = self._token_s or step_s / (n_decodes + n_prefill)
+            self._token_s = known_s + _NEWS * (step_s / (n_decodes + n_prefill) - known_s)
+        if not n_decodes:
             return
-        ratio = self._target_itl_s / max(step_s, 1e-9)
+        if not n_prefill:
+            known_s = step_s if self._decode_s is None else self._decode_s
+            self._decode_s = known_s + _NEWS * (step_s - known_s)
+            return
+        if (target_s := self._target_s) < math.inf:
+            self._follow(target_s, n_decodes=n_decodes, n_prefill=n_prefill, step_s=step_s)
+
+    @property
+    def _target_s(self) -> float:
+        if self._decode_s is None:
+            return self._target_itl_s
+        return min(self._target_itl_s, self._slowdown * self._decode_s)
+
+    def _first_guess(self, n_decodes: int) -> float:
+        """Return a budget for the first step of its kind, from what other steps took."""
+        target_s = self._target_s
+        if target_s == math.inf or not self._token_s:
+            return self._max_tokens / 4
+        return n_decodes + max(0.0, target_s - (self._decode_s or 0.0)) / self._token_s
+
+    def _follow(self, target_s: float, *, n_decodes: int, n_prefill: int, step_s: float) -> None:
+        ratio = target_s / max(step_s, 1e-9)
         n_tokens = n_decodes + n_prefill
+        tokens = float(n_tokens) if self._tokens is None else self._tokens
         if ratio < 1.0:
-            self._tokens = min(self._tokens, n_tokens * max(ratio, _MAX_SHRINK))
-        elif n_tokens >= round(self._tokens):  # else it says nothing about a fuller step
-            self._tokens *= min(ratio, _MAX_GROWTH)
+            tokens = min(tokens, n_tokens * max(ratio, _MAX_SHRINK))
+        elif n_tokens >= round(tokens):  # else it says nothing about a fuller step
+            tokens *= min(ratio, _MAX_GROWTH)
         least = n_decodes + self._min_prefill
-        self._tokens = float(min(max(self._tokens, least), self._max_tokens))
+        self._tokens = float(min(max(tokens, least), self._max_tokens))
 
 
 def has_prefill_room(prefills: SequenceOf[Sequence], *, n_uncomputed: int, budget: int) -> bool:
@@ -60,21 +104,21 @@ def has_prefill_room(prefills: SequenceOf[Sequence], *, n_uncomputed: int, budge
         n_long = sum(sequence.n_uncomputed > budget for sequence in prefills)
         return budget > 0 and n_long < _MAX_LONG_PREFILLS
     wants = [sequence.n_uncomputed for sequence in prefills]
-    sure = min(wants[0], (budget + 1) // 2)
+    sure = min(wants[0], -(-budget // _FIRST_PART))
     wants[0] -= sure
     left = budget - sure - sum(want for want in wants if want <= n_uncomputed)
     return left >= min(n_uncomputed, max(1, budget // _CHUNKS_PER_STEP))
 
 
 def share_prefill(prefills: SequenceOf[Sequence], *, budget: int) -> list[tuple[Sequence, int]]:
-    """Return who prefills how many tokens: the first is sure of half, then the shortest go first.
+    """Return who prefills how many tokens: the first is sure of a quarter, then the shortest go first.
 
     So a long prompt does not hold short ones back, nor they it; and prompts of one length, of
     which the first is always the nearest to its end, are computed one after the other.
     """
     if not prefills or budget < 1:
         return []
-    grants = [min(prefills[0].n_uncomputed, (budget + 1) // 2), *([0] * (len(prefills) - 1))]
+    grants = [min(prefills[0].n_uncomputed, -(-budget // _FIRST_PART)), *([0] * (len(prefills) - 1))]
     left = budget - grants[0]
     wants = [seq.n_uncomputed - grant for seq, grant in zip(prefills, grants, strict=True)]
     for index in sorted(range(len(prefills)), key=wants.__getitem__):

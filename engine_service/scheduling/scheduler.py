@@ -43,8 +43,8 @@ class Scheduler:
     """Knows token ids and blocks; runs no model.
 
     suspect: the sequence that ``schedule`` was busy with, should it raise. waits_s: how long the
-    latest admitted requests had queued. target_itl_s: see ``StepBudget``. make_proposer: see
-    ``Speculation``. clock: seconds; for deadlines and for how long a step takes.
+    latest admitted requests had queued. target_itl_s, prefill_slowdown: see ``StepBudget``.
+    make_proposer: see ``Speculation``. clock: seconds; for deadlines and for how long a step takes.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Scheduler:
         eos_token_ids: frozenset[int],
         max_waiting_per_tenant: int | None = None,
         target_itl_s: float | None = None,
+        prefill_slowdown: float | None = None,
         make_proposer: Callable[[], Proposer] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -70,7 +71,11 @@ class Scheduler:
         self.speculation = Speculation(make_proposer)
         self._max_sequences = max_sequences
         self._max_batched_tokens = max_batched_tokens
-        self._budget = StepBudget(max_tokens=max_batched_tokens, target_itl_s=target_itl_s)
+        self._budget = StepBudget(
+            max_tokens=max_batched_tokens,
+            target_itl_s=target_itl_s,
+            prefill_slowdown=prefill_slowdown,
+        )
         self._max_model_len = max_model_len
         self._eos_token_ids = eos_token_ids
         self._clock = clock

@@ -245,11 +245,11 @@ def test_a_long_prompt_does_not_hold_short_ones_back_nor_they_it() -> None:
     scheduler = make_scheduler(n_blocks=64, max_batched_tokens=16, max_sequences=8)
     scheduler.add(waiting(0, n_prompt=100))
     assert run_step(scheduler) == [(0, 0, 16)]
-    for key in (1, 2, 3):
+    for key in (1, 2, 3, 4):
         scheduler.add(waiting(key, n_prompt=4))
-    # Half of the step is the long one's; two short ones fit into the other.
-    assert run_step(scheduler) == [(0, 16, 8), (1, 0, 4), (2, 0, 4)]
-    assert run_step(scheduler) == [(0, 24, 10), (1, 4, 1), (2, 4, 1), (3, 0, 4)]
+    # A quarter of the step is the long one's; three short ones fit into the rest.
+    assert run_step(scheduler) == [(0, 16, 4), (1, 0, 4), (2, 0, 4), (3, 0, 4)]
+    assert run_step(scheduler) == [(0, 20, 9), (1, 4, 1), (2, 4, 1), (3, 4, 1), (4, 0, 4)]
 
 
 def test_a_short_prompt_passes_the_long_ones_before_it() -> None:
@@ -299,16 +299,40 @@ def settle(budget: StepBudget, *, n_decodes: int, base_s: float, token_s: float)
 def test_the_budget_settles_where_a_step_takes_the_target(
     base_s: float, token_s: float, expected: int
 ) -> None:
-    budget = StepBudget(max_tokens=512, target_itl_s=0.1)
+    budget = StepBudget(max_tokens=512, target_itl_s=0.1, prefill_slowdown=None)
     sizes = settle(budget, n_decodes=16, base_s=base_s, token_s=token_s)
     assert abs(sizes[-1] - expected) <= 1
     assert all(16 <= size <= 496 for size in sizes)
     # It comes from one side: nothing swings over the target.
     assert max(sizes[:-1]) <= max(sizes[0], expected) + 1
-    # With nobody to keep waiting the step is full, whatever was learnt.
+    # With nobody to keep waiting the step is as full as a second allows.
+    for _ in range(40):
+        alone = budget.for_prefill(n_decodes=0)
+        budget.record(n_decodes=0, n_prefill=alone, step_s=base_s + token_s * alone)
+    assert alone == 512
+
+
+def test_no_step_takes_much_more_than_a_second() -> None:
+    budget = StepBudget(max_tokens=512, target_itl_s=None, prefill_slowdown=2.5)
     assert budget.for_prefill(n_decodes=0) == 512
+    for _ in range(40):
+        n_tokens = budget.for_prefill(n_decodes=0)
+        budget.record(n_decodes=0, n_prefill=n_tokens, step_s=0.005 * n_tokens)
+    assert n_tokens == 200
+
+
+@pytest.mark.parametrize(("target_itl_s", "expected"), [(None, 144), (0.07, 84), (9.0, 144)])
+def test_the_target_may_be_relative_to_a_step_that_only_decodes(
+    target_itl_s: float | None, expected: int
+) -> None:
+    budget = StepBudget(max_tokens=512, target_itl_s=target_itl_s, prefill_slowdown=2.5)
+    assert budget.for_prefill(n_decodes=16) == 512 // 4 - 16  # nothing is known yet
+    for step_s in (0.05, 0.03) * 50:
+        budget.record(n_decodes=16, n_prefill=0, step_s=step_s)
+    sizes = settle(budget, n_decodes=16, base_s=0.02, token_s=0.0005)
+    assert abs(sizes[-1] - expected) <= 8
 
 
 def test_without_a_target_every_step_may_be_full() -> None:
-    budget = StepBudget(max_tokens=512, target_itl_s=None)
+    budget = StepBudget(max_tokens=512, target_itl_s=None, prefill_slowdown=None)
     assert set(settle(budget, n_decodes=16, base_s=9.0, token_s=9.0)) == {496}
