@@ -111,14 +111,17 @@ def has_prefill_room(prefills: SequenceOf[Sequence], *, n_uncomputed: int, budge
 
 
 def share_prefill(prefills: SequenceOf[Sequence], *, budget: int) -> list[tuple[Sequence, int]]:
-    """Return who prefills how many tokens: the first is sure of a quarter, then the shortest go first.
+    """Return who prefills how many tokens: a quarter is the first's, then the shortest go first.
 
     So a long prompt does not hold short ones back, nor they it; and prompts of one length, of
     which the first is always the nearest to its end, are computed one after the other.
     """
     if not prefills or budget < 1:
         return []
-    grants = [min(prefills[0].n_uncomputed, -(-budget // _FIRST_PART)), *([0] * (len(prefills) - 1))]
+    grants = [
+        min(prefills[0].n_uncomputed, -(-budget // _FIRST_PART)),
+        *([0] * (len(prefills) - 1)),
+    ]
     left = budget - grants[0]
     wants = [seq.n_uncomputed - grant for seq, grant in zip(prefills, grants, strict=True)]
     for index in sorted(range(len(prefills)), key=wants.__getitem__):
