@@ -13,10 +13,8 @@ RUN pip install --no-deps -r requirements/torch.txt \
     && pip install --no-deps --require-hashes -r requirements/base.txt -r requirements/engine.txt \
     && { python -c 'import torch' || pip install -r requirements/torch.txt; }
 
-FROM python:3.11-slim-bookworm AS kernels
-RUN apt-get update -qq \
-    && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends g++ \
-    && rm -rf /var/lib/apt/lists/*
+# The whole image of Python, not the slim one, has a compiler.
+FROM python:3.11-bookworm AS kernels
 WORKDIR /build
 COPY engine_service/__init__.py engine_service/
 COPY engine_service/kernels engine_service/kernels
