@@ -5,7 +5,9 @@ namespace {
 
 using cpu::kGroup;
 
-struct Int8 {};
+struct Int8 {
+  static constexpr int kRows = kTileRows;
+};
 
 template <>
 struct Operands<Int8> {
@@ -52,8 +54,8 @@ inline void add_group(const int16_t* x, size_t x_stride, const int8_t* w, WholeS
     }
 }
 
-template <int kRows, class Epilogue>
-void tile(const Operands<Int8>& in, int row, int panel, const Epilogue& epilogue) {
+template <int kRows>
+__attribute__((noinline)) void accumulate(const Operands<Int8>& in, int row, int panel, V (&to)[kRows][2]) {
   const int n_groups = in.n_in / kGroup;
   const char* group_bytes = in.weights + size_t(panel) * n_groups * cpu::kGroupBytes;
   const int16_t* x = in.x + row * in.x_stride;
@@ -74,7 +76,7 @@ void tile(const Operands<Int8>& in, int row, int panel, const Epilogue& epilogue
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) epilogue(sums[r], row + r, panel);
+  for (int r = 0; r < kRows; ++r) to[r][0] = sums[r][0], to[r][1] = sums[r][1];
 }
 
 // A row of n inputs, a multiple of groups, by the greatest magnitude of each group. The scale of a

@@ -3,6 +3,7 @@
 
 namespace {
 constexpr int kTileRows = 3;  // by two vectors of outputs; other registers hold operands
+constexpr int kBfloat16Rows = 2;  // whose weights need registers to become floats
 constexpr int kMinChains = 1;
 constexpr int kMaxQueries = 3;
 }  // namespace

@@ -3,6 +3,7 @@
 
 namespace {
 constexpr int kTileRows = 12;  // by two vectors of outputs; other registers hold operands
+constexpr int kBfloat16Rows = kTileRows;
 constexpr int kMinChains = 1;
 constexpr int kMaxQueries = 8;
 }  // namespace

@@ -11,6 +11,7 @@ using cpu::kVector;
 struct Float32 {
   using Weight = float;
   using Input = float;
+  static constexpr int kRows = kTileRows;  // of one tile, at most
   static constexpr int kPair = 1;   // inputs that lie together in packed weights
   static constexpr int kParts = 1;  // steps that multiply one pair
   static V weights(const Weight* w, int) { return load(w); }
@@ -21,6 +22,7 @@ struct Float32 {
 struct Bfloat16 {
   using Weight = bf16;
   using Input = bf16;
+  static constexpr int kRows = kBfloat16Rows;
   static constexpr int kPair = 2;
   static constexpr int kParts = 1;
   static V weights(const Weight* w, int) { return load(reinterpret_cast<const float*>(w)); }
@@ -34,6 +36,7 @@ struct Bfloat16 {
 struct Bfloat16 {
   using Weight = bf16;
   using Input = float;
+  static constexpr int kRows = kBfloat16Rows;
   static constexpr int kPair = 2;
   static constexpr int kParts = 2;
   static V weights(const Weight* w, int part) { return part ? high_halves(w) : low_halves(w); }

@@ -1,5 +1,5 @@
 // One step of a decoder of the Llama family, over all rows at once. Included by one source file for
-// each instruction set, which sets kTileRows, kMinChains and kMaxQueries; everything has internal
+// each instruction set, which sets its constants (kTileRows and so on); everything has internal
 // linkage, so that no function of one instruction set can be linked in place of another's.
 
 #include "bfloat16.h"
