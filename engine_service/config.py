@@ -32,7 +32,8 @@ QUANTIZATION_NAMES: Final = ("none", "int8")
 class EngineConfig:
     """How one engine process runs one model.
 
-    dtype: ``auto`` is bfloat16 where the processor multiplies it natively, else float32.
+    dtype: ``auto`` is bfloat16 on the compiled kernels and where the processor multiplies it
+        natively, else float32.
     kv_cache_tokens: size of the KV pool. max_sequences: most sequences in one step.
     max_batched_tokens: most tokens in one step, decode and prefill together.
     max_model_len: None takes the model's context; both are bounded by the pool.

@@ -34,7 +34,11 @@ KERNELS: tuple[KernelsName, ...] = ("compiled", "reference")
 
 def make_backend(kernels: KernelsName, *, dtype: DTypeName) -> NativeBackend:
     config = EngineConfig(
-        model_dir=smollm2_dir(), dtype=dtype, kernels=kernels, kv_cache_tokens=64 * 512, speculation="off"
+        model_dir=smollm2_dir(),
+        dtype=dtype,
+        kernels=kernels,
+        kv_cache_tokens=64 * 512,
+        speculation="off",
     )
     return NativeBackend(config)
 

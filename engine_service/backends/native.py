@@ -19,8 +19,7 @@ from engine_service.config import EngineConfig, ModelConfig
 from engine_service.errors import EngineError, WrongTask
 from engine_service.models.registry import load_model
 from engine_service.protocol import EngineStats, TokenLogprob
-from engine_service.runner.devices import resolve_dtype
-from engine_service.runner.kernel_choice import make_executor
+from engine_service.runner.kernel_choice import choose_kernels, make_executor
 from engine_service.runner.model_runner import Answer, ModelRunner, StepResult
 from engine_service.scheduling.batch import Advance, Batch
 from engine_service.scheduling.block_manager import BlockManager
@@ -53,21 +52,17 @@ class NativeBackend:
         max_model_len = config.effective_max_model_len(
             model_config.context_length, sliding_window=model_config.sliding_window
         )
-        dtype = resolve_dtype(config.dtype)
+        choice = choose_kernels(config, model_config=model_config, max_model_len=max_model_len)
         model = load_model(
-            config.model_dir, config=model_config, max_model_len=max_model_len, dtype=dtype
+            config.model_dir, config=model_config, max_model_len=max_model_len, dtype=choice.dtype
         )
         executor = make_executor(
-            model,
-            config=config,
-            model_config=model_config,
-            max_model_len=max_model_len,
-            dtype=dtype,
+            model, choice, config=config, model_config=model_config, max_model_len=max_model_len
         )
         self.info = ModelInfo(
             name=config.model_dir.name,
             architecture=model_config.architecture,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=str(choice.dtype).removeprefix("torch."),
             device="cpu",
             kernels=executor.kernels,
             quantization=config.quantization,

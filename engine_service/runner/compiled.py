@@ -1,6 +1,7 @@
 """The compiled kernels as an executor, and whether they can run a model here."""
 
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,36 +21,36 @@ class Unavailable(Exception):
     """The compiled kernels cannot run this model on this machine; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class CompiledKernels:
+    library: Library
+    instruction_set: str
+
+
 class CompiledExecutor:
     """A whole step in one call, whatever the family. The weights of ``model`` become its own.
 
     What was read of a layer is let go once it is packed, so that loading takes the memory of the
     packed model, its embedding and one layer.
 
-    Raises:
-        Unavailable: there is no library, or it does not know the sizes or the instruction set.
-        ModelError: there is not enough memory.
+    Raises ModelError where there is not enough memory.
     """
 
     def __init__(
         self,
         model: Decoder,
         *,
+        kernels: CompiledKernels,
         shape: Shape,
-        instruction_set: str | None,
         quantization: QuantizationName,
     ) -> None:
-        if (reason := unsupported(shape)) is not None:
-            raise Unavailable(reason)
-        library = _find_library()
-        chosen = instruction_set or library.instruction_sets[0]
-        if chosen not in library.instruction_sets:
-            has = ", ".join(library.instruction_sets)
-            raise Unavailable(f"instruction_set {chosen} is not one that this processor has: {has}")
-        self.kernels = f"compiled {chosen}"
+        self.kernels = f"compiled {kernels.instruction_set}"
         try:
             self._model = CompiledModel(
-                library, shape, instruction_set=chosen, quantization=quantization
+                kernels.library,
+                shape,
+                instruction_set=kernels.instruction_set,
+                quantization=quantization,
             )
             for index, layer in enumerate(model.layers):
                 _hand_over(layer, to=self._model, index=index)
@@ -113,6 +114,22 @@ def ragged_rows(batch: Batch) -> RaggedRows:
         rows.block_ids.fromlist(row.sequence.block_table)
     rows.sampled.fromlist(batch.logit_places())
     return rows
+
+
+def find_kernels(shape: Shape, *, instruction_set: str | None) -> CompiledKernels:
+    """Return what can run a model of this shape, whatever its dtype, the best where none is named.
+
+    Raises:
+        Unavailable: there is no library, or it does not know the sizes or the instruction set.
+    """
+    if (reason := unsupported(shape)) is not None:
+        raise Unavailable(reason)
+    library = _find_library()
+    chosen = instruction_set or library.instruction_sets[0]
+    if chosen not in library.instruction_sets:
+        has = ", ".join(library.instruction_sets)
+        raise Unavailable(f"instruction_set {chosen} is not one that this processor has: {has}")
+    return CompiledKernels(library, chosen)
 
 
 def _find_library() -> Library:

@@ -2,19 +2,13 @@
 
 from pathlib import Path
 
-import torch
-
-from engine_service.config import DTypeName
-
 _CPU_INFO = Path("/proc/cpuinfo")
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
-def resolve_dtype(name: DTypeName, *, cpu_info: Path = _CPU_INFO) -> torch.dtype:
-    """Return the dtype to compute in; ``auto`` takes bfloat16 only where it is native."""
-    if name == "auto":
-        name = "bfloat16" if _cpu_flags(cpu_info) & _BFLOAT16_FLAGS else "float32"
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+def multiplies_bfloat16(*, cpu_info: Path = _CPU_INFO) -> bool:
+    """Say whether the processor has instructions for that."""
+    return bool(_cpu_flags(cpu_info) & _BFLOAT16_FLAGS)
 
 
 def _cpu_flags(cpu_info: Path) -> frozenset[str]:

@@ -1,47 +1,84 @@
-"""Chooses what computes the steps of a model, and says so."""
+"""Chooses what computes the steps of a model, and in which numbers, and says so."""
 
 import logging
+from dataclasses import dataclass
 
 import torch
 
 from engine_service.config import EngineConfig, ModelConfig
 from engine_service.errors import ModelError
 from engine_service.layers.decoder import Decoder
-from engine_service.runner.compiled import CompiledExecutor, Unavailable, compiled_shape
+from engine_service.runner.compiled import (
+    CompiledExecutor,
+    CompiledKernels,
+    Unavailable,
+    compiled_shape,
+    find_kernels,
+)
+from engine_service.runner.devices import multiplies_bfloat16
 from engine_service.runner.executors import Executor, ReferenceExecutor
 from engine_service.runner.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
 
 
-def make_executor(
-    model: Decoder,
-    *,
-    config: EngineConfig,
-    model_config: ModelConfig,
-    max_model_len: int,
-    dtype: torch.dtype,
-) -> Executor:
-    """Give a model and an empty KV pool to the kernels that ``config`` asks for.
+@dataclass(frozen=True, slots=True)
+class KernelChoice:
+    """compiled: None for the reference kernels."""
+
+    compiled: CompiledKernels | None
+    dtype: torch.dtype
+
+
+def choose_kernels(
+    config: EngineConfig, *, model_config: ModelConfig, max_model_len: int
+) -> KernelChoice:
+    """Settle what ``config`` leaves open, before any weight is read.
 
     Raises:
-        ModelError: the compiled ones, or a quantization, are asked for and cannot be had, or memory
-            is short.
+        ModelError: the compiled kernels, or a quantization, are asked for and cannot be had.
     """
+    compiled = None
     if config.kernels != "reference":
-        shape = compiled_shape(config, model=model_config, max_model_len=max_model_len, dtype=dtype)
+        shape = compiled_shape(
+            config, model=model_config, max_model_len=max_model_len, dtype=torch.float32
+        )
         try:
-            return CompiledExecutor(
-                model,
-                shape=shape,
-                instruction_set=config.instruction_set,
-                quantization=config.quantization,
-            )
+            compiled = find_kernels(shape, instruction_set=config.instruction_set)
         except Unavailable as reason:
             if config.kernels == "compiled" or config.quantization != "none":
                 raise ModelError(f"the compiled kernels cannot run: {reason}") from reason
             logger.warning("running the slower reference kernels: %s", reason)
-    kv_cache = KVCache(
-        model_config, n_blocks=config.n_blocks, block_size=config.block_size, dtype=dtype
+    # The compiled ones gain from bfloat16 everywhere: it is half the memory that a step reads.
+    # To torch it is slow where the processor does not multiply it.
+    is_narrow = config.dtype == "bfloat16" or (
+        config.dtype == "auto" and (compiled is not None or multiplies_bfloat16())
     )
-    return ReferenceExecutor(model, kv_cache=kv_cache, block_size=config.block_size, dtype=dtype)
+    return KernelChoice(compiled, torch.bfloat16 if is_narrow else torch.float32)
+
+
+def make_executor(
+    model: Decoder,
+    choice: KernelChoice,
+    *,
+    config: EngineConfig,
+    model_config: ModelConfig,
+    max_model_len: int,
+) -> Executor:
+    """Give a model, of the dtype chosen, and an empty KV pool to the kernels chosen.
+
+    Raises ModelError where memory is short.
+    """
+    if choice.compiled is not None:
+        shape = compiled_shape(
+            config, model=model_config, max_model_len=max_model_len, dtype=choice.dtype
+        )
+        return CompiledExecutor(
+            model, kernels=choice.compiled, shape=shape, quantization=config.quantization
+        )
+    kv_cache = KVCache(
+        model_config, n_blocks=config.n_blocks, block_size=config.block_size, dtype=choice.dtype
+    )
+    return ReferenceExecutor(
+        model, kv_cache=kv_cache, block_size=config.block_size, dtype=choice.dtype
+    )

@@ -33,6 +33,20 @@ def test_auto_takes_the_best_that_is_built(
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_auto_computes_in_what_the_kernels_gain_from(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, multiplies: bool
+) -> None:
+    compiled_library()
+    monkeypatch.setattr(
+        "engine_service.runner.kernel_choice.multiplies_bfloat16", lambda: multiplies
+    )
+    of_reference = "bfloat16" if multiplies else "float32"
+    assert make_backend(model_dir).info.dtype == "bfloat16"
+    assert make_backend(model_dir, kernels="reference").info.dtype == of_reference
+    assert make_backend(model_dir, dtype="float32").info.dtype == "float32"
+
+
 def test_an_instruction_set_can_be_named(model_dir: Path) -> None:
     for name in compiled_library().instruction_sets:
         backend = make_backend(model_dir, kernels="compiled", instruction_set=name)

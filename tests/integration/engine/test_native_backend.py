@@ -326,7 +326,3 @@ def test_refuses_an_architecture_by_name(model_dir: Path, tmp_path: Path) -> Non
     config.write_text(config.read_text().replace("LlamaForCausalLM", "MambaForCausalLM"))
     with pytest.raises(ModelError, match=r"MambaForCausalLM'\] is not supported"):
         make_backend(copy)
-
-
-def test_auto_dtype_is_resolved_and_reported(model_dir: Path) -> None:
-    assert make_backend(model_dir, dtype="auto").info.dtype in ("bfloat16", "float32")
