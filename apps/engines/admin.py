@@ -50,6 +50,7 @@ class EngineProcessAdmin(ReadOnlyAdmin):
         ),
         ("What it serves", {"fields": ("info_table",)}),
         ("Counters of the last pong", {"fields": ("stats_table",)}),
+        ("Its latest steps", {"fields": ("steps_table",)}),
         ("Files", {"fields": ("socket_path", "log_path")}),
         ("End of the log", {"fields": ("log",)}),
     )
@@ -57,7 +58,7 @@ class EngineProcessAdmin(ReadOnlyAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return (
             *("state_badge", "ping", "memory", "requests", "blocks", "restarts"),
-            *("info_table", "stats_table", "log"),
+            *("info_table", "stats_table", "steps_table", "log"),
         )
 
     @display(description="State", label=STATE_LABELS, ordering="state")
@@ -98,6 +99,10 @@ class EngineProcessAdmin(ReadOnlyAdmin):
     def stats_table(self, process: EngineProcess) -> SafeString:
         return _table(process.stats)
 
+    @display(description="Median, worst")
+    def steps_table(self, process: EngineProcess) -> SafeString:
+        return _table(process.stats.get("steps") or {})
+
     @display(description="Last 200 lines")
     def log(self, process: EngineProcess) -> SafeString:
         lines = engine_log_tail(process)
@@ -107,6 +112,9 @@ class EngineProcessAdmin(ReadOnlyAdmin):
         )
 
 
+_SHOWN_ELSEWHERE = ("epoch", "pid", "steps")
+
+
 def _table(values: dict[str, Any]) -> SafeString:
     rows = format_html_join(
         "",
@@ -114,7 +122,7 @@ def _table(values: dict[str, Any]) -> SafeString:
         (
             (name.removeprefix("n_").replace("_", " "), _readable(value))
             for name, value in values.items()
-            if name not in ("epoch", "pid")
+            if name not in _SHOWN_ELSEWHERE and value is not None
         ),
     )
     return format_html("<table><tbody>{}</tbody></table>", rows) if values else SafeString("-")
@@ -126,5 +134,7 @@ def _readable(value: object) -> str:
             return f"{value:,}"
         case float():
             return f"{value:,.1f}"
+        case {"median": median, "worst": worst}:
+            return f"{median:,.2f}, {worst:,.2f}"
         case _:
             return str(value)

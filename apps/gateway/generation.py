@@ -13,7 +13,7 @@ from apps.core.exceptions import AppError, Unavailable
 from apps.core.hop import database_hop
 from apps.engines.client import EngineClient, EngineStream
 from apps.engines.exceptions import EngineClientError
-from apps.engines.types import GenerationResult, TextDelta
+from apps.engines.types import EngineInfo, GenerationResult, TextDelta
 from apps.gateway.exceptions import RequestTimedOut, app_error_of
 from apps.gateway.runtime import GatewayRuntime
 from apps.metering.services import reserve, settle
@@ -49,7 +49,7 @@ class GenerationStream:
         self.model = lease.target.name
         self.created = int(time.time())
         self.n_prompt_tokens = reservation.n_prompt_tokens
-        self.system_fingerprint = f"fp_{reservation.model_version_id}_{info.backend}_{info.dtype}"
+        self.system_fingerprint = _fingerprint(reservation.model_version_id, info)
         self.result: GenerationResult | None = None
         self._runtime = runtime
         self._lease = lease
@@ -223,3 +223,9 @@ class GenerationStream:
     def _raise_interruption(self) -> None:
         if self._interrupted is not None:
             raise self._interrupted
+
+
+def _fingerprint(model_version_id: int, info: EngineInfo) -> str:
+    """Name all that decides which tokens a seed gives: the model, and what computes it."""
+    parts = [info.backend, info.dtype, info.quantization, info.kernels.replace(" ", "-").lower()]
+    return "_".join(["fp", str(model_version_id), *parts])

@@ -150,14 +150,18 @@ def test_the_engine_page_shows_the_end_of_the_log(admin_client: Client, tmp_path
             "n_blocks_free": 5,
             "n_blocks_total": 2048,
             "rss_bytes": 1024**3,
+            "steps": {"n_steps": 512, "forward_ms": {"median": 14.25, "worst": 90.5}},
         }
     )
+    EngineProcess.objects.update(info={"backend": "native", "embedding_size": None})
     url = reverse("admin:engines_engineprocess_change", args=[process.pk])
     page = admin_client.get(url).content.decode()
     assert "line 800 &lt;b&gt;" in page
     assert "line 799" not in page
-    for said in ("5 of 2,048", "1.0\xa0GB", "native"):
+    for said in ("5 of 2,048", "1.0\xa0GB", "native", "14.25, 90.50", ">512<"):
         assert said in page
+    for unsaid in ("embedding size", "{&#x27;", "None<"):
+        assert unsaid not in page
     assert admin_client.post(url, {"state": "failed"}).status_code == 403
 
 

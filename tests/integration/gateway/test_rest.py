@@ -1,6 +1,7 @@
 """The HTTP doors in this process, against a real engine."""
 
 import json
+import re
 from collections.abc import Awaitable
 
 import httpx
@@ -41,6 +42,9 @@ async def test_chat_answers_whole(client: openai.AsyncOpenAI, engine_process: En
     assert answer.usage.prompt_tokens == 1 + 5 + 5 + 1 + 1 + 1 + 10
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 8
     [row] = await ledger()
+    assert answer.system_fingerprint is not None
+    computed = rf"fp_{row.model_version_id}_native_float32_none_(compiled-avx.*|reference)"
+    assert re.fullmatch(computed, answer.system_fingerprint)
     assert row.request_id == answer.id
     assert (row.state, row.outcome, row.finish_reason) == ("settled", "completed", "length")
     assert (row.n_prompt_tokens, row.n_completion_tokens) == (answer.usage.prompt_tokens, 8)

@@ -28,6 +28,7 @@ async def test_welcome_tells_who_is_here(tmp_path: Path) -> None:
         client = await harness.client()
         assert (client.info.epoch, client.info.model) == (EPOCH, "tiny")
         assert (client.info.backend, client.info.max_model_len) == ("echo", 100_000)
+        assert (client.info.kernels, client.info.quantization) == ("none", "int8")
         assert not client.is_closed
         await client.close()
         assert client.is_closed

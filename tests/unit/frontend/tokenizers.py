@@ -86,6 +86,7 @@ def model_info(*, max_model_len: int = 4096, max_sequences: int = 64) -> ModelIn
         dtype="float32",
         device="cpu",
         kernels="none",
+        quantization="int8",
         backend="echo",
         vocab_size=byte_level().get_vocab_size(),
         max_model_len=max_model_len,
