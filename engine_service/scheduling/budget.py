@@ -8,6 +8,7 @@ from engine_service.scheduling.sequence import Sequence
 _MAX_SHRINK = 0.5
 _MAX_GROWTH = 1.25
 _MAX_STEP_S = 1.0
+_FIRST_STEP = 64
 _NEWS = 0.2
 _MIN_PREFILL_PART = 32
 _CHUNKS_PER_STEP = 8
@@ -21,7 +22,8 @@ class StepBudget:
     After each such step the budget is multiplied by target / measured, within bounds. Where the
     time of a step is a + b * tokens, this tends to (target - a) / b without swinging over it. A
     step that decodes nothing keeps nobody waiting, and only new requests, aborts and pings, which
-    are heard between two steps, bound it: to what was computed in about a second.
+    are heard between two steps, bound it: to what was computed in about a second. What a token
+    takes is learnt from a small first step.
 
     target_itl_s: how long such a step should take. prefill_slowdown: or how many times as long as
     one that only decodes, as measured. Of both the smaller counts; with neither, every step's
@@ -48,7 +50,7 @@ class StepBudget:
         left = self._max_tokens - n_decodes
         if not self._is_bounded:
             return left
-        most = _MAX_STEP_S / self._token_s if self._token_s else math.inf
+        most = _MAX_STEP_S / self._token_s if self._token_s else _FIRST_STEP
         if n_decodes:
             most = min(most, round(self._tokens or self._first_guess(n_decodes)) - n_decodes)
         return int(min(left, max(self._min_prefill, most)))
