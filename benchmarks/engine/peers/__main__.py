@@ -94,6 +94,10 @@ def systems(
         report.OURS: lambda: our_engine(
             report.OURS, "--dtype", "bfloat16", levels=levels, model_dir=model_dir
         ),
+        # Like with like, where vLLM does without bfloat16.
+        "ours float32": lambda: our_engine(
+            "ours float32", "--dtype", "float32", levels=most, model_dir=model_dir
+        ),
         "ours int8": lambda: our_engine(
             "ours int8",
             *("--dtype", "bfloat16", "--quantization", "int8"),
@@ -106,6 +110,8 @@ def systems(
         "transformers": lambda: transformers_generate(levels=few, model_dir=model_dir),
     }
     found: list[System] = []
+    if vllm_cpu.number_format() == "bfloat16":
+        del makers["ours float32"]
     for name, make in makers.items():
         if name not in without:
             with rounds.dropping_out(name, outcome):

@@ -69,10 +69,11 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     quantization: QuantizationName = "none",
+    n_threads: int = 2,
 ) -> CompiledModel:
     model = CompiledModel(
         compiled_library(),
-        shape_of(dtype),
+        shape_of(dtype, n_threads=n_threads),
         instruction_set=instruction_set,
         quantization=quantization,
     )
@@ -211,6 +212,19 @@ def test_a_row_has_the_same_bits_in_any_company(
     for prompt, logits in zip(PROMPTS, together, strict=True):
         (alone,) = last_logits(model, [prompt])
         assert torch.equal(alone, logits)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_threads_that_come_late_or_never_change_no_bit(
+    model_dir: Path, instruction_set: str, quantization: QuantizationName
+) -> None:
+    """With far more threads than cores some miss phases, others whole steps."""
+    alone = load(model_dir, instruction_set, quantization=quantization, n_threads=1)
+    crowd = load(model_dir, instruction_set, quantization=quantization, n_threads=24)
+    expected = last_logits(alone, PROMPTS, chunk=7)
+    for _ in range(20):
+        for logits, one in zip(last_logits(crowd, PROMPTS, chunk=7), expected, strict=True):
+            assert torch.equal(logits, one)
 
 
 def next_logits(model: CompiledModel, *, context_len: int, block_ids: Sequence[int]) -> Tensor:

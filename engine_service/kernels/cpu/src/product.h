@@ -3,7 +3,6 @@
 namespace {
 
 using cpu::kPanel;
-using cpu::Team;
 
 // What becomes of the outputs of one row and panel. A bias of null is none.
 struct Store {
@@ -98,32 +97,32 @@ void tiles(const Operands<Type>& in, int first_row, int end_row, int panel, cons
   }
 }
 
-// An item has some panels and the rows of one block: so many that claiming costs nothing beside
-// them, so few that all threads end together.
+// The items of one product. An item has some panels and the rows of one block: so many that claiming
+// costs nothing beside them, so few that all threads end together.
+template <class Type>
 struct Items {
-  int n_panels, n_chunks, n_row_blocks;
+  int n_rows, total_panels, n_panels, n_chunks, n_row_blocks;
 
-  Items(int n_rows, int tile_rows, int total_panels, int n_threads) : n_panels(total_panels / (8 * n_threads)) {
+  Items(int n_rows, int total_panels, int n_threads)
+      : n_rows(n_rows), total_panels(total_panels), n_panels(total_panels / (8 * n_threads)) {
     n_panels = n_panels < 1 ? 1 : n_panels > 4 ? 4 : n_panels;
     n_chunks = (total_panels + n_panels - 1) / n_panels;
     n_row_blocks = 1;
-    const int n_tiles = (n_rows + tile_rows - 1) / tile_rows;
+    const int n_tiles = (n_rows + Type::kRows - 1) / Type::kRows;
     while (n_row_blocks < n_tiles && n_chunks * n_row_blocks < 4 * n_threads) ++n_row_blocks;
   }
-};
 
-// This thread's part of one product; the phase must end with a barrier.
-template <class Type, class Epilogue>
-void multiply(Team& team, const Operands<Type>& in, int n_panels, int n_rows, const Epilogue& epilogue) {
-  const Items items(n_rows, Type::kRows, n_panels, team.size());
-  for (int item; (item = team.claim()) < items.n_chunks * items.n_row_blocks;) {
-    const int first_panel = item / items.n_row_blocks * items.n_panels;
-    const int64_t block = item % items.n_row_blocks;
-    const int first_row = int(n_rows * block / items.n_row_blocks);
-    const int end_row = int(n_rows * (block + 1) / items.n_row_blocks);
-    for (int panel = first_panel; panel < first_panel + items.n_panels && panel < n_panels; ++panel)
+  int size() const { return n_rows ? n_chunks * n_row_blocks : 0; }
+
+  template <class Epilogue>
+  void multiply(int item, const Operands<Type>& in, const Epilogue& epilogue) const {
+    const int first_panel = item / n_row_blocks * n_panels;
+    const int64_t block = item % n_row_blocks;
+    const int first_row = int(n_rows * block / n_row_blocks);
+    const int end_row = int(n_rows * (block + 1) / n_row_blocks);
+    for (int panel = first_panel; panel < first_panel + n_panels && panel < total_panels; ++panel)
       tiles<Type>(in, first_row, end_row, panel, epilogue);
   }
-}
+};
 
 }  // namespace

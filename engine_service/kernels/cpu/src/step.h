@@ -13,24 +13,9 @@ namespace {
 
 using cpu::StepRows;
 
-// Up to so many rows, the last thread to finish a phase does the small work between two phases
-// alone, which saves a barrier.
+// Up to so many rows, the thread that ends a phase does the small work behind it alone, which saves
+// a phase of its own.
 constexpr int kRowsAlone = 3;
-
-// Ends a phase, then does body(row) for every row, and ends that.
-template <class Body>
-void between_phases(Team& team, int n_rows, const Body& body) {
-  if (n_rows <= kRowsAlone) {
-    if (team.arrive_last()) {
-      for (int row = 0; row < n_rows; ++row) body(row);
-      team.release();
-    }
-    return;
-  }
-  team.barrier();
-  for (int row; (row = team.claim()) < n_rows;) body(row);
-  team.barrier();
-}
 
 // Product: Type itself, or Int8.
 template <class Type, class Product>
@@ -42,29 +27,30 @@ struct Step {
   Model& model;
   const StepRows& rows;
   const int thread;
-  Team& team = *model.team;
+  cpu::Phases phases{*model.team};
   const cpu::Shape& shape = model.shape;
   float* const residual = model.residual.as<float>();
   Input* const normed = model.normed_input.as<Input>();
 
   void run() {
     const int n = rows.n_tokens;
-    for (int token; (token = team.claim()) < n;) {
+    phase(n, [&](int token) {
       embed(token);
       norm(token, model.layers[0].attention_norm, token);
-    }
-    team.barrier();
+    });
     for (int index = 0; index < shape.n_layers; ++index) {
+      const cpu::Layer& layer = model.layers[index];
       attention(index);
-      between_phases(team, n, [&](int token) { norm(token, model.layers[index].feed_forward_norm, token); });
-      feed_forward(model.layers[index]);
+      product(layer.output, model.attended_input.as<Input>(), model.query_stride, n,
+              Add{residual, size_t(model.hidden_stride)}, n,
+              [&](int token) { norm(token, layer.feed_forward_norm, token); });
       if (index + 1 < shape.n_layers)
-        between_phases(team, n, [&](int token) { norm(token, model.layers[index + 1].attention_norm, token); });
+        feed_forward(layer, n, [&](int token) { norm(token, model.layers[index + 1].attention_norm, token); });
+      else
+        feed_forward(layer, rows.n_sampled, [&](int i) { norm(rows.sampled[i], model.final_norm, i); });
     }
-    between_phases(team, rows.n_sampled, [&](int i) { norm(rows.sampled[i], model.final_norm, i); });
     product(model.head, normed, model.hidden_stride, rows.n_sampled,
-            Store{rows.logits, size_t(model.head.n_panels) * kPanel, nullptr});
-    team.barrier();
+            Store{rows.logits, size_t(model.head.n_panels) * kPanel, nullptr}, 0, [](int) {});
   }
 
  private:
@@ -87,44 +73,71 @@ struct Step {
                  model.input_scales.as<float>() + size_t(row) * (model.quantized_stride / kGroup));
   }
 
-  // Ends the phase that wrote the rows of x, and makes them what a product reads.
-  void finish(const Input* x, int stride) {
-    if constexpr (kIsInt8) between_phases(team, rows.n_tokens, [&](int token) { quantize(x, stride, token); });
-    else team.barrier();
+  template <class Body>
+  void phase(int n_items, const Body& body) {
+    phases.run(n_items, body, [] {});
   }
 
-  template <class Epilogue>
-  void product(const cpu::Linear& linear, const Input* x, int stride, int n_rows, const Epilogue& epilogue) {
+  // A phase, and then then(row) for so many rows.
+  template <class Body, class Then>
+  void phase(int n_items, const Body& body, int n_rows, const Then& then) {
+    if (n_rows > kRowsAlone) {
+      phase(n_items, body);
+      phase(n_rows, then);
+      return;
+    }
+    phases.run(n_items, body, [&] {
+      for (int row = 0; row < n_rows; ++row) then(row);
+    });
+  }
+
+  // The same where a phase writes the rows of x, which become what a product reads.
+  template <class Body>
+  void phase_before_product(int n_items, const Body& body, const Input* x, int stride) {
+    if constexpr (kIsInt8) phase(n_items, body, rows.n_tokens, [&](int token) { quantize(x, stride, token); });
+    else phase(n_items, body);
+  }
+
+  template <class Epilogue, class Run>
+  void with_items(const cpu::Linear& linear, const Input* x, int stride, int n_rows, const Epilogue& epilogue,
+                  const Run& run) {
     Operands<Product> in;
     if constexpr (kIsInt8)
       in = {model.quantized_input.as<int16_t>(), model.input_scales.as<float>(), size_t(model.quantized_stride),
             size_t(model.quantized_stride / kGroup), static_cast<const char*>(linear.weights), linear.n_in};
     else in = {x, size_t(stride), static_cast<const Weight*>(linear.weights), linear.n_in};
-    multiply(team, in, linear.n_panels, n_rows, epilogue);
+    const Items<Product> items(n_rows, linear.n_panels, model.team->size());
+    run(items.size(), [&](int item) { items.multiply(item, in, epilogue); });
+  }
+
+  template <class Epilogue, class Then>
+  void product(const cpu::Linear& linear, const Input* x, int stride, int n_rows, const Epilogue& epilogue,
+               int n_then, const Then& then) {
+    with_items(linear, x, stride, n_rows, epilogue,
+               [&](int n_items, const auto& body) { phase(n_items, body, n_then, then); });
   }
 
   void attention(int index) {
     const cpu::Layer& layer = model.layers[index];
     product(layer.qkv, normed, model.hidden_stride, rows.n_tokens,
-            Store{model.qkv.as<float>(), size_t(model.qkv_stride), pointer(layer.qkv_bias)});
-    between_phases(team, rows.n_tokens, [&](int token) { keep(index, token); });
-    const int n_items = int(model.attention_items.size());
+            Store{model.qkv.as<float>(), size_t(model.qkv_stride), pointer(layer.qkv_bias)}, rows.n_tokens,
+            [&](int token) { keep(index, token); });
     float* scores = model.scores.as<float>() + size_t(thread) * kMaxQueries * model.score_stride;
-    for (int item; (item = team.claim()) < n_items;)
-      attend_item<Type>(model, rows, index, model.attention_items[item], scores);
-    const Input* attended = model.attended_input.as<Input>();
-    finish(attended, model.query_stride);
-    product(layer.output, attended, model.query_stride, rows.n_tokens,
-            Add{residual, size_t(model.hidden_stride)});
+    phase_before_product(
+        int(model.attention_items.size()),
+        [&](int item) { attend_item<Type>(model, rows, index, model.attention_items[item], scores); },
+        model.attended_input.as<Input>(), model.query_stride);
   }
 
-  void feed_forward(const cpu::Layer& layer) {
+  template <class Then>
+  void feed_forward(const cpu::Layer& layer, int n_then, const Then& then) {
     Input* activated = model.activated_input.as<Input>();
-    product(layer.gate_up, normed, model.hidden_stride, rows.n_tokens,
-            Gate<Input>{activated, size_t(model.inner_stride)});
-    finish(activated, model.inner_stride);
-    product(layer.down, activated, model.inner_stride, rows.n_tokens,
-            Add{residual, size_t(model.hidden_stride)});
+    with_items(layer.gate_up, normed, model.hidden_stride, rows.n_tokens,
+               Gate<Input>{activated, size_t(model.inner_stride)}, [&](int n_items, const auto& body) {
+                 phase_before_product(n_items, body, activated, model.inner_stride);
+               });
+    product(layer.down, activated, model.inner_stride, rows.n_tokens, Add{residual, size_t(model.hidden_stride)},
+            n_then, then);
   }
 
   static const float* pointer(const std::vector<float>& numbers) {

@@ -16,12 +16,12 @@ namespace {
 constexpr int kSpins = 600;
 constexpr int kYields = 40;
 
-void sleep_while(std::atomic<unsigned>& word, unsigned seen) {
-  syscall(SYS_futex, reinterpret_cast<unsigned*>(&word), FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+void sleep_while(std::atomic<uint32_t>& word, uint32_t seen) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
 }
 
-void wake_all(std::atomic<unsigned>& word) {
-  syscall(SYS_futex, reinterpret_cast<unsigned*>(&word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+void wake_all(std::atomic<uint32_t>& word) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
 }  // namespace
@@ -39,44 +39,66 @@ Team::~Team() { stop(); }
 
 void Team::stop() {
   is_stopping_ = true;
-  change(job_);
+  job_.fetch_add(2);
+  wake_sleepers(job_);
   for (std::thread& thread : threads_) thread.join();
 }
 
 void Team::run(Body body, void* argument) {
   body_ = body;
   argument_ = argument;
-  next_item_ = 0;
-  if (n_threads_ > 1) change(job_);
+  first_phase_ = n_completed_.load(std::memory_order_relaxed);
+  job_.fetch_add(1);
+  wake_sleepers(job_);
   body(argument, 0);
-}
-
-void Team::barrier() {
-  if (arrive_last()) release();
-}
-
-bool Team::arrive_last() {
-  const unsigned phase = phase_.load(std::memory_order_relaxed);
-  if (n_arrived_.fetch_add(1, std::memory_order_acq_rel) == n_threads_ - 1) return true;
-  wait_for_change(phase_, phase);
-  return false;
-}
-
-void Team::release() {
-  __atomic_store_n(&next_item_, 0, __ATOMIC_RELAXED);
-  n_arrived_.store(0, std::memory_order_relaxed);
-  change(phase_);
+  // Who is late stays out; who is inside still reads what the caller may take away after this.
+  job_.fetch_add(1);
+  while (const uint32_t n_inside = n_inside_.load()) wait_for_change(n_inside_, n_inside);
 }
 
 void Team::work(int thread) {
-  for (unsigned seen = 0;; ++seen) {
-    wait_for_change(job_, seen);
+  for (uint32_t last_job = 0;;) {
+    const uint32_t job = job_.load();
     if (is_stopping_) return;
-    body_(argument_, thread);
+    if (job % 2 == 0 || job == last_job) {
+      wait_for_change(job_, job);
+      continue;
+    }
+    n_inside_.fetch_add(1);
+    // Both are sequentially consistent: either the caller sees this thread or it the end.
+    if (job_.load() == job) body_(argument_, thread);
+    last_job = job;
+    n_inside_.fetch_sub(1);
+    wake_sleepers(n_inside_);
   }
 }
 
-void Team::wait_for_change(std::atomic<unsigned>& word, unsigned seen) {
+// The next item, or -1 where none is left. The phase goes with the count in one word, so that a
+// thread which comes late cannot take an item of another phase.
+int Team::claim(uint32_t phase, int n_items) {
+  uint64_t claims = claims_.load(std::memory_order_acquire);
+  for (;;) {
+    const int item = int(uint32_t(claims));
+    if (uint32_t(claims >> 32) != phase || item >= n_items) return -1;
+    if (claims_.compare_exchange_weak(claims, claims + 1, std::memory_order_acq_rel)) return item;
+  }
+}
+
+// By the thread that has done the last item; nobody else can claim or do one meanwhile.
+void Team::complete(uint32_t phase) {
+  n_done_.store(0, std::memory_order_relaxed);
+  claims_.store(uint64_t(phase + 1) << 32, std::memory_order_release);
+  n_completed_.store(phase + 1);
+  wake_sleepers(n_completed_);
+}
+
+void Team::wait_for(uint32_t phase) {
+  // Numbers wrap around: what is ahead by less than half of them is later.
+  for (uint32_t now; int32_t((now = n_completed_.load(std::memory_order_acquire)) - phase) <= 0;)
+    wait_for_change(n_completed_, now);
+}
+
+void Team::wait_for_change(std::atomic<uint32_t>& word, uint32_t seen) {
   for (int i = 0; i < kSpins; ++i) {
     if (word.load(std::memory_order_acquire) != seen) return;
     _mm_pause();
@@ -90,9 +112,9 @@ void Team::wait_for_change(std::atomic<unsigned>& word, unsigned seen) {
   n_sleeping_.fetch_sub(1);
 }
 
-void Team::change(std::atomic<unsigned>& word) {
-  word.fetch_add(1);
-  // Both this load and the sleeper's count are sequentially consistent: one sees the other.
+// After a change of word. Both that and this load, the sleeper's count and its look at the word are
+// sequentially consistent: one sees the other.
+void Team::wake_sleepers(std::atomic<uint32_t>& word) {
   if (n_sleeping_.load() != 0) wake_all(word);
 }
 

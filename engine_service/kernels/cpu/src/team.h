@@ -1,14 +1,17 @@
-// The threads of a step: they live as long as the model and meet at one barrier per phase.
+// The threads of a step: they live as long as the model and go through its phases together.
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <thread>
 #include <vector>
 
 namespace cpu {
 
-// A phase is a number of items that the threads claim one by one, so that a thread which loses its
-// core to another process leaves its share to the rest. Who computes an item changes no result.
+// A phase is a number of items that the threads claim one by one; it is over when all items are
+// done, not when all threads have come. So a thread that loses its core to another process leaves
+// its share to the rest, which wait for it only where it holds an item, and at the end of a job.
+// Who computes an item changes no result.
 class Team {
  public:
   using Body = void (*)(void* argument, int thread);
@@ -20,37 +23,59 @@ class Team {
 
   int size() const { return n_threads_; }
 
-  // Runs body on every thread, the caller's being number 0; it must end with a barrier.
+  // Runs body on every thread that comes in time, the caller's being number 0. All of them must go
+  // through the same phases.
   void run(Body body, void* argument);
 
-  // The next item of this phase; at or beyond the number of items there is none left.
-  int claim() { return __atomic_fetch_add(&next_item_, 1, __ATOMIC_RELAXED); }
-
-  // Ends a phase: waits for all threads.
-  void barrier();
-
-  // The same in two parts: true for the last thread to arrive, which may work alone before it
-  // releases the others. For any other thread, returns once it was released.
-  bool arrive_last();
-  void release();
-
  private:
+  friend class Phases;
+
   void stop();
   void work(int thread);
-  void wait_for_change(std::atomic<unsigned>& word, unsigned seen);
-  void change(std::atomic<unsigned>& word);
+  int claim(uint32_t phase, int n_items);
+  void complete(uint32_t phase);
+  void wait_for(uint32_t phase);
+  void wait_for_change(std::atomic<uint32_t>& word, uint32_t seen);
+  void wake_sleepers(std::atomic<uint32_t>& word);
 
   const int n_threads_;
   Body body_ = nullptr;
   void* argument_ = nullptr;
-  bool is_stopping_ = false;
+  uint32_t first_phase_ = 0;
+  std::atomic<bool> is_stopping_{false};
   // Apart in memory, so that waiting for one does not disturb writers of another.
-  alignas(64) int next_item_ = 0;
-  alignas(64) std::atomic<int> n_arrived_{0};
-  alignas(64) std::atomic<unsigned> phase_{0};
-  alignas(64) std::atomic<unsigned> job_{0};
+  alignas(64) std::atomic<uint64_t> claims_{0};      // the phase, and its next item
+  alignas(64) std::atomic<int> n_done_{0};           // items of the phase
+  alignas(64) std::atomic<uint32_t> n_completed_{0};  // phases, which is the number of the present one
+  alignas(64) std::atomic<uint32_t> job_{0};          // odd while one is open
+  alignas(64) std::atomic<uint32_t> n_inside_{0};     // threads in the job beside the caller's
   alignas(64) std::atomic<int> n_sleeping_{0};
   std::vector<std::thread> threads_;
+};
+
+// One thread's way through a job, phase by phase.
+class Phases {
+ public:
+  explicit Phases(Team& team) : team_(team), phase_(team.first_phase_) {}
+
+  // Does body(item) for every item, on all threads, and then last() on one. Returns when all that
+  // is done.
+  template <class Body, class Last>
+  void run(int n_items, const Body& body, const Last& last) {
+    if (n_items == 0) return;
+    for (int item; (item = team_.claim(phase_, n_items)) >= 0;) {
+      body(item);
+      if (team_.n_done_.fetch_add(1, std::memory_order_acq_rel) == n_items - 1) {
+        last();
+        team_.complete(phase_);
+      }
+    }
+    team_.wait_for(phase_++);
+  }
+
+ private:
+  Team& team_;
+  uint32_t phase_;
 };
 
 }  // namespace cpu
