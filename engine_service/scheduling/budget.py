@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence as SequenceOf
 
+from engine_service.scheduling.drafting import StepCost
 from engine_service.scheduling.sequence import Sequence
 
 _MAX_SHRINK = 0.5
@@ -26,17 +27,22 @@ class StepBudget:
     takes is learnt from a small first step.
 
     target_itl_s: how long such a step should take. prefill_slowdown: or how many times as long as
-    one that only decodes, as measured. Of both the smaller counts; with neither, every step's
-    budget is ``max_tokens``.
+    one with the same decodes only would. Of both the smaller counts; with neither, every step's
+    budget is ``max_tokens``. cost: of decodes; it learns here.
     """
 
     def __init__(
-        self, *, max_tokens: int, target_itl_s: float | None, prefill_slowdown: float | None
+        self,
+        *,
+        cost: StepCost,
+        max_tokens: int,
+        target_itl_s: float | None,
+        prefill_slowdown: float | None,
     ) -> None:
+        self._cost = cost
         self._max_tokens = max_tokens
         self._target_itl_s = math.inf if target_itl_s is None else target_itl_s
         self._slowdown = math.inf if prefill_slowdown is None else prefill_slowdown
-        self._decode_s: float | None = None
         self._token_s = 0.0
         self._min_prefill = max(1, max_tokens // _MIN_PREFILL_PART)
         self._tokens: float | None = None
@@ -63,24 +69,24 @@ class StepBudget:
         if not n_decodes:
             return
         if not n_prefill:
-            known_s = step_s if self._decode_s is None else self._decode_s
-            self._decode_s = known_s + _NEWS * (step_s - known_s)
+            self._cost.record(n_tokens=n_decodes, step_s=step_s)
             return
-        if (target_s := self._target_s) < math.inf:
+        if (target_s := self._target_s(n_decodes)) < math.inf:
             self._follow(target_s, n_decodes=n_decodes, n_prefill=n_prefill, step_s=step_s)
 
-    @property
-    def _target_s(self) -> float:
-        if self._decode_s is None:
+    def _target_s(self, n_decodes: int) -> float:
+        decode_s = self._cost.expected_s(n_decodes)
+        if decode_s is None:
             return self._target_itl_s
-        return min(self._target_itl_s, self._slowdown * self._decode_s)
+        return min(self._target_itl_s, self._slowdown * decode_s)
 
     def _first_guess(self, n_decodes: int) -> float:
         """Return a budget for the first step of its kind, from what other steps took."""
-        target_s = self._target_s
+        target_s = self._target_s(n_decodes)
         if target_s == math.inf or not self._token_s:
             return self._max_tokens / 4
-        return n_decodes + max(0.0, target_s - (self._decode_s or 0.0)) / self._token_s
+        decode_s = self._cost.expected_s(n_decodes) or 0.0
+        return n_decodes + max(0.0, target_s - decode_s) / self._token_s
 
     def _follow(self, target_s: float, *, n_decodes: int, n_prefill: int, step_s: float) -> None:
         ratio = target_s / max(step_s, 1e-9)

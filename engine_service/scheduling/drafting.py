@@ -66,6 +66,13 @@ class StepCost:
         self.fixed_tokens = _DEFAULT_FIXED_TOKENS
         self._sums = [0.0] * 5
 
+    def expected_s(self, n_tokens: int) -> float | None:
+        """Return how long a step of so many decoded tokens takes; None before there was one."""
+        n_steps, n_seen, time_s, _, _ = self._sums
+        if not n_steps:
+            return None
+        return time_s * (self.fixed_tokens + n_tokens) / (self.fixed_tokens * n_steps + n_seen)
+
     def record(self, *, n_tokens: int, step_s: float) -> None:
         """Learn from a step."""
         terms = (1.0, n_tokens, step_s, n_tokens * n_tokens, n_tokens * step_s)

@@ -30,7 +30,7 @@ from engine_service.scheduling.batch import Advance, Batch, Failure, Row
 from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.block_tables import BlockTables
 from engine_service.scheduling.budget import StepBudget, has_prefill_room, share_prefill
-from engine_service.scheduling.drafting import Proposer
+from engine_service.scheduling.drafting import Proposer, StepCost
 from engine_service.scheduling.request_queue import RequestQueue
 from engine_service.scheduling.sequence import Sequence, SequenceState
 from engine_service.scheduling.speculation import Speculation
@@ -68,10 +68,12 @@ class Scheduler:
         self.n_preemptions = 0
         self.n_prompt_tokens = 0
         self.n_cached_tokens = 0
-        self.speculation = Speculation(make_proposer)
+        cost = StepCost()
+        self.speculation = Speculation(make_proposer, cost=cost)
         self._max_sequences = max_sequences
         self._max_batched_tokens = max_batched_tokens
         self._budget = StepBudget(
+            cost=cost,
             max_tokens=max_batched_tokens,
             target_itl_s=target_itl_s,
             prefill_slowdown=prefill_slowdown,
@@ -138,11 +140,15 @@ class Scheduler:
             if sequence.state is SequenceState.WAITING:  # else it went with one of its family
                 self._fail(sequence, DeadlineExceeded("the request waited beyond its deadline"))
         rows, prefills = self._decode()
-        budget = self._budget.for_prefill(n_decodes=sum(row.n_new for row in rows))
+        budget = self._budget.for_prefill(n_decodes=len(rows))
         # A sequence preempted just now stays out: when it went nothing was free, and one of its
         # blocks is held since, so that it lacks at least one.
         self._admit(prefills, budget=budget)
         self.suspect = None
+        if not prefills:
+            # Guesses are for what a step has to spare: no prompt waits for them.
+            n_left = self._max_batched_tokens - len(rows)
+            rows = self.speculation.lengthen(rows, tables=self._tables, max_tokens=n_left)
         shares = share_prefill(prefills, budget=budget)
         rows += [self._row(sequence, n_new=n_new) for sequence, n_new in shares]
         if not rows:
@@ -165,7 +171,6 @@ class Scheduler:
         self._budget.record(
             n_decodes=n_decodes, n_prefill=batch.n_tokens - n_decodes, step_s=step_s
         )
-        self.speculation.record(batch, step_s=step_s)
         advances = []
         sampled = iter(token_ids)
         for row in batch.rows:
@@ -237,9 +242,6 @@ class Scheduler:
                 prefills.append(sequence)
             elif self._make_room(sequence, n_new=1):
                 rows.append(self._row(sequence, n_new=1))
-        # At most half of what is left, so that no prompt waits for guesses.
-        n_left = (self._max_batched_tokens - len(rows)) // 2
-        rows = self.speculation.lengthen(rows, tables=self._tables, max_tokens=n_left)
         return rows, [seq for seq in prefills if seq.state is SequenceState.RUNNING]
 
     def _row(self, sequence: Sequence, *, n_new: int) -> Row:

@@ -4,23 +4,24 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 
-from engine_service.scheduling.batch import Batch, Row
+from engine_service.scheduling.batch import Row
 from engine_service.scheduling.block_tables import BlockTables
 from engine_service.scheduling.drafting import MAX_DRAFT, Drafter, Proposer, StepCost
 
 
 class Speculation:
-    """Decides for all sequences of a scheduler; make_proposer: None turns it off.
+    """Decides for all sequences of a scheduler; make_proposer: None turns it off. cost: is learnt
+    by others.
 
     What penalties, masks and the like say of a token depends on those before it: a sequence that
     has a ``sampling_state`` is not drafted for.
     """
 
-    def __init__(self, make_proposer: Callable[[], Proposer] | None) -> None:
+    def __init__(self, make_proposer: Callable[[], Proposer] | None, *, cost: StepCost) -> None:
         self.n_drafted_tokens = 0
         self.n_accepted_tokens = 0
         self._make_proposer = make_proposer
-        self._cost = StepCost()
+        self._cost = cost
 
     def lengthen(self, rows: SequenceOf[Row], *, tables: BlockTables, max_tokens: int) -> list[Row]:
         """Return the rows of decodes with their drafts, ``max_tokens`` of these at most."""
@@ -35,11 +36,6 @@ class Speculation:
                 row = replace(row, n_new=1 + len(draft), draft=draft)
             lengthened.append(row)
         return lengthened
-
-    def record(self, batch: Batch, *, step_s: float) -> None:
-        """Learn from a step what tokens cost, if it only decodes."""
-        if self._make_proposer is not None and all(row.is_decode for row in batch.rows):
-            self._cost.record(n_tokens=batch.n_tokens, step_s=step_s)
 
     def count(self, *, n_drafted: int, n_accepted: int) -> None:
         self.n_drafted_tokens += n_drafted

@@ -50,16 +50,20 @@ class LlamaCpp:
         await self._child.wait_until_healthy(health, timeout_s=START_TIMEOUT_S)
 
     async def run(self, jobs: list[Job], *, concurrency: int) -> list[Answer]:
-        token_ids: dict[int, list[int]] = {}
+        token_ids: dict[int, list[int] | None] = {}
 
         async def run(job: Job, timeline: Timeline) -> None:
             token_ids[id(timeline)] = await self._stream(job, timeline)
 
         timelines = await timelines_of(run, jobs, concurrency=concurrency)
-        return [Answer(timeline, tuple(token_ids[id(timeline)])) for timeline in timelines]
+        found = [(timeline, token_ids[id(timeline)]) for timeline in timelines]
+        return [Answer(timeline, ids and tuple(ids)) for timeline, ids in found]
 
-    async def _stream(self, job: Job, timeline: Timeline) -> list[int]:
-        """Stream one completion; return its tokens."""
+    async def _stream(self, job: Job, timeline: Timeline) -> list[int] | None:
+        """Stream one completion; return its tokens, None where the server kept some back.
+
+        A token that ends within a character is counted by the server and never sent.
+        """
         body = {
             "prompt": job.prompt,
             "n_predict": job.n_new,
@@ -89,7 +93,9 @@ class LlamaCpp:
             if event["stop"]:
                 break
         writer.close()
-        return token_ids
+        if n_unsent := event["tokens_predicted"] - len(token_ids):
+            timeline.saw(n_unsent)
+        return None if n_unsent else token_ids
 
     def pause(self) -> None:
         if self._child is not None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from engine_service.errors import Overloaded, RequestError
 from engine_service.protocol import Standing
 from engine_service.scheduling.budget import StepBudget
+from engine_service.scheduling.drafting import StepCost
 from engine_service.scheduling.scheduler import Scheduler
 from engine_service.scheduling.sequence import Sequence
 from tests.unit.engine.scheduling import (
@@ -299,7 +300,7 @@ def settle(budget: StepBudget, *, n_decodes: int, base_s: float, token_s: float)
 def test_the_budget_settles_where_a_step_takes_the_target(
     base_s: float, token_s: float, expected: int
 ) -> None:
-    budget = StepBudget(max_tokens=512, target_itl_s=0.1, prefill_slowdown=None)
+    budget = StepBudget(cost=StepCost(), max_tokens=512, target_itl_s=0.1, prefill_slowdown=None)
     sizes = settle(budget, n_decodes=16, base_s=base_s, token_s=token_s)
     assert abs(sizes[-1] - expected) <= 1
     assert all(16 <= size <= 496 for size in sizes)
@@ -313,7 +314,7 @@ def test_the_budget_settles_where_a_step_takes_the_target(
 
 
 def test_no_step_takes_much_more_than_a_second() -> None:
-    budget = StepBudget(max_tokens=512, target_itl_s=None, prefill_slowdown=2.5)
+    budget = StepBudget(cost=StepCost(), max_tokens=512, target_itl_s=None, prefill_slowdown=2.5)
     assert budget.for_prefill(n_decodes=0) == 64  # nothing is known yet: a token may take long
     for _ in range(40):
         n_tokens = budget.for_prefill(n_decodes=0)
@@ -325,7 +326,9 @@ def test_no_step_takes_much_more_than_a_second() -> None:
 def test_the_target_may_be_relative_to_a_step_that_only_decodes(
     target_itl_s: float | None, expected: int
 ) -> None:
-    budget = StepBudget(max_tokens=512, target_itl_s=target_itl_s, prefill_slowdown=2.5)
+    budget = StepBudget(
+        cost=StepCost(), max_tokens=512, target_itl_s=target_itl_s, prefill_slowdown=2.5
+    )
     assert budget.for_prefill(n_decodes=16) == 64  # nothing is known yet
     for step_s in (0.05, 0.03) * 50:
         budget.record(n_decodes=16, n_prefill=0, step_s=step_s)
@@ -334,5 +337,5 @@ def test_the_target_may_be_relative_to_a_step_that_only_decodes(
 
 
 def test_without_a_target_every_step_may_be_full() -> None:
-    budget = StepBudget(max_tokens=512, target_itl_s=None, prefill_slowdown=None)
+    budget = StepBudget(cost=StepCost(), max_tokens=512, target_itl_s=None, prefill_slowdown=None)
     assert set(settle(budget, n_decodes=16, base_s=9.0, token_s=9.0)) == {496}
