@@ -27,7 +27,8 @@ class StepBudget:
     takes is learnt from a small first step.
 
     target_itl_s: how long such a step should take. prefill_slowdown: or how many times as long as
-    one with the same decodes only would. Of both the smaller counts; with neither, every step's
+    one with the same decodes only would; where more wait for a first token than for a next one,
+    that times the prompts to a decode. Of both the smaller counts; with neither, every step's
     budget is ``max_tokens``. cost: of decodes; it learns here.
     """
 
@@ -46,13 +47,16 @@ class StepBudget:
         self._token_s = 0.0
         self._min_prefill = max(1, max_tokens // _MIN_PREFILL_PART)
         self._tokens: float | None = None
+        self._prompts_per_decode = 1.0
 
     @property
     def _is_bounded(self) -> bool:
         return min(self._target_itl_s, self._slowdown) < math.inf
 
-    def for_prefill(self, *, n_decodes: int) -> int:
-        """Return how many tokens of prompts may go with so many decodes."""
+    def for_prefill(self, *, n_decodes: int, n_prompts: int) -> int:
+        """Return how many tokens may go with so many decodes, of the prompts there are."""
+        if n_decodes:
+            self._prompts_per_decode = max(1.0, n_prompts / n_decodes)
         left = self._max_tokens - n_decodes
         if not self._is_bounded:
             return left
@@ -78,7 +82,7 @@ class StepBudget:
         decode_s = self._cost.expected_s(n_decodes)
         if decode_s is None:
             return self._target_itl_s
-        return min(self._target_itl_s, self._slowdown * decode_s)
+        return min(self._target_itl_s, self._slowdown * self._prompts_per_decode * decode_s)
 
     def _first_guess(self, n_decodes: int) -> float:
         """Return a budget for the first step of its kind, from what other steps took."""

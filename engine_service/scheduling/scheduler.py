@@ -140,7 +140,8 @@ class Scheduler:
             if sequence.state is SequenceState.WAITING:  # else it went with one of its family
                 self._fail(sequence, DeadlineExceeded("the request waited beyond its deadline"))
         rows, prefills = self._decode()
-        budget = self._budget.for_prefill(n_decodes=len(rows))
+        n_prompts = len(prefills) + len(self._waiting)
+        budget = self._budget.for_prefill(n_decodes=len(rows), n_prompts=n_prompts)
         # A sequence preempted just now stays out: when it went nothing was free, and one of its
         # blocks is held since, so that it lacks at least one.
         self._admit(prefills, budget=budget)
