@@ -92,7 +92,7 @@ def test_each_answer_is_the_one_that_its_seed_gives_alone(model_dir: Path, n_pro
 
 
 def test_the_prompt_is_computed_once_and_its_full_blocks_are_held_once(model_dir: Path) -> None:
-    backend = make_backend(model_dir, max_batched_tokens=512)
+    backend = make_backend(model_dir, max_batched_tokens=512, prefill_slowdown=None)
     backend.add(make_request(0, prompt=range(1, 101), n=8, n_tokens=20))
     backend.step()
     assert backend.stats().n_blocks_free == 32 - 7
