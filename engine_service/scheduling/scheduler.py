@@ -140,7 +140,9 @@ class Scheduler:
             if sequence.state is SequenceState.WAITING:  # else it went with one of its family
                 self._fail(sequence, DeadlineExceeded("the request waited beyond its deadline"))
         rows, prefills = self._decode()
-        n_prompts = len(prefills) + len(self._waiting)
+        # Who finds no place in the batch gains nothing from a larger step.
+        n_places = self._max_sequences - len(self._running)
+        n_prompts = len(prefills) + min(len(self._waiting), n_places)
         budget = self._budget.for_prefill(n_decodes=len(rows), n_prompts=n_prompts)
         # A sequence preempted just now stays out: when it went nothing was free, and one of its
         # blocks is held since, so that it lacks at least one.

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 from engine_service.errors import Overloaded, RequestError
 from engine_service.protocol import Standing
-from engine_service.scheduling.budget import StepBudget
-from engine_service.scheduling.drafting import StepCost
 from engine_service.scheduling.scheduler import Scheduler
 from engine_service.scheduling.sequence import Sequence
 from tests.unit.engine.scheduling import (
@@ -281,78 +279,3 @@ def test_prompts_of_one_length_are_computed_one_after_the_other() -> None:
         for advance in scheduler.update(batch, token_ids=[(1,)] * len(batch.sampled)):
             done.append((step, advance.sequence.key))
     assert done == [(1, 0), (3, 1), (5, 2), (7, 3)]
-
-
-def settle(budget: StepBudget, *, n_decodes: int, base_s: float, token_s: float) -> list[int]:
-    """Run 60 steps that cost ``base_s`` and ``token_s`` a token; return the prefill of each."""
-    sizes = []
-    for _ in range(60):
-        sizes.append(budget.for_prefill(n_decodes=n_decodes, n_prompts=1))
-        step_s = base_s + token_s * (n_decodes + sizes[-1])
-        budget.record(n_decodes=n_decodes, n_prefill=sizes[-1], step_s=step_s)
-    return sizes
-
-
-@pytest.mark.parametrize(
-    ("base_s", "token_s", "expected"),
-    [(0.02, 0.0005, 144), (0.0, 0.00001, 496), (0.2, 0.001, 16)],
-)
-def test_the_budget_settles_where_a_step_takes_the_target(
-    base_s: float, token_s: float, expected: int
-) -> None:
-    budget = StepBudget(cost=StepCost(), max_tokens=512, target_itl_s=0.1, prefill_slowdown=None)
-    sizes = settle(budget, n_decodes=16, base_s=base_s, token_s=token_s)
-    assert abs(sizes[-1] - expected) <= 1
-    assert all(16 <= size <= 496 for size in sizes)
-    # It comes from one side: nothing swings over the target.
-    assert max(sizes[:-1]) <= max(sizes[0], expected) + 1
-    # With nobody to keep waiting the step is as full as a second allows.
-    for _ in range(40):
-        alone = budget.for_prefill(n_decodes=0, n_prompts=1)
-        budget.record(n_decodes=0, n_prefill=alone, step_s=base_s + token_s * alone)
-    assert alone == 512
-
-
-def test_no_step_takes_much_more_than_a_second() -> None:
-    budget = StepBudget(cost=StepCost(), max_tokens=512, target_itl_s=None, prefill_slowdown=2.5)
-    assert (
-        budget.for_prefill(n_decodes=0, n_prompts=1) == 64
-    )  # nothing is known yet: a token may take long
-    for _ in range(40):
-        n_tokens = budget.for_prefill(n_decodes=0, n_prompts=1)
-        budget.record(n_decodes=0, n_prefill=n_tokens, step_s=0.005 * n_tokens)
-    assert n_tokens == 200
-
-
-@pytest.mark.parametrize(("target_itl_s", "expected"), [(None, 144), (0.07, 84), (9.0, 144)])
-def test_the_target_may_be_relative_to_a_step_that_only_decodes(
-    target_itl_s: float | None, expected: int
-) -> None:
-    budget = StepBudget(
-        cost=StepCost(), max_tokens=512, target_itl_s=target_itl_s, prefill_slowdown=2.5
-    )
-    assert budget.for_prefill(n_decodes=16, n_prompts=1) == 64  # nothing is known yet
-    for step_s in (0.05, 0.03) * 50:
-        budget.record(n_decodes=16, n_prefill=0, step_s=step_s)
-    sizes = settle(budget, n_decodes=16, base_s=0.02, token_s=0.0005)
-    assert abs(sizes[-1] - expected) <= 8
-
-
-def test_without_a_target_every_step_may_be_full() -> None:
-    budget = StepBudget(cost=StepCost(), max_tokens=512, target_itl_s=None, prefill_slowdown=None)
-    assert set(settle(budget, n_decodes=16, base_s=9.0, token_s=9.0)) == {496}
-
-
-@pytest.mark.parametrize(("n_prompts", "expected"), [(1, 144), (16, 144), (32, 344), (64, 496)])
-def test_prompts_may_take_more_of_a_step_where_most_wait_for_a_first_token(
-    n_prompts: int, expected: int
-) -> None:
-    budget = StepBudget(
-        cost=StepCost(), max_tokens=512, target_itl_s=None, prefill_slowdown=1 + 7 / 3
-    )
-    for _ in range(60):
-        budget.record(n_decodes=16, n_prefill=0, step_s=0.03)
-        n_prefill = budget.for_prefill(n_decodes=16, n_prompts=n_prompts)
-        step_s = 0.02 + 0.0005 * (16 + n_prefill)
-        budget.record(n_decodes=16, n_prefill=n_prefill, step_s=step_s)
-    assert abs(n_prefill - expected) <= 8
