@@ -34,11 +34,13 @@ _FLAGS: Final = (
     "-Wno-maybe-uninitialized",
 )
 _AVX512_FLAGS: Final = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+_BF16_FLAGS: Final = ("-mavx512vnni", "-mavx512bf16")
 # One source file an instruction set; the others must run on any processor.
 _FLAGS_OF: Final = {
     "isa_avx2.cpp": ("-mavx2", "-mfma"),
     "isa_avx512.cpp": _AVX512_FLAGS,
-    "isa_avx512_bf16.cpp": (*_AVX512_FLAGS, "-mavx512vnni", "-mavx512bf16"),
+    "isa_avx512_bf16.cpp": (*_AVX512_FLAGS, *_BF16_FLAGS),
+    "isa_amx.cpp": (*_AVX512_FLAGS, *_BF16_FLAGS, "-mamx-tile", "-mamx-bf16"),
 }
 
 

@@ -20,7 +20,7 @@ from tests.compiled import compiled_library
 from tests.models import random_model_dir
 
 BLOCK_SIZE, N_BLOCKS, MAX_MODEL_LEN = 16, 128, 128
-INSTRUCTION_SETS = ("AVX-512-BF16", "AVX-512", "AVX2")
+INSTRUCTION_SETS = ("AMX", "AVX-512-BF16", "AVX-512", "AVX2")
 # Sizes that are no multiple of a vector, a pair or a panel.
 SHAPE: dict[str, Any] = {
     "hidden_size": 90,

@@ -1,4 +1,7 @@
 // The functions that Python calls. None throws: 0 or a null pointer says that something is wrong.
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <cstring>
 #include <new>
 
@@ -15,16 +18,26 @@ using cpu::StepRows;
 namespace {
 
 // Best first.
-const InstructionSet* const kSets[] = {&cpu::kAvx512Bf16, &cpu::kAvx512, &cpu::kAvx2};
+const InstructionSet* const kSets[] = {&cpu::kAmx, &cpu::kAvx512Bf16, &cpu::kAvx512, &cpu::kAvx2};
 constexpr int kNSets = sizeof kSets / sizeof kSets[0];
+
+// The operating system saves a thread's tiles only for a process that has asked for it.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
 
 bool is_supported(int set) {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (kSets[set] == &cpu::kAvx512Bf16)
-    return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  const bool avx512_bf16 =
+      avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  if (kSets[set] == &cpu::kAmx)
+    return avx512_bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+           may_use_tiles();
+  if (kSets[set] == &cpu::kAvx512Bf16) return avx512_bf16;
   return kSets[set] == &cpu::kAvx512 ? avx512 : avx2;
 }
 

@@ -48,7 +48,7 @@ void Model::lay_out_weights() {
   std::vector<std::pair<Linear*, size_t>> places;
   size_t n_bytes = 0;
   const auto place = [&](Linear& linear, int n_columns, int n_in) {
-    linear.n_in = round_up(n_in, step);
+    linear.n_in = round_up(n_in, kGroup);
     linear.n_panels = round_up(n_columns, kPanel) / kPanel;
     places.emplace_back(&linear, n_bytes);
     n_bytes += size_t(linear.n_panels) * (linear.n_in / step) * step_bytes;

@@ -74,7 +74,7 @@ inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple 
 // Weights of int8 come by groups of kGroup inputs: the columns' scales, then pairs of inputs.
 struct Linear {
   void* weights = nullptr;
-  int n_in = 0;  // rounded up to pairs or groups
+  int n_in = 0;  // rounded up to groups
   int n_panels = 0;
 
   // Two matrices of equal size may share panels, a vector of columns of the first and one of the
@@ -156,6 +156,6 @@ struct Model {
   void plan_attention(const StepRows& rows);
 };
 
-extern const InstructionSet kAvx512Bf16, kAvx512, kAvx2;
+extern const InstructionSet kAmx, kAvx512Bf16, kAvx512, kAvx2;
 
 }  // namespace cpu

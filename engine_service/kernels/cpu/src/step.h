@@ -7,6 +7,7 @@
 #include "numbers.h"
 #include "product.h"
 #include "int8.h"
+#include "tiles.h"
 #include "attention.h"
 
 namespace {
@@ -17,7 +18,7 @@ using cpu::StepRows;
 // a phase of its own.
 constexpr int kRowsAlone = 3;
 
-// Product: Type itself, or Int8.
+// Product: Type itself, Bfloat16Tiles or Int8.
 template <class Type, class Product>
 struct Step {
   static constexpr bool kIsInt8 = std::is_same_v<Product, Int8>;
@@ -192,15 +193,15 @@ struct Step {
   }
 };
 
-template <class Type>
+template <class Type, class Product>
 void run_step_of(Model& model, const StepRows& rows, int thread) {
   if (model.is_int8()) Step<Type, Int8>{model, rows, thread}.run();
-  else Step<Type, Type>{model, rows, thread}.run();
+  else Step<Type, Product>{model, rows, thread}.run();
 }
 
 void run_step(Model& model, const StepRows& rows, int thread) {
-  if (model.shape.dtype == cpu::kBfloat16) run_step_of<Bfloat16>(model, rows, thread);
-  else run_step_of<Float32>(model, rows, thread);
+  if (model.shape.dtype == cpu::kBfloat16) run_step_of<Bfloat16, Bfloat16Product>(model, rows, thread);
+  else run_step_of<Float32, Float32>(model, rows, thread);
 }
 
 }  // namespace
