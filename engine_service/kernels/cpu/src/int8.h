@@ -55,11 +55,11 @@ inline void add_group(const int16_t* x, size_t x_stride, const int8_t* w, WholeS
 }
 
 template <int kRows>
-__attribute__((noinline)) void accumulate(const Operands<Int8>& in, int row, int panel, V (&to)[kRows][2]) {
+__attribute__((noinline)) void accumulate(const Operands<Int8>& in, const Place& place, V (&to)[kRows][2]) {
   const int n_groups = in.n_in / kGroup;
-  const char* group_bytes = in.weights + size_t(panel) * n_groups * cpu::kGroupBytes;
-  const int16_t* x = in.x + row * in.x_stride;
-  const float* x_scales = in.x_scales + row * in.scale_stride;
+  const char* group_bytes = in.weights + size_t(place.panel) * n_groups * cpu::kGroupBytes;
+  const int16_t* x = in.x + place.row * in.x_stride;
+  const float* x_scales = in.x_scales + place.row * in.scale_stride;
   V sums[kRows][2];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = zero();

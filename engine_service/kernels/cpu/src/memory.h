@@ -1,13 +1,16 @@
-// Memory straight from the operating system: zeroed, and given page by page as it is first touched,
-// so that a large KV pool costs nothing before it is used.
+// Memory straight from the operating system, zeroed.
 #pragma once
 
 #include <sys/mman.h>
 
+#include <atomic>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <new>
+#include <thread>
 #include <utility>
+#include <vector>
 
 namespace cpu {
 
@@ -32,6 +35,22 @@ class Pages {
   }
   ~Pages() {
     if (memory_) munmap(memory_, n_bytes_);
+  }
+
+  // Has every page given now: one by one, as steps come to them, they would cost those steps more
+  // than what they compute. Where the system is too old for that it does so after all.
+  void fill(int n_threads) const {
+    constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE
+    std::vector<std::thread> threads;
+    std::atomic<bool> is_short{false};
+    for (int64_t i = 0; i < n_threads; ++i)
+      threads.emplace_back([&, i] {
+        const size_t n_pages = (n_bytes_ - kLargePage) / kLargePage, first = n_pages * i / n_threads;
+        const size_t n_bytes = (n_pages * (i + 1) / n_threads - first) * kLargePage;
+        if (madvise(as<char>() + first * kLargePage, n_bytes, kPopulateWrite) && errno != EINVAL) is_short = true;
+      });
+    for (std::thread& thread : threads) thread.join();
+    if (is_short) throw std::bad_alloc();
   }
 
   template <class T>

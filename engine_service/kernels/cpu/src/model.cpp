@@ -24,6 +24,7 @@ Model::Model(const Shape& given, const InstructionSet& set) : shape(given), inst
   rotary = scratch(shape, shape.head_dim, shape.max_model_len);
   const size_t kv_elements = size_t(shape.n_layers) * shape.n_blocks * shape.n_kv_heads * kv_head_elements();
   kv = Pages(kv_elements * element_bytes());
+  kv.fill(shape.n_threads);
   residual = scratch(shape, hidden_stride);
   normed_input = scratch(shape, hidden_stride);
   qkv = scratch(shape, qkv_stride);
@@ -120,16 +121,19 @@ void Model::plan_attention(const StepRows& rows) {
   const int n_heads = group < max_queries ? group : max_queries;
   const int n_together = max_queries / n_heads;
   attention_items.clear();
-  // From the back: rows come by length, and the longest should not be begun last.
-  int end = rows.n_tokens;
-  for (int row = rows.n_rows - 1; row >= 0; end -= rows.n_new[row], --row)
-    for (int kv_head = 0; kv_head < shape.n_kv_heads; ++kv_head)
-      for (int head = 0; head < group; head += n_heads)
-        for (int token = end - rows.n_new[row]; token < end; token += n_together) {
+  int end = 0;
+  for (int row = 0; row < rows.n_rows; ++row) {
+    const int start = end;
+    end += rows.n_new[row];
+    // Token by token, as the threads' shares of all other phases go.
+    for (int token = start; token < end; token += n_together)
+      for (int kv_head = 0; kv_head < shape.n_kv_heads; ++kv_head)
+        for (int head = 0; head < group; head += n_heads) {
           const int n_tokens = end - token < n_together ? end - token : n_together;
           const int n = group - head < n_heads ? group - head : n_heads;
           attention_items.push_back({row, token, n_tokens, kv_head, kv_head * group + head, n});
         }
+  }
 }
 
 }  // namespace cpu

@@ -28,7 +28,7 @@ struct Step {
   Model& model;
   const StepRows& rows;
   const int thread;
-  cpu::Phases phases{*model.team};
+  cpu::Phases phases{*model.team, thread};
   const cpu::Shape& shape = model.shape;
   float* const residual = model.residual.as<float>();
   Input* const normed = model.normed_input.as<Input>();
@@ -176,8 +176,7 @@ struct Step {
     }
   }
 
-  // One head of queries or keys, normalised before where the family has weights for that. Explicit
-  // multiply-adds: the compiler may vectorise, but cannot round differently for it.
+  // One head of queries or keys, normalised before where the family has weights for that.
   void rotate(const float* x, const std::vector<float>& weight, const float* angles, float* y) {
     const int half = shape.head_dim / 2;
     float normed_head[cpu::kMaxHeadDim];
@@ -186,7 +185,13 @@ struct Step {
       x = normed_head;
     }
     const float *cosines = angles, *sines = angles + half;
-    for (int i = 0; i < half; ++i) {
+    int i = 0;
+    for (; i + kVector <= half; i += kVector) {
+      const V cosine = load(cosines + i), sine = load(sines + i), first = load(x + i), second = load(x + half + i);
+      store(y + i, fma(first, cosine, sub(zero(), mul(second, sine))));
+      store(y + half + i, fma(second, cosine, mul(first, sine)));
+    }
+    for (; i < half; ++i) {
       y[i] = __builtin_fmaf(x[i], cosines[i], -(x[i + half] * sines[i]));
       y[i + half] = __builtin_fmaf(x[i + half], cosines[i], x[i] * sines[i]);
     }

@@ -26,7 +26,7 @@ void wake_all(std::atomic<uint32_t>& word) {
 
 }  // namespace
 
-Team::Team(int n_threads) : n_threads_(n_threads) {
+Team::Team(int n_threads) : n_threads_(n_threads), shares_(n_threads) {
   try {
     for (int thread = 1; thread < n_threads_; ++thread) threads_.emplace_back(&Team::work, this, thread);
   } catch (...) {
@@ -73,21 +73,29 @@ void Team::work(int thread) {
   }
 }
 
-// The next item, or -1 where none is left. The phase goes with the count in one word, so that a
-// thread which comes late cannot take an item of another phase.
-int Team::claim(uint32_t phase, int n_items) {
-  uint64_t claims = claims_.load(std::memory_order_acquire);
-  for (;;) {
-    const int item = int(uint32_t(claims));
-    if (uint32_t(claims >> 32) != phase || item >= n_items) return -1;
-    if (claims_.compare_exchange_weak(claims, claims + 1, std::memory_order_acq_rel)) return item;
+// An item of the thread's own share or else of another's, or -1 where none is left. The phase goes with
+// the count in one word, so that a thread which comes late cannot take an item of another phase: all
+// of its own were claimed then, so that its word for each share that has any is full or newer.
+int Team::claim(uint32_t phase, int n_items, int thread) {
+  for (int i = 0; i < n_threads_; ++i) {
+    const int64_t owner = (thread + i) % n_threads_;
+    const int first = int(n_items * owner / n_threads_), end = int(n_items * (owner + 1) / n_threads_);
+    if (first == end) continue;
+    std::atomic<uint64_t>& claims = shares_[owner].claims;
+    for (uint64_t seen = claims.load(std::memory_order_acquire);;) {
+      const int32_t age = int32_t(phase - uint32_t(seen >> 32));
+      const uint32_t n_claimed = age == 0 ? uint32_t(seen) : 0;
+      if (age < 0 || n_claimed >= uint32_t(end - first)) break;
+      const uint64_t next = uint64_t(phase) << 32 | (n_claimed + 1);
+      if (claims.compare_exchange_weak(seen, next, std::memory_order_acq_rel)) return first + int(n_claimed);
+    }
   }
+  return -1;
 }
 
 // By the thread that has done the last item; nobody else can claim or do one meanwhile.
 void Team::complete(uint32_t phase) {
   n_done_.store(0, std::memory_order_relaxed);
-  claims_.store(uint64_t(phase + 1) << 32, std::memory_order_release);
   n_completed_.store(phase + 1);
   wake_sleepers(n_completed_);
 }

@@ -33,15 +33,15 @@ template <int kRows>
 constexpr TileShapes kTileShapes{kRows};
 
 constexpr int kTileInputs = 32;          // of one step
-constexpr size_t kStepsAhead = 8;        // weights come from memory, and not by themselves in time
 static_assert(cpu::kGroup % kTileInputs == 0, "weights are padded to whole steps");
 
 template <int kRows>
-__attribute__((noinline)) void accumulate(const Operands<Bfloat16Tiles>& in, int row, int panel, V (&to)[kRows][2]) {
+__attribute__((noinline)) void accumulate(const Operands<Bfloat16Tiles>& in, const Place& place, V (&to)[kRows][2]) {
   constexpr long kWeightStride = kPanel * 2 * sizeof(bf16), kSumStride = kPanel * sizeof(float);
-  constexpr int kStepWeights = kTileInputs * kPanel;
-  const bf16* w = in.weights + size_t(panel) * in.n_in * kPanel;
-  const bf16* x = in.x + row * in.x_stride;
+  constexpr int kStepWeights = kTileInputs * kPanel, kLine = 64;
+  constexpr int kStepLines = kStepWeights * sizeof(bf16) / kLine;
+  const bf16* w = in.weights + size_t(place.panel) * in.n_in * kPanel;
+  const bf16* x = in.x + place.row * in.x_stride;
   const long x_stride = long(in.x_stride * sizeof(bf16));
   _tile_loadconfig(&kTileShapes<kRows>);
   _tile_zero(0);
@@ -50,9 +50,13 @@ __attribute__((noinline)) void accumulate(const Operands<Bfloat16Tiles>& in, int
     _tile_zero(2);
     _tile_zero(3);
   }
+  // Computing keeps pace with memory only where both go on together: a panel's tiles fetch the next
+  // panel, to the second cache, each its share. With one tile it is 12.7 to 9.7 ms for weights of 270 MB.
+  const int n_lines = (kStepLines + place.n_tiles - 1) / place.n_tiles;
+  const char* ahead = reinterpret_cast<const char*>(in.weights + size_t(place.panel + 1) * in.n_in * kPanel) +
+                      size_t(place.tile) * n_lines * kLine * (in.n_in / kTileInputs);
   for (int k = 0; k < in.n_in; k += kTileInputs, x += kTileInputs, w += kStepWeights) {
-    const char* ahead = reinterpret_cast<const char*>(w + kStepsAhead * kStepWeights);
-    for (size_t i = 0; i < kStepWeights * sizeof(bf16); i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
+    for (int line = 0; line < n_lines; ++line, ahead += kLine) _mm_prefetch(ahead, _MM_HINT_T1);
     _tile_loadd(4, x, x_stride);
     _tile_loadd(6, w, kWeightStride);
     _tile_loadd(7, w + kVector * 2, kWeightStride);
