@@ -98,9 +98,15 @@ def systems(
         "ours float32": lambda: our_engine(
             "ours float32", "--dtype", "float32", levels=most, model_dir=model_dir
         ),
-        "ours int8": lambda: our_engine(
-            "ours int8",
-            *("--dtype", "bfloat16", "--quantization", "int8"),
+        report.OURS_PLAIN: lambda: our_engine(
+            report.OURS_PLAIN,
+            *("--dtype", "bfloat16", "--speculation", "off"),
+            levels=levels,
+            model_dir=model_dir,
+        ),
+        report.INT8_PLAIN: lambda: our_engine(
+            report.INT8_PLAIN,
+            *("--dtype", "bfloat16", "--quantization", "int8", "--speculation", "off"),
             levels=few,
             model_dir=model_dir,
         ),

@@ -11,6 +11,9 @@ from typing import Any, Final
 from benchmarks.workload import Measure, median_of
 
 OURS: Final = "ours"
+# Greedy answers to random prompts repeat themselves, which flatters speculation: so once without.
+OURS_PLAIN: Final = "ours, no drafts"
+INT8_PLAIN: Final = "ours int8, no drafts"
 Rounds = Mapping[int, list[Measure]]
 
 
@@ -36,12 +39,18 @@ class Target:
 
 
 TARGETS: Final = (
-    *(Target(OURS, "vLLM", level, "tokens_per_s", least=1.4) for level in (1, 8, 32)),
-    Target(OURS, "vLLM", 64, "tokens_per_s", least=1.25),
-    *(Target(OURS, "vLLM", level, "ttft_ms", most=1.0) for level in (1, 8, 32, 64)),
+    *(
+        target
+        for ours in (OURS, OURS_PLAIN)
+        for target in (
+            *(Target(ours, "vLLM", level, "tokens_per_s", least=1.4) for level in (1, 8, 32)),
+            Target(ours, "vLLM", 64, "tokens_per_s", least=1.25),
+            *(Target(ours, "vLLM", level, "ttft_ms", most=1.0) for level in (1, 8, 32, 64)),
+        )
+    ),
     Target(OURS, "llama.cpp", 1, "tokens_per_s", least=1.2),
     *(Target(OURS, "llama.cpp", level, "tokens_per_s", least=2.0) for level in (8, 32)),
-    Target("ours int8", OURS, 1, "tokens_per_s", least=1.4),
+    Target(INT8_PLAIN, OURS_PLAIN, 1, "tokens_per_s", least=1.4),
     Target("product, HTTP", "product, engine", 32, "tokens_per_s", least=0.85),
     Target("product, HTTP", "vLLM, HTTP", 32, "tokens_per_s", least=1.3),
 )
@@ -116,10 +125,10 @@ def summary(
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the summary for a terminal."""
-    lines = ["at once                      tokens/s   TTFT ms       p95   ITL ms  worst"]
+    lines = ["at once                          tokens/s   TTFT ms       p95   ITL ms  worst"]
     for level, systems in result["levels"].items():
         lines += [
-            f"{level:>7}  {name:18} {m['tokens_per_s']:9.1f} {m['ttft_ms']:9.1f} "
+            f"{level:>7}  {name:22} {m['tokens_per_s']:9.1f} {m['ttft_ms']:9.1f} "
             f"{m['ttft_p95_ms']:9.1f} {m['itl_ms']:8.1f} {m['itl_worst_ms']:6.0f}"
             for name, m in systems.items()
         ]
