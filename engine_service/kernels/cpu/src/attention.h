@@ -6,15 +6,17 @@ namespace {
 using cpu::AttentionItem;
 using cpu::Model;
 
+constexpr int kMostQueries = kMaxQueries > kMaxBfloat16Queries ? kMaxQueries : kMaxBfloat16Queries;
+
 template <class Type>
 struct Queries {
-  const typename Type::Input* q[kMaxQueries];  // rotated and scaled
-  typename Type::Input* out[kMaxQueries];
-  int context_len[kMaxQueries];
+  const typename Type::Input* q[kMostQueries];  // rotated and scaled
+  typename Type::Input* out[kMostQueries];
+  int context_len[kMostQueries];
   int n_context;  // the greatest of these
   const int32_t* block_ids;
   int layer, kv_head;
-  float* scores;  // (kMaxQueries, score_stride)
+  float* scores;  // (kMostQueries, score_stride)
 };
 
 template <class Weight>
@@ -129,9 +131,9 @@ void attend(const Model& model, const Queries<Type>& queries) {
 }
 
 template <class Type, int kQueries = kMaxQueries>
-void attend_of(int n_queries, const Model& model, const Queries<Type>& queries) {
+void attend_queries(int n_queries, const Model& model, const Queries<Type>& queries) {
   if constexpr (kQueries > 1)
-    if (n_queries < kQueries) return attend_of<Type, kQueries - 1>(n_queries, model, queries);
+    if (n_queries < kQueries) return attend_queries<Type, kQueries - 1>(n_queries, model, queries);
   attend<Type, kQueries>(model, queries);
 }
 
@@ -153,7 +155,7 @@ void attend_item(const Model& model, const cpu::StepRows& rows, int layer, const
       queries.context_len[j] = model.position_of_token[token] + 1;
     }
   queries.n_context = queries.context_len[j - 1];
-  attend_of<Type>(j, model, queries);
+  attend_queries(j, model, queries);
 }
 
 }  // namespace

@@ -6,10 +6,11 @@ constexpr int kTileRows = 12;  // by two vectors of outputs; other registers hol
 constexpr int kBfloat16Rows = kTileRows;
 constexpr int kMinChains = 1;
 constexpr int kMaxQueries = 8;
+constexpr int kMaxBfloat16Queries = kMaxQueries;
 }  // namespace
 
 #include "step.h"
 
 namespace cpu {
-const InstructionSet kAvx512 = {"AVX-512", kMaxQueries, run_step};
+const InstructionSet kAvx512 = {"AVX-512", kMaxQueries, kMaxBfloat16Queries, run_step};
 }  // namespace cpu

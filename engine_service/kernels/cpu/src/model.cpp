@@ -35,7 +35,7 @@ Model::Model(const Shape& given, const InstructionSet& set) : shape(given), inst
     quantized_input = Pages(size_t(shape.max_tokens) * quantized_stride * sizeof(int16_t));
     input_scales = scratch(shape, quantized_stride / kGroup);
   }
-  scores = scratch(shape, score_stride, shape.n_threads * set.max_queries);
+  scores = scratch(shape, score_stride, shape.n_threads * std::max(set.max_queries, set.max_bfloat16_queries));
   row_of_token.resize(shape.max_tokens);
   position_of_token.resize(shape.max_tokens);
   team = std::make_unique<Team>(shape.n_threads);
@@ -117,7 +117,8 @@ bool Model::has_blocks(const int32_t* blocks, int n_blocks) const {
 
 void Model::plan_attention(const StepRows& rows) {
   const int group = shape.n_heads / shape.n_kv_heads;
-  const int max_queries = instruction_set.max_queries;
+  const int max_queries =
+      shape.dtype == kBfloat16 ? instruction_set.max_bfloat16_queries : instruction_set.max_queries;
   const int n_heads = group < max_queries ? group : max_queries;
   const int n_together = max_queries / n_heads;
   attention_items.clear();

@@ -100,7 +100,7 @@ using StepFunction = void (*)(Model& model, const StepRows& rows, int thread);
 
 struct InstructionSet {
   const char* name;
-  int max_queries;  // that one attention call takes together
+  int max_queries, max_bfloat16_queries;  // that one attention call takes together
   StepFunction step;
 };
 
@@ -139,7 +139,7 @@ struct Model {
   size_t element_bytes() const { return shape.dtype == kBfloat16 ? 2 : 4; }
   size_t kv_head_elements() const { return size_t(2) * shape.block_size * shape.head_dim; }
   // Keys of one block and K/V head, by runs of 16 tokens: (head_dim / pair, 16, pair). Its values
-  // follow: (block_size, head_dim).
+  // follow: (block_size, head_dim), or (block_size / 2, head_dim, 2) where tiles multiply them.
   template <class T>
   T* keys(int layer, int block, int kv_head) const {
     const size_t place = (size_t(layer) * shape.n_blocks + block) * shape.n_kv_heads + kv_head;

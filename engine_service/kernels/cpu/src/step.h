@@ -9,6 +9,7 @@
 #include "int8.h"
 #include "tiles.h"
 #include "attention.h"
+#include "tile_attention.h"
 
 namespace {
 
@@ -59,6 +60,8 @@ struct Step {
     const Weight* from = model.embedding.as<Weight>() + size_t(rows.token_ids[token]) * shape.hidden;
     float* to = residual + size_t(token) * model.hidden_stride;
     for (int i = 0; i < shape.hidden; ++i) to[i] = to_float(from[i]);
+    // Behind it is what an earlier step left, which may be no number.
+    for (int i = shape.hidden; i < model.hidden_stride; ++i) to[i] = 0.0f;
   }
 
   void norm(int token, const std::vector<float>& weight, int to) {
@@ -123,7 +126,7 @@ struct Step {
     product(layer.qkv, normed, model.hidden_stride, rows.n_tokens,
             Store{model.qkv.as<float>(), size_t(model.qkv_stride), pointer(layer.qkv_bias)}, rows.n_tokens,
             [&](int token) { keep(index, token); });
-    float* scores = model.scores.as<float>() + size_t(thread) * kMaxQueries * model.score_stride;
+    float* scores = model.scores.as<float>() + size_t(thread) * kMostQueries * model.score_stride;
     phase_before_product(
         int(model.attention_items.size()),
         [&](int item) { attend_item<Type>(model, rows, index, model.attention_items[item], scores); },
@@ -171,7 +174,14 @@ struct Step {
                      offset % kVector * Type::kPair;
       for (int i = 0; i < head_dim; i += Type::kPair)
         __builtin_memcpy(keys + size_t(i) * kVector, narrow + i, Type::kPair * sizeof(Weight));
-      Weight* kept = model.values<Weight>(index, block, head) + size_t(offset) * head_dim;
+      Weight* kept = model.values<Weight>(index, block, head);
+#ifdef __AMX_BF16__
+      if constexpr (std::is_same_v<Type, Bfloat16>) {
+        store_value(values, head_dim, offset, kept);
+        continue;
+      }
+#endif
+      kept += size_t(offset) * head_dim;
       for (int i = 0; i < head_dim; i += kVector) store(kept + i, load(values + i));
     }
   }
