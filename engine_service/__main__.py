@@ -6,6 +6,7 @@ the configuration is wrong (starting again will not help), 143 stopped by a seco
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -172,6 +173,9 @@ async def serve(options: Options, *, backend: Backend, frontend: Frontend) -> in
         on_fatal=shutdown.failed,
         max_inbox=options.engine.max_waiting,
     )
+    # Collecting what loading left would halt a step for some 40 ms, again and again.
+    gc.collect()
+    gc.freeze()
     engine.start()
     file = None
     try:

@@ -15,7 +15,7 @@ from engine_service.kernels.cpu.library import Shape
 from engine_service.kernels.cpu.model import CompiledModel, RaggedRows
 from tests.compiled import compiled_library
 
-BLOCK_SIZE, N_BLOCKS, MAX_MODEL_LEN = 16, 128, 128
+BLOCK_SIZE, N_BLOCKS, MAX_MODEL_LEN = 16, 256, 640
 DTYPES = (torch.float32, torch.bfloat16)
 INSTRUCTION_SETS = ("AMX", "AVX-512-BF16", "AVX-512", "AVX2")
 # Sizes that are no multiple of a vector, a pair or a panel.
@@ -28,6 +28,7 @@ SHAPE: dict[str, Any] = {
     "tie_word_embeddings": False,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
     "rms_norm_eps": 1e-6,
+    "max_position_embeddings": MAX_MODEL_LEN,
 }
 PROMPTS = [list(range(3, 3 + n)) for n in (1, 15, 16, 17, 40, 90)]
 
@@ -48,7 +49,7 @@ def shape_of(dtype: torch.dtype, **sizes: int) -> Shape:
     return Shape(**{
         "dtype": DTYPES.index(dtype), "hidden": 90, "inner": 101, "n_layers": 2, "n_heads": 6,
         "n_kv_heads": 2, "head_dim": 16, "vocab": 320, "max_model_len": MAX_MODEL_LEN,
-        "block_size": BLOCK_SIZE, "n_blocks": N_BLOCKS, "max_tokens": 512, "n_threads": 2,
+        "block_size": BLOCK_SIZE, "n_blocks": N_BLOCKS, "max_tokens": 2048, "n_threads": 2,
         "eps": 1e-6, **sizes,
     })  # fmt: skip
 
@@ -119,7 +120,7 @@ def fill(model: CompiledModel, weights: Mapping[str, Tensor], *, head_dim: int) 
 
 
 def last_logits(
-    model: CompiledModel, prompts: Sequence[list[int]], *, chunk: int = 512
+    model: CompiledModel, prompts: Sequence[list[int]], *, chunk: int = 640
 ) -> list[Tensor]:
     """Logits behind each prompt; all together, at most ``chunk`` tokens of each a step."""
     tables, free = [], iter(range(N_BLOCKS))
@@ -147,7 +148,7 @@ def last_logits(
     return [found[key] for key in range(len(prompts))]
 
 
-def logits_of(model: Any) -> Tensor:
-    """(n_prompts, vocab) of transformers behind PROMPTS, in float32."""
+def logits_of(model: Any, prompts: Sequence[list[int]] = PROMPTS) -> Tensor:
+    """(n_prompts, vocab) of transformers behind each prompt, in float32."""
     with torch.inference_mode():
-        return torch.stack([model(torch.tensor([p])).logits[0, -1].float() for p in PROMPTS])
+        return torch.stack([model(torch.tensor([p])).logits[0, -1].float() for p in prompts])

@@ -7,6 +7,7 @@ may take for the prompts in it is off, or one of several.
 """
 
 import argparse
+import gc
 import itertools
 import json
 import os
@@ -74,7 +75,7 @@ class Recorder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Seconds. quiet: the streams alone; busy: while the long prompt was computed."""
+    """Seconds. quiet: the streams alone, before and after; busy: beside the long prompt."""
 
     prefill_slowdown: float | None
     quiet_median_itl_s: float
@@ -117,6 +118,8 @@ class Measurement:
         self._n_keys = 0
 
     def run(self) -> Figures:
+        gc.collect()  # as the engine process does
+        gc.freeze()
         self._engine.start()
         for _ in range(N_STREAMS):
             n_most = self._backend.info.max_model_len - N_STREAM_PROMPT
@@ -131,6 +134,10 @@ class Measurement:
         behind_s = self._ttft(N_SHORT_PROMPT)
         long_end_s = self._recorder.wait_for(long_key, n_tokens=1)
         busy = self._recorder.gaps(start_s=long_at_s, end_s=long_end_s)
+        # The streams grow meanwhile, and with them what a step takes without the long prompt.
+        n_tokens = len(self._recorder.arrivals[0])
+        after_end_s = self._recorder.wait_for(0, n_tokens=n_tokens + N_QUIET_STEPS)
+        quiet += self._recorder.gaps(start_s=long_end_s, end_s=after_end_s)
         self._engine.stop(timeout_s=60.0)
         return Figures(
             prefill_slowdown=self._prefill_slowdown,

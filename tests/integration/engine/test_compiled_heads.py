@@ -58,6 +58,24 @@ def test_float32_is_that_of_transformers(model_dir: Path, instruction_set: str) 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+# Where kernels go through the context in parts, these end in the first, with it, and behind it.
+LONG_PROMPTS = [[(i * 7 + n) % 300 for i in range(n)] for n in (511, 512, 513, 600)]
+
+
+@pytest.mark.parametrize("chunk", [500, 100])
+def test_long_contexts_err_no_more_in_bfloat16_either(
+    model_dir: Path, instruction_set: str, chunk: int
+) -> None:
+    rounded = reference(model_dir, torch.bfloat16)
+    expected = logits_of(rounded, LONG_PROMPTS)
+    exact = logits_of(rounded.float(), LONG_PROMPTS)
+    model = load(model_dir, instruction_set, dtype=torch.bfloat16)
+    found = last_logits(model, LONG_PROMPTS, chunk=chunk)
+    assert (torch.stack(found) - exact).norm() <= (expected - exact).norm()
+    for prompt, logits in zip(LONG_PROMPTS, found, strict=True):
+        assert torch.equal(last_logits(model, [prompt])[0], logits)
+
+
 def test_bfloat16_errs_no_more_than_that_of_transformers(
     model_dir: Path, instruction_set: str
 ) -> None:

@@ -16,7 +16,7 @@ struct Queries {
   int n_context;  // the greatest of these
   const int32_t* block_ids;
   int layer, kv_head;
-  float* scores;  // (kMostQueries, score_stride)
+  float* scratch;  // this thread's own: scores of (kMaxQueries, score_stride), or what tiles need
 };
 
 template <class Weight>
@@ -67,7 +67,7 @@ void score(const Model& model, const Queries<Type>& queries, float* highest_scor
       const int n_left = queries.context_len[j] - run * kVector;
       const V scores = first_lanes(add(sums[j][0], sums[j][1]), n_left, all(-INFINITY));
       best[j] = max(best[j], scores);
-      store(queries.scores + size_t(j) * model.score_stride + run * kVector, scores);
+      store(queries.scratch + size_t(j) * model.score_stride + run * kVector, scores);
     }
   }
   for (int j = 0; j < kQueries; ++j) highest_score[j] = highest(best[j]);
@@ -102,7 +102,7 @@ void gather(const Model& model, const Queries<Type>& queries, const float* total
       for (int n = 0; n < kVectors; ++n) v[n] = load(values + size_t(i) * head_dim + n * kVector);
 #pragma GCC unroll 8
       for (int j = 0; j < kQueries; ++j) {
-        const V weight = all(queries.scores[size_t(j) * model.score_stride + start + i]);
+        const V weight = all(queries.scratch[size_t(j) * model.score_stride + start + i]);
 #pragma GCC unroll 2
         for (int n = 0; n < kVectors; ++n) sums[j][n] = fma(weight, v[n], sums[j][n]);
       }
@@ -118,7 +118,7 @@ void attend(const Model& model, const Queries<Type>& queries) {
   float highest_score[kQueries], totals[kQueries];
   score<Type, kQueries>(model, queries, highest_score);
   for (int j = 0; j < kQueries; ++j) {
-    float* scores = queries.scores + size_t(j) * model.score_stride;
+    float* scores = queries.scratch + size_t(j) * model.score_stride;
     totals[j] = soften(scores, queries.context_len[j], highest_score[j]);
     // What a later query of the call sees beyond this one's context has no weight here.
     for (int i = cpu::round_up(queries.context_len[j], kVector); i < queries.n_context; i += kVector)
@@ -139,13 +139,13 @@ void attend_queries(int n_queries, const Model& model, const Queries<Type>& quer
 
 template <class Type>
 void attend_item(const Model& model, const cpu::StepRows& rows, int layer, const AttentionItem& item,
-                 float* scores) {
+                 float* scratch) {
   using Input = typename Type::Input;
   Queries<Type> queries;
   queries.block_ids = rows.block_ids + rows.table_start[item.row];
   queries.layer = layer;
   queries.kv_head = item.kv_head;
-  queries.scores = scores;
+  queries.scratch = scratch;
   int j = 0;
   for (int token = item.first_token; token < item.first_token + item.n_tokens; ++token)
     for (int head = item.first_head; head < item.first_head + item.n_heads; ++head, ++j) {

@@ -18,7 +18,9 @@ Model::Model(const Shape& given, const InstructionSet& set) : shape(given), inst
   qkv_stride = round_up((shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim, kPanel);
   inner_stride = round_up(shape.inner, kGroup);
   quantized_stride = std::max({hidden_stride, query_stride, inner_stride});
-  score_stride = round_up(shape.max_model_len, kVector);
+  // A line of cache more than a context, which is often a power of two: rows that far apart would all
+  // want the same few places of a cache.
+  score_stride = round_up(shape.max_model_len, kVector) + kVector;
   layers.resize(shape.n_layers);
   lay_out_weights();
   rotary = scratch(shape, shape.head_dim, shape.max_model_len);
@@ -35,7 +37,10 @@ Model::Model(const Shape& given, const InstructionSet& set) : shape(given), inst
     quantized_input = Pages(size_t(shape.max_tokens) * quantized_stride * sizeof(int16_t));
     input_scales = scratch(shape, quantized_stride / kGroup);
   }
-  scores = scratch(shape, score_stride, shape.n_threads * std::max(set.max_queries, set.max_bfloat16_queries));
+  // Scores; or, of bfloat16 by tiles, queries and their sums.
+  attention_scratch_stride =
+      std::max(set.max_queries * score_stride, round_up(set.max_bfloat16_queries * shape.head_dim * 3 / 2, kVector));
+  attention_scratch = scratch(shape, attention_scratch_stride, shape.n_threads);
   row_of_token.resize(shape.max_tokens);
   position_of_token.resize(shape.max_tokens);
   team = std::make_unique<Team>(shape.n_threads);
@@ -121,19 +126,24 @@ void Model::plan_attention(const StepRows& rows) {
       shape.dtype == kBfloat16 ? instruction_set.max_bfloat16_queries : instruction_set.max_queries;
   const int n_heads = group < max_queries ? group : max_queries;
   const int n_together = max_queries / n_heads;
+  constexpr int kLeastTokens = 8;  // of one call, where it is cut for the threads to end together
   attention_items.clear();
+  const int n_items_of_part = shape.n_kv_heads * ((group + n_heads - 1) / n_heads);
   int end = 0;
   for (int row = 0; row < rows.n_rows; ++row) {
-    const int start = end;
-    end += rows.n_new[row];
+    const int start = end, n_new = rows.n_new[row];
+    end += n_new;
+    int n_parts = (n_new + n_together - 1) / n_together;
+    while (n_parts * n_items_of_part < 2 * shape.n_threads && n_new > kLeastTokens * n_parts) ++n_parts;
     // Token by token, as the threads' shares of all other phases go.
-    for (int token = start; token < end; token += n_together)
+    for (int part = 0; part < n_parts; ++part) {
+      const int token = start + int(int64_t(n_new) * part / n_parts);
+      const int n_tokens = start + int(int64_t(n_new) * (part + 1) / n_parts) - token;
       for (int kv_head = 0; kv_head < shape.n_kv_heads; ++kv_head)
-        for (int head = 0; head < group; head += n_heads) {
-          const int n_tokens = end - token < n_together ? end - token : n_together;
-          const int n = group - head < n_heads ? group - head : n_heads;
-          attention_items.push_back({row, token, n_tokens, kv_head, kv_head * group + head, n});
-        }
+        for (int head = 0; head < group; head += n_heads)
+          attention_items.push_back(
+              {row, token, n_tokens, kv_head, kv_head * group + head, std::min(group - head, n_heads)});
+    }
   }
 }
 

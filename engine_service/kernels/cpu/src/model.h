@@ -118,7 +118,7 @@ struct Model {
   const InstructionSet& instruction_set;
   int hidden_stride, query_stride, qkv_stride, inner_stride;  // rounded up to panels and groups
   int quantized_stride;                                       // the greatest that a product reads
-  int score_stride;
+  int score_stride, attention_scratch_stride;
   Pages weights;  // all that is packed: small matrices would get no large pages of their own
   std::vector<Layer> layers;
   Linear head;
@@ -128,7 +128,7 @@ struct Model {
   Pages kv;
 
   // Between phases. "input" is what a product reads: bfloat16 or float32, as the kernels like it.
-  Pages residual, normed_input, qkv, query_input, attended_input, activated_input, scores;
+  Pages residual, normed_input, qkv, query_input, attended_input, activated_input, attention_scratch;
   Pages quantized_input, input_scales;  // for weights of int8: int16, and a float for each group
   std::vector<int32_t> row_of_token, position_of_token;
   std::vector<AttentionItem> attention_items;

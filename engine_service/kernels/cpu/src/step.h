@@ -126,10 +126,10 @@ struct Step {
     product(layer.qkv, normed, model.hidden_stride, rows.n_tokens,
             Store{model.qkv.as<float>(), size_t(model.qkv_stride), pointer(layer.qkv_bias)}, rows.n_tokens,
             [&](int token) { keep(index, token); });
-    float* scores = model.scores.as<float>() + size_t(thread) * kMostQueries * model.score_stride;
+    float* scratch = model.attention_scratch.as<float>() + size_t(thread) * model.attention_scratch_stride;
     phase_before_product(
         int(model.attention_items.size()),
-        [&](int item) { attend_item<Type>(model, rows, index, model.attention_items[item], scores); },
+        [&](int item) { attend_item<Type>(model, rows, index, model.attention_items[item], scratch); },
         model.attended_input.as<Input>(), model.query_stride);
   }
 
