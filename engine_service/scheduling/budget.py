@@ -12,6 +12,7 @@ _MAX_STEP_S = 1.0
 _FIRST_STEP = 64
 _NEWS = 0.2
 _MIN_PREFILL_PART = 32
+_PROMPT_WEIGHT = 3.0
 _CHUNKS_PER_STEP = 8
 _FIRST_PART = 4
 _MAX_LONG_PREFILLS = 4
@@ -27,9 +28,10 @@ class StepBudget:
     takes is learnt from a small first step.
 
     target_itl_s: how long such a step should take. prefill_slowdown: or how many times as long as
-    one with the same decodes only would; where more wait for a first token than for a next one,
-    that times the prompts to a decode. Of both the smaller counts; with neither, every step's
-    budget is ``max_tokens``. cost: of decodes; it learns here.
+    one with the same decodes only would; where many wait for a first token, each of
+    whom counts as three who wait for the next, that times the prompts to a decode. Of both the
+    smaller counts; with neither, every step's budget is ``max_tokens``. cost: of decodes; it
+    learns here.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class StepBudget:
     def for_prefill(self, *, n_decodes: int, n_prompts: int) -> int:
         """Return how many tokens may go with so many decodes, of the prompts there are."""
         if n_decodes:
-            self._prompts_per_decode = max(1.0, n_prompts / n_decodes)
+            self._prompts_per_decode = max(1.0, _PROMPT_WEIGHT * n_prompts / n_decodes)
         left = self._max_tokens - n_decodes
         if not self._is_bounded:
             return left
