@@ -43,7 +43,7 @@ async def test_chat_answers_whole(client: openai.AsyncOpenAI, engine_process: En
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 8
     [row] = await ledger()
     assert answer.system_fingerprint is not None
-    computed = rf"fp_{row.model_version_id}_native_float32_none_(compiled-avx.*|reference)"
+    computed = rf"fp_{row.model_version_id}_native_float32_none_(compiled-a(mx|vx.*)|reference)"
     assert re.fullmatch(computed, answer.system_fingerprint)
     assert row.request_id == answer.id
     assert (row.state, row.outcome, row.finish_reason) == ("settled", "completed", "length")
