@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -23,9 +22,9 @@ class Unavailable(Exception):
 class Child:
     """A process and all its descendants; what it says goes to ``log``."""
 
-    def __init__(self, process: asyncio.subprocess.Process, *, command: str, log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, *, name: str, log: Path) -> None:
         self._process = process
-        self._command = command
+        self._name = name
         self._log = log
 
     @classmethod
@@ -45,7 +44,8 @@ class Child:
                 limit=MAX_LINE_BYTES,
                 start_new_session=True,
             )
-        return cls(process, command=shlex.join(words), log=log)
+        # Its name alone: what failed is kept with the results, where no machine's paths belong.
+        return cls(process, name=Path(words[0]).name, log=log)
 
     @property
     def is_running(self) -> bool:
@@ -81,7 +81,7 @@ class Child:
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line]
         errors = [line for line in lines if "error" in line.lower()]
         said = (errors or lines or ["nothing"])[-1][:500]
-        return Unavailable(f"{self._command}: {what}; it said: {said.strip()}")
+        return Unavailable(f"{self._name}: {what}; it said: {said.strip()}")
 
     def pause(self) -> None:
         """Stop it in its tracks, so that it costs the others nothing."""
