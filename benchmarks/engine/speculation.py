@@ -6,11 +6,13 @@ Rounds alternate the two in one process, so that both see the same machine. ``re
 are a passage said four times, continued greedily; ``random`` ones are random tokens, continued by
 draws at temperature 1. Both must give the same tokens.
 
-All requests come at once and none follows, so that the tokens a second of all of them hang on the
-one that repeats itself least. What the streams themselves see is the median of their own.
+A closed loop: so many requests run at any time, and each that ends is followed by the next. Their
+answers are of unequal lengths, so that they do not all end in one step. Tokens a second are those
+of all answers by the time from the first request to the last answer, prompts included.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -30,6 +32,8 @@ RESULT: Final = Path(__file__).parents[1] / "results" / "speculation.json"
 BATCHES: Final = (1, 8, 32)
 WORKLOADS: Final = ("repetitive", "random")
 N_PROMPT: Final = 128
+REQUESTS_PER_PLACE: Final = 6
+MIN_REQUESTS: Final = 16
 
 
 def make_requests(
@@ -47,7 +51,7 @@ def make_requests(
             sampling=SamplingParams(
                 temperature=0.0 if is_repetitive else 1.0, seed=seed + key, ignore_eos=True
             ),
-            max_new_tokens=n_tokens,
+            max_new_tokens=rng.randint(n_tokens // 2, n_tokens * 3 // 2),
         )
         for key in range(n)
     ]
@@ -55,31 +59,35 @@ def make_requests(
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Once all prompts are computed: tokens a second of all, and of the median stream."""
+    """Of all requests, and of the median one from its first token to its last."""
 
     tokens_per_s: float
     stream_tokens_per_s: float
     answers: dict[int, list[int]]
 
 
-def run(backend: NativeBackend, requests: list[EngineRequest]) -> Run:
-    for request in requests:
+def run(backend: NativeBackend, requests: list[EngineRequest], *, n_at_once: int) -> Run:
+    waiting = iter(requests)
+    for request in itertools.islice(waiting, n_at_once):
         backend.add(request)
     answers: dict[int, list[int]] = {request.key: [] for request in requests}
-    while not all(answers.values()):
-        for output in backend.step():
-            answers[output.key] += output.token_ids
-    n_before = {key: len(token_ids) for key, token_ids in answers.items()}
-    ended_s: dict[int, float] = {}
+    first_s: dict[int, float] = {}
+    rates = []
     started_s = time.perf_counter()
     while backend.has_work():
-        for output in backend.step():
+        outputs = backend.step()
+        now_s = time.perf_counter()
+        for output in outputs:
             answers[output.key] += output.token_ids
-            ended_s[output.key] = time.perf_counter() - started_s
-    n_new = {key: len(answers[key]) - n_before[key] for key in ended_s}
+            first_s.setdefault(output.key, now_s)
+            if output.finish_reason is not None:
+                rates.append((len(answers[output.key]) - 1) / (now_s - first_s[output.key]))
+                for request in itertools.islice(waiting, 1):
+                    backend.add(request)
+    n_tokens = sum(map(len, answers.values()))
     return Run(
-        tokens_per_s=sum(n_new.values()) / max(ended_s.values()),
-        stream_tokens_per_s=statistics.median(n_new[key] / ended_s[key] for key in ended_s),
+        tokens_per_s=n_tokens / (time.perf_counter() - started_s),
+        stream_tokens_per_s=statistics.median(rates),
         answers=answers,
     )
 
@@ -87,7 +95,7 @@ def run(backend: NativeBackend, requests: list[EngineRequest]) -> Run:
 def compare(
     backends: dict[SpeculationName, NativeBackend], workload: str, *, n: int, args: Any
 ) -> dict[str, Any]:
-    """Alternate the two; return medians, their ratio and what was accepted."""
+    """Alternate the two, ``n`` at once; return medians, their ratio and what was accepted."""
     runs: dict[SpeculationName, list[Run]] = {name: [] for name in backends}
     before = backends["ngram"].stats()
     n_differences = 0
@@ -96,12 +104,12 @@ def compare(
         for name in SPECULATION_NAMES if round_ % 2 else reversed(SPECULATION_NAMES):
             requests = make_requests(
                 workload,
-                n=n,
+                n=max(MIN_REQUESTS, n * REQUESTS_PER_PLACE),
                 n_tokens=args.n_tokens,
                 vocab_size=backends[name].info.vocab_size,
                 seed=round_ * 1000,
             )
-            found[name] = run(backends[name], requests)
+            found[name] = run(backends[name], requests, n_at_once=n)
             if round_:
                 runs[name].append(found[name])
         plain, guessed = found["off"].answers, found["ngram"].answers

@@ -11,7 +11,8 @@ _MAX_GROWTH = 1.25
 _MAX_STEP_S = 1.0
 _FIRST_STEP = 64
 _NEWS = 0.2
-_MIN_PREFILL_PART = 32
+_MIN_PREFILL_PART = 64
+_STEPS_PER_LOOK = 32
 _PROMPT_WEIGHT = 3.0
 _CHUNKS_PER_STEP = 8
 _FIRST_PART = 4
@@ -30,8 +31,9 @@ class StepBudget:
     target_itl_s: how long such a step should take. prefill_slowdown: or how many times as long as
     one with the same decodes only would; where many wait for a first token, each of
     whom counts as three who wait for the next, that times the prompts to a decode. Of both the
-    smaller counts; with neither, every step's budget is ``max_tokens``. cost: of decodes; it
-    learns here.
+    smaller counts; with neither, every step's budget is ``max_tokens``. While prompts go on and on,
+    a step now and then has none, to see what decodes alone take by now. cost: of decodes; it learns
+    here.
     """
 
     def __init__(
@@ -50,18 +52,24 @@ class StepBudget:
         self._min_prefill = max(1, max_tokens // _MIN_PREFILL_PART)
         self._tokens: float | None = None
         self._prompts_per_decode = 1.0
+        self._n_mixed = 0  # steps since the last that only decoded
 
     @property
     def _is_bounded(self) -> bool:
         return min(self._target_itl_s, self._slowdown) < math.inf
 
-    def for_prefill(self, *, n_decodes: int, n_prompts: int) -> int:
-        """Return how many tokens may go with so many decodes, of the prompts there are."""
-        if n_decodes:
-            self._prompts_per_decode = max(1.0, _PROMPT_WEIGHT * n_prompts / n_decodes)
+    def for_prefill(self, *, n_streams: int, n_decodes: int, n_prompts: int) -> int:
+        """Return how many tokens may go with so many decodes, of the prompts there are.
+
+        n_streams: whose next tokens these decodes are; with their drafts there are more.
+        """
+        if n_streams:
+            self._prompts_per_decode = max(1.0, _PROMPT_WEIGHT * n_prompts / n_streams)
         left = self._max_tokens - n_decodes
         if not self._is_bounded:
             return left
+        if n_decodes and self._slowdown < math.inf and self._n_mixed >= _STEPS_PER_LOOK:
+            return 0
         most = _MAX_STEP_S / self._token_s if self._token_s else _FIRST_STEP
         if n_decodes:
             most = min(most, round(self._tokens or self._first_guess(n_decodes)) - n_decodes)
@@ -74,6 +82,7 @@ class StepBudget:
             self._token_s = known_s + _NEWS * (step_s / (n_decodes + n_prefill) - known_s)
         if not n_decodes:
             return
+        self._n_mixed = self._n_mixed + 1 if n_prefill else 0
         if not n_prefill:
             self._cost.record(n_tokens=n_decodes, step_s=step_s)
             return

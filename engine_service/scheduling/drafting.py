@@ -21,6 +21,7 @@ _DEFAULT_FIXED_TOKENS: Final = 8.0
 _MIN_FIXED_TOKENS: Final = 0.5
 _MAX_FIXED_TOKENS: Final = 64.0
 _STEPS_KEPT: Final = 0.98
+_NEWS: Final = 0.2
 
 
 class Proposer(Protocol):
@@ -59,22 +60,26 @@ class PromptLookup:
 class StepCost:
     """How the time of a step grows with its tokens: fixed_tokens of them take as long as the rest.
 
-    A least-squares line through the steps that only decode, the old ones forgotten.
+    A least-squares line through the steps that only decode, the old ones forgotten. How far above
+    or below it the newest were is followed faster: contexts grow.
     """
 
     def __init__(self) -> None:
         self.fixed_tokens = _DEFAULT_FIXED_TOKENS
         self._sums = [0.0] * 5
+        self._token_s: float | None = None
 
     def expected_s(self, n_tokens: int) -> float | None:
         """Return how long a step of so many decoded tokens takes; None before there was one."""
-        n_steps, n_seen, time_s, _, _ = self._sums
-        if not n_steps:
+        if self._token_s is None:
             return None
-        return time_s * (self.fixed_tokens + n_tokens) / (self.fixed_tokens * n_steps + n_seen)
+        return self._token_s * (self.fixed_tokens + n_tokens)
 
     def record(self, *, n_tokens: int, step_s: float) -> None:
         """Learn from a step."""
+        token_s = step_s / (self.fixed_tokens + n_tokens)
+        known_s = token_s if self._token_s is None else self._token_s
+        self._token_s = known_s + _NEWS * (token_s - known_s)
         terms = (1.0, n_tokens, step_s, n_tokens * n_tokens, n_tokens * step_s)
         self._sums = [a * _STEPS_KEPT + b for a, b in zip(self._sums, terms, strict=True)]
         n, x, y, xx, xy = self._sums

@@ -33,7 +33,7 @@ from engine_service.scheduling.budget import StepBudget, has_prefill_room, share
 from engine_service.scheduling.drafting import Proposer, StepCost
 from engine_service.scheduling.request_queue import RequestQueue
 from engine_service.scheduling.sequence import Sequence, SequenceState
-from engine_service.scheduling.speculation import Speculation
+from engine_service.scheduling.speculation import Speculation, lengthen
 from engine_service.scheduling.standing import check_standing
 
 _WINDOW_WAITS = 512
@@ -143,15 +143,21 @@ class Scheduler:
         # Who finds no place in the batch gains nothing from a larger step.
         n_places = self._max_sequences - len(self._running)
         n_prompts = len(prefills) + min(len(self._waiting), n_places)
-        budget = self._budget.for_prefill(n_decodes=len(rows), n_prompts=n_prompts)
+        drafts = self.speculation.draft(rows, max_tokens=self._max_drafted(rows, n_prompts))
+        budget = self._budget.for_prefill(
+            n_streams=len(rows),
+            n_decodes=len(rows) + sum(map(len, drafts)),
+            n_prompts=n_prompts,
+        )
         # A sequence preempted just now stays out: when it went nothing was free, and one of its
         # blocks is held since, so that it lacks at least one.
         self._admit(prefills, budget=budget)
         self.suspect = None
-        if not prefills:
-            # Guesses are for what a step has to spare: no prompt waits for them.
-            n_left = self._max_batched_tokens - len(rows)
-            rows = self.speculation.lengthen(rows, tables=self._tables, max_tokens=n_left)
+        # Guesses come last: no prompt waits for a block that one of them holds.
+        rows = [
+            lengthen(row, draft=draft, tables=self._tables)
+            for row, draft in zip(rows, drafts, strict=True)
+        ]
         shares = share_prefill(prefills, budget=budget)
         rows += [self._row(sequence, n_new=n_new) for sequence, n_new in shares]
         if not rows:
@@ -246,6 +252,11 @@ class Scheduler:
             elif self._make_room(sequence, n_new=1):
                 rows.append(self._row(sequence, n_new=1))
         return rows, [seq for seq in prefills if seq.state is SequenceState.RUNNING]
+
+    def _max_drafted(self, rows: SequenceOf[Row], n_prompts: int) -> int:
+        """Return how many tokens of the step may be guesses; prompts are sure of the other half."""
+        n_left = self._max_batched_tokens - len(rows)
+        return n_left // 2 if n_prompts else n_left
 
     def _row(self, sequence: Sequence, *, n_new: int) -> Row:
         """Return a sequence's row; where it reaches the prompt's end the forks start."""

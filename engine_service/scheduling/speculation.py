@@ -23,19 +23,16 @@ class Speculation:
         self._make_proposer = make_proposer
         self._cost = cost
 
-    def lengthen(self, rows: SequenceOf[Row], *, tables: BlockTables, max_tokens: int) -> list[Row]:
-        """Return the rows of decodes with their drafts, ``max_tokens`` of these at most."""
+    def draft(self, rows: SequenceOf[Row], *, max_tokens: int) -> list[tuple[int, ...]]:
+        """Return what follows the newest token of each row, ``max_tokens`` guesses at most."""
         if self._make_proposer is None:
-            return list(rows)
-        lengthened = []
+            return [()] * len(rows)
+        drafts = []
         for row in rows:
             draft = self._draft(row, n_rows=len(rows), most=min(MAX_DRAFT, max_tokens))
-            if draft:
-                draft = draft[: tables.extend_freely(row.sequence, n_new=1 + len(draft)) - 1]
-                max_tokens -= len(draft)
-                row = replace(row, n_new=1 + len(draft), draft=draft)
-            lengthened.append(row)
-        return lengthened
+            max_tokens -= len(draft)
+            drafts.append(draft)
+        return drafts
 
     def count(self, *, n_drafted: int, n_accepted: int) -> None:
         self.n_drafted_tokens += n_drafted
@@ -50,3 +47,11 @@ class Speculation:
             sequence.drafter = Drafter(self._make_proposer())
         assert sequence.drafter is not None
         return sequence.drafter.draft(sequence.token_ids, cost=self._cost, n_rows=n_rows, most=most)
+
+
+def lengthen(row: Row, *, draft: tuple[int, ...], tables: BlockTables) -> Row:
+    """Return the row with as much of its draft as free blocks allow."""
+    if not draft:
+        return row
+    draft = draft[: tables.extend_freely(row.sequence, n_new=1 + len(draft)) - 1]
+    return replace(row, n_new=1 + len(draft), draft=draft)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.engine.long_prompt import KV_CACHE_TOKENS, Measurement
+from benchmarks.engine.long_prompt import KV_CACHE_TOKENS, measure
 from engine_service.backends.base import EngineRequest
 from engine_service.backends.native import NativeBackend
 from engine_service.config import EngineConfig
@@ -66,7 +66,7 @@ def test_streams_wait_three_times_the_median_at_most_and_a_short_prompt_twice() 
         speculation="off",
         n_threads=os.cpu_count(),  # not what another test has left torch with
     )
-    runs = [Measurement(config).run() for _ in range(3)]
+    runs = [measure(config) for _ in range(3)]
     print(*runs, sep="\n")
     assert statistics.median(run.worst_by_median for run in runs) <= 3.0
     assert statistics.median(run.short_ratio for run in runs) <= 2.0

@@ -224,3 +224,37 @@ def test_the_distribution_is_the_exact_one_whatever_is_drafted() -> None:
     for place in counts:
         found = ((place - place.sum() * expected) ** 2 / (place.sum() * expected)).sum()
         assert found < 24.3
+
+
+def test_guesses_and_prompts_share_a_step(model_dir: Path) -> None:
+    """And none of them waits for the other: the prompt has half of what the streams leave."""
+    prompt = tuple(range(100, 160))
+    streams = [make_request(key, n_tokens=100) for key in range(3)]
+    plain = make_backend(model_dir, speculation="off")
+    expected = run(plain, [*streams, make_request(9, prompt=prompt)])
+    known = [(*PASSAGE * 3, *tokens(expected[key, 0])) for key in range(3)]
+
+    backend = make_backend(model_dir, max_batched_tokens=32, max_sequences=4, prefill_slowdown=None)
+    guess_from(backend, known)
+    for request in streams:
+        backend.add(request)
+    found: Answers = defaultdict(list)
+    n_of_prompt: list[int] = []
+    n_drafted_beside = 0
+    for step in range(1000):
+        if step == 6:
+            backend.add(make_request(9, prompt=prompt))
+        for output in backend.step():
+            found[output.key, output.choice].append(output)
+        batch = backend._batch
+        assert batch is not None
+        n_new = sum(row.n_new for row in batch.rows if row.sequence.key == 9 and row.draft == ())
+        if step >= 6 and n_new > 1:
+            n_of_prompt.append(n_new)
+            n_drafted_beside += sum(len(row.draft) for row in batch.rows)
+        if not backend.has_work():
+            break
+    assert n_drafted_beside > 0
+    assert sum(n_of_prompt) == len(prompt)
+    assert all(n >= (32 - 3) // 2 for n in n_of_prompt[:-1])
+    same(found, expected)

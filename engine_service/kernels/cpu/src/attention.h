@@ -16,7 +16,7 @@ struct Queries {
   int n_context;  // the greatest of these
   const int32_t* block_ids;
   int layer, kv_head;
-  float* scratch;  // this thread's own: scores of (kMaxQueries, score_stride), or what tiles need
+  float* scratch;  // this thread's own: scores of (kMaxQueries, score_stride), or what part_attention.h needs
 };
 
 template <class Weight>

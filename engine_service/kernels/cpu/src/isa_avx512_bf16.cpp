@@ -6,7 +6,7 @@ constexpr int kTileRows = 12;  // by two vectors of outputs; other registers hol
 constexpr int kBfloat16Rows = kTileRows;
 constexpr int kMinChains = 8;  // of the several cycles that a step of whole numbers takes
 constexpr int kMaxQueries = 8;
-constexpr int kMaxBfloat16Queries = kMaxQueries;
+constexpr int kMaxBfloat16Queries = 128;
 }  // namespace
 
 #include "step.h"

@@ -139,7 +139,8 @@ struct Model {
   size_t element_bytes() const { return shape.dtype == kBfloat16 ? 2 : 4; }
   size_t kv_head_elements() const { return size_t(2) * shape.block_size * shape.head_dim; }
   // Keys of one block and K/V head, by runs of 16 tokens: (head_dim / pair, 16, pair). Its values
-  // follow: (block_size, head_dim), or (block_size / 2, head_dim, 2) where tiles multiply them.
+  // follow: (block_size, head_dim), or (block_size / 2, head_dim, 2) where the processor multiplies
+  // pairs of bfloat16.
   template <class T>
   T* keys(int layer, int block, int kv_head) const {
     const size_t place = (size_t(layer) * shape.n_blocks + block) * shape.n_kv_heads + kv_head;

@@ -9,7 +9,7 @@
 #include "int8.h"
 #include "tiles.h"
 #include "attention.h"
-#include "tile_attention.h"
+#include "part_attention.h"
 
 namespace {
 
@@ -175,7 +175,7 @@ struct Step {
       for (int i = 0; i < head_dim; i += Type::kPair)
         __builtin_memcpy(keys + size_t(i) * kVector, narrow + i, Type::kPair * sizeof(Weight));
       Weight* kept = model.values<Weight>(index, block, head);
-#ifdef __AMX_BF16__
+#ifdef __AVX512BF16__
       if constexpr (std::is_same_v<Type, Bfloat16>) {
         store_value(values, head_dim, offset, kept);
         continue;
