@@ -24,7 +24,9 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 # Long enough that a test can look at a request while it runs.
-CONTEXT_LENGTH = 8192
+CONTEXT_LENGTH = 16_384
+# Takes seconds also on a fast machine: for tests of what happens meanwhile.
+LONG_ANSWER = 16_000
 
 
 @dataclass

@@ -15,7 +15,7 @@ from apps.metering.models import UsageRecord
 from apps.rbac.models import ApiToken
 from apps.routing.models import Route
 from tests.integration.gateway.conftest import MODEL, chat
-from tests.processes import CONTEXT_LENGTH, EngineRun
+from tests.processes import CONTEXT_LENGTH, LONG_ANSWER, EngineRun
 from tests.waiting import wait_until, wait_until_async
 
 
@@ -235,20 +235,20 @@ async def test_request_deadline(
     client: openai.AsyncOpenAI, engine_process: EngineRun, settings: Any
 ) -> None:
     settings.GATEWAY_REQUEST_TIMEOUT_S = 0.2
-    body = chat(max_tokens=6000)
+    body = chat(max_tokens=LONG_ANSWER)
     with pytest.raises(openai.InternalServerError) as late:
         await client.chat.completions.create(**body, extra_body={"ignore_eos": True})
     assert (late.value.status_code, body_of(late.value)["code"]) == (504, "request_timeout")
     row = await database_hop(UsageRecord.objects.get)
     assert (row.state, row.outcome, row.error_code) == ("settled", "failed", "request_timeout")
-    assert 0 < row.n_completion_tokens < 6000
+    assert 0 < row.n_completion_tokens < LONG_ANSWER
     wait_until("the engine to be idle", engine_process.is_idle)
 
 
 async def test_interruption_ends_streams_in_band(
     http: httpx.AsyncClient, runtime: GatewayRuntime, engine_process: EngineRun
 ) -> None:
-    body = chat(max_tokens=6000, ignore_eos=True, stream=True)
+    body = chat(max_tokens=LONG_ANSWER, ignore_eos=True, stream=True)
     request = asyncio.ensure_future(http.post("/v1/chat/completions", json=body))
     await wait_until_async("the stream to run", lambda: engine_process.stats().n_running == 1)
     runtime.is_draining = True

@@ -19,10 +19,10 @@ from apps.rbac.services import api_token_revoke
 from apps.tenants.models import Tenant
 from tests.integration.gateway.conftest import chat
 from tests.integration.gateway.streams import closed_with, ends, opened, receive, send, until
-from tests.processes import EngineRun, ServerRun
+from tests.processes import LONG_ANSWER, EngineRun, ServerRun
 from tests.waiting import wait_until_async
 
-LONG = {"max_tokens": 6000, "ignore_eos": True}
+LONG = {"max_tokens": LONG_ANSWER, "ignore_eos": True}
 
 
 async def test_one_request(server: ServerRun, token: ApiToken) -> None:
@@ -105,7 +105,7 @@ async def test_requests_run_side_by_side_and_one_is_cancelled(
         finished = (await until(ws, ends("long")))[-1]
         assert (finished["type"], finished["finish_reason"]) == ("finished", "cancelled")
         usage = finished["usage"]
-        assert usage["prompt_tokens"] == 24 and 0 < usage["completion_tokens"] < 6000
+        assert usage["prompt_tokens"] == 24 and 0 < usage["completion_tokens"] < LONG_ANSWER
         await wait_until_async("the engine to be idle", engine_process.is_idle)
         await send(ws, type="ping", nonce="x")
         assert await receive(ws) == {"type": "pong", "nonce": "x"}
