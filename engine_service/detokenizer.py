@@ -80,10 +80,10 @@ class IncrementalDecoder:
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """Text that may be shown; ``stopped`` says that a stop string was completed after it."""
+    """Text that may be shown; ``stop``: the stop string that was completed after it."""
 
     text: str
-    stopped: bool
+    stop: str | None = None
 
 
 class StopStrings:
@@ -100,7 +100,7 @@ class StopStrings:
     def push(self, text: str) -> TextPiece:
         """Return the text that can no longer become part of a stop string."""
         if not self._stop:
-            return TextPiece(text, stopped=False)
+            return TextPiece(text)
         text = self._held + text
         ends = [
             (start + len(stop), start)
@@ -109,10 +109,11 @@ class StopStrings:
         ]
         if ends:
             self._held = ""
-            return TextPiece(text[: min(ends)[1]], stopped=True)
-        cut = min((_partial_start(text, stop) for stop in self._stop), default=len(text))
+            end, start = min(ends)
+            return TextPiece(text[:start], stop=text[start:end])
+        cut = min((partial_start(text, stop) for stop in self._stop), default=len(text))
         self._held = text[cut:]
-        return TextPiece(text[:cut], stopped=False)
+        return TextPiece(text[:cut])
 
     def flush(self) -> str:
         """Return what was held back; no more text will come."""
@@ -120,7 +121,7 @@ class StopStrings:
         return text
 
 
-def _partial_start(text: str, stop: str) -> int:
+def partial_start(text: str, stop: str) -> int:
     """Return where the longest end of ``text`` begins that is a proper beginning of ``stop``."""
     start = max(0, len(text) - len(stop) + 1)
     while (start := text.find(stop[0], start)) >= 0:
@@ -133,7 +134,7 @@ def _partial_start(text: str, stop: str) -> int:
 class Detokenizer:
     """The text of one generation: whole characters, stop strings taken out, end tokens unseen.
 
-    min_tokens: the text of so many is not searched for stop strings.
+    min_tokens: the text of so many is not searched for stop strings. stop: the one that ended it.
     """
 
     def __init__(
@@ -146,9 +147,13 @@ class Detokenizer:
     ) -> None:
         self._min_tokens = min_tokens
         self._ids = IncrementalDecoder(decoder, special_ids=special_ids)
-        self._stop = StopStrings(stop)
+        self._strings = StopStrings(stop)
         self.n_tokens = 0
-        self.stopped = False
+        self.stop: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop is not None
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Return the text to show. Ids after a completed stop string are not counted."""
@@ -160,8 +165,8 @@ class Detokenizer:
             if self.n_tokens <= self._min_tokens:
                 text += self._ids.push(token_id)
                 continue
-            piece = self._stop.push(self._ids.push(token_id))
-            self.stopped = piece.stopped
+            piece = self._strings.push(self._ids.push(token_id))
+            self.stop = piece.stop
             text += piece.text
         return text
 
@@ -169,6 +174,6 @@ class Detokenizer:
         """Return the text that was held back; call it once, after the last ids."""
         if self.stopped:
             return ""
-        piece = self._stop.push(self._ids.flush())
-        self.stopped = piece.stopped
-        return piece.text + self._stop.flush()
+        piece = self._strings.push(self._ids.flush())
+        self.stop = piece.stop
+        return piece.text + self._strings.flush()

@@ -13,20 +13,44 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jinja2 import TemplateError
 
+from engine_service.conversation.answer_parser import (
+    THINK,
+    THINK_END,
+    AnswerParser,
+    Reasoning,
+)
+from engine_service.conversation.rendering import n_chars, offered_tools, template_arguments
+from engine_service.conversation.tool_format import ToolFormat, tool_format
 from engine_service.detokenizer import Detokenizer
 from engine_service.errors import ModelError, RequestError, WrongTask
+from engine_service.grammar.checker import TokenizerSpec
+from engine_service.grammar.compiler import Constraint, GrammarCompiler
 from engine_service.protocol import (
     MAX_EMBED_INPUTS,
+    MAX_TOKENIZE_INPUTS,
     NO_STANDING,
     ChatPrompt,
+    Detokenize,
+    Detokenized,
     Embed,
     Prepare,
     Prompt,
     SamplingParams,
     Standing,
+    TextAnswer,
     TextPrompt,
+    TextQuestion,
+    Tokenize,
+    Tokenized,
+    TokenizedInputs,
+    TokenizeInputs,
 )
-from engine_service.validation import validate_cache_tags, validate_inputs, validate_request
+from engine_service.validation import (
+    validate_cache_tags,
+    validate_inputs,
+    validate_request,
+    validate_tokens,
+)
 
 if TYPE_CHECKING:
     from engine_service.backends.base import ModelInfo
@@ -38,7 +62,11 @@ _MAX_REASON_CHARS: Final = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedPrompt:
-    """A request that the engine can run as it stands."""
+    """A request that the engine can run as it stands.
+
+    constraint: what its answers are held to. reasoning, tools: what its answers' texts are
+    searched for.
+    """
 
     token_ids: tuple[int, ...]
     sampling: SamplingParams
@@ -46,6 +74,9 @@ class PreparedPrompt:
     cache_salt: str
     cache_tags: tuple[str, ...] = ()
     standing: Standing = NO_STANDING
+    constraint: Constraint | None = None
+    reasoning: Reasoning = "off"
+    tools: ToolFormat | None = None
 
 
 def load_tokenizer(model_dir: Path) -> Any:
@@ -77,6 +108,15 @@ class Frontend:
         self._info = info
         added: Mapping[int, Any] = self._decoder.get_added_tokens_decoder()
         self._special_ids = frozenset(key for key, token in added.items() if token.special)
+        self._template = str(tokenizer.chat_template or "")
+        self._tool_format = tool_format(self._template)
+        self._grammars = GrammarCompiler(
+            TokenizerSpec(
+                tokenizer=self._decoder.to_str(),
+                vocab_size=info.vocab_size,
+                eos_token_ids=tuple(sorted(info.eos_token_ids)),
+            )
+        )
         self._max_text_chars = info.max_model_len * max(map(len, tokenizer.get_vocab()))
         self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="frontend")
 
@@ -94,7 +134,7 @@ class Frontend:
         if self._info.task != "generate":
             raise WrongTask(param=_param_of(request.prompt))
         validate_cache_tags(request.cache_tags)
-        token_ids = self._token_ids(request.prompt)
+        token_ids, reasoning, tools = self._read(request.prompt)
         max_new_tokens = validate_request(
             prompt_token_ids=token_ids,
             sampling=request.sampling,
@@ -102,6 +142,9 @@ class Frontend:
             info=self._info,
             prompt_param=_param_of(request.prompt),
         )
+        constraint = self._constraint(request, reasoning=reasoning, tools=tools)
+        if request.sampling.logprobs is not None or request.sampling.prompt_logprobs is not None:
+            self._grammars.tokenizer()  # here, not where the first token waits for it
         return PreparedPrompt(
             token_ids=token_ids,
             sampling=request.sampling,
@@ -109,7 +152,28 @@ class Frontend:
             cache_salt=request.cache_salt,
             cache_tags=request.cache_tags,
             standing=request.standing,
+            constraint=constraint,
+            reasoning=reasoning,
+            tools=tools,
         )
+
+    def _constraint(
+        self, request: Prepare, *, reasoning: Reasoning, tools: ToolFormat | None
+    ) -> Constraint | None:
+        use = request.prompt.tool_use if isinstance(request.prompt, ChatPrompt) else None
+        constraint = self._grammars.constraint(
+            output_format=request.output_format,
+            tool_use=use,
+            tool_format=tools,
+            reasoning=reasoning,
+        )
+        if constraint is not None and request.sampling.ignore_eos:
+            raise RequestError(
+                "ignore_eos cannot be combined with tools or a response format.",
+                code="invalid_value",
+                param="ignore_eos",
+            )
+        return constraint
 
     async def prepare_inputs(self, request: Embed) -> tuple[tuple[int, ...], ...]:
         """Tokenize and validate the texts of an embedding request on the pool.
@@ -120,13 +184,14 @@ class Frontend:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self.prepare_inputs_now, request)
 
-    def prepare_inputs_now(self, request: Embed) -> tuple[tuple[int, ...], ...]:
+    def prepare_inputs_now(self, request: Embed | TokenizeInputs) -> tuple[tuple[int, ...], ...]:
         """Do what ``prepare_inputs`` does on the calling thread."""
         if self._info.task != "embed":
             raise WrongTask(param="input")
-        if not 1 <= len(request.inputs) <= MAX_EMBED_INPUTS:
+        most = MAX_EMBED_INPUTS if isinstance(request, Embed) else MAX_TOKENIZE_INPUTS
+        if not 1 <= len(request.inputs) <= most:
             raise RequestError(
-                f"input must be 1 to {MAX_EMBED_INPUTS} texts, not {len(request.inputs)}.",
+                f"input must be 1 to {most} texts, not {len(request.inputs)}.",
                 code="invalid_value",
                 param="input",
             )
@@ -139,6 +204,43 @@ class Frontend:
         validate_inputs(inputs, info=self._info)
         return inputs
 
+    async def answer(self, question: TextQuestion) -> TextAnswer:
+        """Answer a question about text on the pool.
+
+        Raises:
+            RequestError: it cannot be answered; ``param`` says which field is wrong.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self.answer_now, question)
+
+    def answer_now(self, question: TextQuestion) -> TextAnswer:
+        """Do what ``answer`` does on the calling thread."""
+        match question:
+            case Tokenize():
+                return self._tokenize(question)
+            case TokenizeInputs():
+                inputs = self.prepare_inputs_now(question)
+                return TokenizedInputs(request_id=question.request_id, inputs=inputs)
+            case Detokenize():
+                validate_tokens(question.token_ids, info=self._info)
+                # A batch of one, as in ``_encode``.
+                (text,) = self._decoder.decode_batch(
+                    [list(question.token_ids)], skip_special_tokens=False
+                )
+                return Detokenized(request_id=question.request_id, text=text)
+
+    def _tokenize(self, question: Tokenize) -> Tokenized:
+        prompt, special_tokens = question.prompt, question.add_special_tokens
+        if special_tokens is None:
+            token_ids, _, _ = self._read(prompt)
+        else:
+            text = self._render(prompt) if isinstance(prompt, ChatPrompt) else prompt.text
+            token_ids = self._encode(text, special_tokens=special_tokens, param=_param_of(prompt))
+        strings: tuple[str, ...] = ()
+        if question.with_strings:
+            strings = tuple(self._decoder.id_to_token(each) for each in token_ids)
+        return Tokenized(request_id=question.request_id, token_ids=token_ids, strings=strings)
+
     def detokenizer(self, sampling: SamplingParams) -> Detokenizer:
         """Return the detokenizer of one generation."""
         return Detokenizer(
@@ -148,6 +250,14 @@ class Frontend:
             min_tokens=sampling.min_tokens,
         )
 
+    def answer_parser(self, prompt: PreparedPrompt) -> AnswerParser:
+        """Return what splits the text of one of a request's answers."""
+        return AnswerParser(reasoning=prompt.reasoning, tools=prompt.tools)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that an id stands for, of a special token its name."""
+        return self._grammars.tokenizer().decode_bytes([token_id])
+
     def is_end_token(self, token_id: int) -> bool:
         """Return whether the model ends its answer with this id."""
         return token_id in self._info.eos_token_ids
@@ -155,19 +265,40 @@ class Frontend:
     def close(self) -> None:
         """Stop the pool; what has not begun is dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._grammars.close()
 
-    def _token_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        if isinstance(prompt, ChatPrompt):
-            # The template writes the special tokens itself.
-            return self._encode(self._render(prompt), special_tokens=False, param="messages")
+    def _read(self, prompt: Prompt) -> tuple[tuple[int, ...], Reasoning, ToolFormat | None]:
+        """Return the ids of a prompt, and what the text after it is to be searched for."""
         if isinstance(prompt, TextPrompt):
-            return self._encode(prompt.text, special_tokens=True, param="prompt")
-        return prompt.token_ids
+            return self._encode(prompt.text, special_tokens=True, param="prompt"), "off", None
+        if not isinstance(prompt, ChatPrompt):
+            return prompt.token_ids, "off", None
+        tools = None
+        if offered_tools(prompt):
+            tools = self._tool_format
+            if tools is None:
+                raise RequestError(
+                    "This model's chat template calls tools in a way that is not known here.",
+                    code="unsupported_value",
+                    param="tools",
+                )
+        text = self._render(prompt)
+        # The template writes the special tokens itself.
+        token_ids = self._encode(text, special_tokens=False, param="messages")
+        return token_ids, self._reasoning_after(text), tools
+
+    def _reasoning_after(self, text: str) -> Reasoning:
+        if THINK_END not in self._template and THINK not in self._template:
+            return "off"
+        end = text.rstrip()
+        if end.endswith(THINK):
+            return "open"
+        return "off" if end.endswith(THINK_END) else "optional"
 
     def _render(self, prompt: ChatPrompt) -> str:
         if not prompt.messages:
             raise RequestError("messages is empty.", code="invalid_value", param="messages")
-        if not self._tokenizer.chat_template:
+        if not self._template:
             raise RequestError(
                 "This model has no chat template: send a prompt instead of messages.",
                 code="unsupported_value",
@@ -182,17 +313,14 @@ class Frontend:
                 param="messages",
             )
         # It renders to at least its text and one character of frame.
-        n_chars = sum(len(turn.content) + 1 for turn in prompt.messages)
-        self._check_length(n_chars, param="messages")
-        messages = [
-            {"role": turn.role, "content": turn.content}
-            | ({} if turn.name is None else {"name": turn.name})
-            for turn in prompt.messages
-        ]
+        self._check_length(n_chars(prompt), param="messages")
         try:
+            messages, arguments = template_arguments(
+                prompt, template=self._template, tool_format=self._tool_format
+            )
             return str(
                 self._tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True
+                    messages, tokenize=False, add_generation_prompt=True, **arguments
                 )
             )
         except _TEMPLATE_ERRORS as error:

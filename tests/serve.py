@@ -20,12 +20,15 @@ import pytest
 
 from apps.engines.client import EngineClient
 from apps.engines.types import EngineHealth
-from tests.models import smollm2_wheel
+from tests.models import minilm_wheel, smollm2_wheel
 from tests.processes import ROOT
 from tests.waiting import wait_until
 
 START_TIMEOUT_S = 180.0
+CHAT_ENGINE = "smollm2-0"
+EMBEDDING_ENGINE = "minilm-0"
 STALL_TIMEOUT_S = 5
+BATCH_LEASE_S = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class RunningProduct:
     port: int
     stall_timeout_s: int = STALL_TIMEOUT_S
     model: str = "smollm2-135m-instruct"
+    embedding_model: str = "all-minilm-l6-v2"
 
     @property
     def log(self) -> str:
@@ -87,15 +91,17 @@ class RunningProduct:
         with contextlib.closing(sqlite3.connect(self.var / "db.sqlite3", timeout=20)) as database:
             return database.execute(query).fetchall()
 
-    def engine(self) -> EngineRow:
-        """The one engine process."""
+    def engine(self, name: str = CHAT_ENGINE) -> EngineRow:
+        """The engine process of a deployment's one replica."""
         columns = "name, state, pid, epoch, socket_path, stats"
-        ((*row, stats),) = self.rows(f"SELECT {columns} FROM engines_engineprocess")
+        ((*row, stats),) = self.rows(
+            f"SELECT {columns} FROM engines_engineprocess WHERE name = '{name}'"
+        )
         return EngineRow(*row, json.loads(stats))
 
-    async def engine_stats(self) -> EngineHealth:
+    async def engine_stats(self, name: str = CHAT_ENGINE) -> EngineHealth:
         """Counters from the engine itself, in a round trip of our own."""
-        client = EngineClient(self.engine().socket_path, name="test")
+        client = EngineClient(self.engine(name).socket_path, name="test")
         await client.connect()
         try:
             return await client.ping(10)
@@ -116,6 +122,15 @@ class RunningProduct:
 
     def agent_pid(self) -> int:
         return self._child("run_engines").pid
+
+    def worker_pids(self) -> list[int]:
+        """The Celery worker; none while it is about to be started again."""
+        found = []
+        for child in self.descendants():
+            with contextlib.suppress(psutil.Error):  # it ended while we looked
+                if child.cmdline()[1:4] == ["-m", "config.worker", "worker"]:
+                    found.append(child.pid)
+        return found
 
     def descendants(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -148,6 +163,7 @@ def serve_start(
                 **inherited,
                 "VAR": str(var),
                 "GATEWAY_STALL_TIMEOUT_S": str(STALL_TIMEOUT_S),
+                "BATCH_LEASE_S": str(BATCH_LEASE_S),
                 **(env or {}),
             },
             stdin=subprocess.DEVNULL,
@@ -161,6 +177,7 @@ def serve_start(
 def running_product(var: Path, *, env: Mapping[str, str] | None = None) -> Iterator[RunningProduct]:
     """Run the product in ``var`` until the block ends, and see that it leaves nothing behind."""
     smollm2_wheel()  # below the project's own var, where serve looks as well
+    minilm_wheel()
     port = free_port()
     process = serve_start(var, port=port, env=env)
     product = RunningProduct(process=process, var=var, host="127.0.0.1", port=port)

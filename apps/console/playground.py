@@ -34,7 +34,7 @@ class PlaygroundModel:
 
 
 def playground_models() -> list[PlaygroundModel]:
-    """Return every active route by name, in three queries."""
+    """Return every active route that can be chatted with, by name, in three queries."""
     routing = snapshot()
     context_lengths = {
         deployment.pk: deployment.max_model_len or deployment.model_version.context_length
@@ -47,6 +47,7 @@ def playground_models() -> list[PlaygroundModel]:
             context_length=context_lengths.get(target.deployment_id),
         )
         for _, target in sorted(routing.routes.items())
+        if target.task == "generate"
     ]
 
 

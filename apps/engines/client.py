@@ -9,25 +9,28 @@ import time
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
-import msgspec
-
 from apps.engines.answers import Answers
 from apps.engines.exceptions import (
-    EngineClientError,
     EngineDead,
+    EngineFault,
     EngineOverloaded,
     EngineRequestError,
     EngineUnresponsive,
-    engine_client_error,
 )
 from apps.engines.stream import EngineStream
+from apps.engines.translation import (
+    answer_delta,
+    engine_health,
+    engine_info,
+    generation_result,
+    to_exception,
+)
 from apps.engines.types import (
     EmbeddingResult,
     EngineHealth,
     EngineInfo,
-    GenerationResult,
     PreparedRequest,
-    StepStats,
+    TokenizedPrompt,
 )
 from engine_service import protocol
 from engine_service.protocol import (
@@ -35,20 +38,31 @@ from engine_service.protocol import (
     ChatPrompt,
     EmbedInput,
     FrameError,
+    OutputFormat,
     Prompt,
     SamplingParams,
     Standing,
     TextPrompt,
     TokenPrompt,
+    Tool,
+    ToolCall,
+    ToolUse,
 )
 
 # Callers build prompts from these; the rest of the protocol stays in here.
 __all__ = ["ChatMessage", "ChatPrompt", "EmbedInput", "EngineClient", "EngineStream"]
-__all__ += ["Prompt", "SamplingParams", "Standing", "TextPrompt", "TokenPrompt"]
+__all__ += ["OutputFormat", "Prompt", "SamplingParams", "Standing", "TextPrompt", "TokenPrompt"]
+__all__ += ["Tool", "ToolCall", "ToolUse"]
 
 VERSION: Final = protocol.PROTOCOL_VERSION
+MAX_EMBED_INPUTS: Final = protocol.MAX_EMBED_INPUTS
+MAX_TOKENIZE_INPUTS: Final = protocol.MAX_TOKENIZE_INPUTS
+MAX_TOP_LOGPROBS: Final = protocol.MAX_TOP_LOGPROBS
 MAX_UNSENT_BYTES: Final = 16 * 1024 * 1024
 
+Question = protocol.Prepare | protocol.Embed | protocol.TextQuestion
+Reply = protocol.Prepared | protocol.Embedded | protocol.TextAnswer
+R = TypeVar("R", bound=Reply)
 K = TypeVar("K", str, int)
 V = TypeVar("V")
 
@@ -65,9 +79,8 @@ class EngineClient:
         self._reader_task: asyncio.Task[None] | None = None
         self._lost: EngineDead | None = None
         self._nonces = itertools.count(1)
-        self._prepares: Answers[str, PreparedRequest] = Answers()
+        self._replies: Answers[str, Reply] = Answers()
         self._streams: dict[str, EngineStream] = {}
-        self._embeds: Answers[str, protocol.Embedded] = Answers()
         self._pings: Answers[int, protocol.Pong] = Answers()
         self._purges: Answers[int, protocol.Purged] = Answers()
 
@@ -130,31 +143,27 @@ class EngineClient:
         timeout_s: float,
         standing: Standing = protocol.NO_STANDING,
         cache_tags: tuple[str, ...] = (),
+        output_format: OutputFormat | None = None,
     ) -> PreparedRequest:
         """Have the prompt tokenized and everything validated; ``start`` or ``discard`` follows.
 
         Raises:
             EngineRequestError, EngineOverloaded, EngineFault, EngineUnresponsive, EngineDead
         """
-        self._check_unused(request_id)
-        frame = _encode_request(
-            protocol.Prepare(
-                request_id=request_id,
-                prompt=prompt,
-                sampling=sampling,
-                max_tokens=max_tokens,
-                cache_salt=cache_salt,
-                standing=standing,
-                cache_tags=cache_tags,
-            )
+        question = protocol.Prepare(
+            request_id=request_id,
+            prompt=prompt,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            cache_salt=cache_salt,
+            standing=standing,
+            cache_tags=cache_tags,
+            output_format=output_format,
         )
-        try:
-            return await self._ask(
-                self._prepares, request_id, frame, timeout_s=timeout_s, what="prepare a prompt"
-            )
-        except (EngineUnresponsive, asyncio.CancelledError):
-            self.discard(request_id)
-            raise
+        prepared = await self._reply(question, protocol.Prepared, timeout_s=timeout_s)
+        return PreparedRequest(
+            n_prompt_tokens=prepared.n_prompt_tokens, max_new_tokens=prepared.max_new_tokens
+        )
 
     async def embed(
         self, *, request_id: str, inputs: Sequence[EmbedInput], timeout_s: float
@@ -164,16 +173,46 @@ class EngineClient:
         Raises:
             EngineRequestError, EngineOverloaded, EngineFault, EngineUnresponsive, EngineDead
         """
-        self._check_unused(request_id)
-        frame = _encode_request(protocol.Embed(request_id=request_id, inputs=tuple(inputs)))
-        try:
-            embedded = await self._ask(
-                self._embeds, request_id, frame, timeout_s=timeout_s, what="embed the inputs"
-            )
-        except (EngineUnresponsive, asyncio.CancelledError):
-            self.discard(request_id)
-            raise
+        question = protocol.Embed(request_id=request_id, inputs=tuple(inputs))
+        embedded = await self._reply(question, protocol.Embedded, timeout_s=timeout_s)
         return EmbeddingResult(vectors=embedded.vectors, n_prompt_tokens=embedded.n_prompt_tokens)
+
+    async def tokenize_inputs(
+        self, *, request_id: str, inputs: Sequence[EmbedInput], timeout_s: float
+    ) -> tuple[tuple[int, ...], ...]:
+        """Return the token ids of each input, which ``embed`` then takes; at most
+        ``MAX_TOKENIZE_INPUTS``. Raises as ``embed`` does."""
+        question = protocol.TokenizeInputs(request_id=request_id, inputs=tuple(inputs))
+        return (await self._reply(question, protocol.TokenizedInputs, timeout_s=timeout_s)).inputs
+
+    async def tokenize(
+        self,
+        *,
+        request_id: str,
+        prompt: ChatPrompt | TextPrompt,
+        add_special_tokens: bool | None,
+        with_strings: bool,
+        timeout_s: float,
+    ) -> TokenizedPrompt:
+        """Return the token ids of a prompt of any length; raises as ``embed`` does.
+
+        add_special_tokens: None as the model is served with, which is to text and not to a chat.
+        """
+        question = protocol.Tokenize(
+            request_id=request_id,
+            prompt=prompt,
+            add_special_tokens=add_special_tokens,
+            with_strings=with_strings,
+        )
+        answer = await self._reply(question, protocol.Tokenized, timeout_s=timeout_s)
+        return TokenizedPrompt(token_ids=answer.token_ids, strings=answer.strings)
+
+    async def detokenize(
+        self, *, request_id: str, token_ids: Sequence[int], timeout_s: float
+    ) -> str:
+        """Return the text of token ids, special ones included; raises as ``embed`` does."""
+        question = protocol.Detokenize(request_id=request_id, token_ids=tuple(token_ids))
+        return (await self._reply(question, protocol.Detokenized, timeout_s=timeout_s)).text
 
     async def start(self, request_id: str, max_new_tokens: int) -> EngineStream:
         """Run a prepared request. Raises EngineDead; every other error comes by the stream."""
@@ -195,15 +234,7 @@ class EngineClient:
         pong = await self._ask(
             self._pings, nonce, frame, timeout_s=timeout_s, what="answer by its step loop"
         )
-        stats = msgspec.structs.asdict(pong.stats)
-        steps = stats.pop("steps")
-        return EngineHealth(
-            epoch=pong.epoch,
-            draining=pong.draining,
-            round_trip_s=time.monotonic() - sent_at,
-            steps=steps and msgspec.convert(steps, StepStats, from_attributes=True),
-            **stats,
-        )
+        return engine_health(pong, round_trip_s=time.monotonic() - sent_at)
 
     async def purge(self, tag: str, *, timeout_s: float) -> int:
         """Have the engine forget what its prefix cache keeps of requests with ``tag`` in their
@@ -214,6 +245,24 @@ class EngineClient:
             self._purges, nonce, frame, timeout_s=timeout_s, what="purge a tag"
         )
         return purged.n_blocks
+
+    async def _reply(self, question: Question, kind: type[R], *, timeout_s: float) -> R:
+        """Ask what has one answer; one that nobody waits for any more is dropped."""
+        request_id = question.request_id
+        if request_id in self._replies or request_id in self._streams:
+            raise ValueError(f"request id {request_id!r} is in use")
+        frame = _encode_request(question)
+        what = f"answer {type(question).__name__}"
+        try:
+            reply = await self._ask(
+                self._replies, request_id, frame, timeout_s=timeout_s, what=what
+            )
+        except (EngineUnresponsive, asyncio.CancelledError):
+            self.discard(request_id)
+            raise
+        if not isinstance(reply, kind):
+            raise EngineFault("the engine answered another question")
+        return reply
 
     async def _ask(
         self, answers: Answers[K, V], key: K, frame: bytes, *, timeout_s: float, what: str
@@ -229,15 +278,11 @@ class EngineClient:
         finally:
             answers.forget(key)
 
-    def _check_unused(self, request_id: str) -> None:
-        if any(request_id in used for used in (self._prepares, self._streams, self._embeds)):
-            raise ValueError(f"request id {request_id!r} is in use")
-
     # -- frames ------------------------------------------------------------------------------
 
     def _welcomed(self, message: protocol.FromEngine) -> EngineInfo:
         if isinstance(message, protocol.Failed):
-            error = _to_exception(message.error)
+            error = to_exception(message.error)
             raise error if isinstance(error, EngineOverloaded) else EngineDead(str(error))
         if not isinstance(message, protocol.Welcome):
             raise EngineDead("the engine did not answer a greeting with a welcome")
@@ -245,9 +290,7 @@ class EngineClient:
             raise EngineDead(f"the engine speaks protocol version {message.protocol_version}")
         if self._expected_epoch not in (None, message.epoch):
             raise EngineDead(f"epoch {message.epoch} answered, not {self._expected_epoch}")
-        fields = msgspec.structs.asdict(message)
-        del fields["protocol_version"]
-        return EngineInfo(**fields)
+        return engine_info(message)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         reason = "the connection to the engine failed"
@@ -269,16 +312,12 @@ class EngineClient:
                 self._pings.give(message.nonce, message)
             case protocol.Purged() if message.epoch == self.info.epoch:
                 self._purges.give(message.nonce, message)
-            case protocol.Prepared():
-                prepared = PreparedRequest(
-                    n_prompt_tokens=message.n_prompt_tokens, max_new_tokens=message.max_new_tokens
-                )
-                self._prepares.give(message.request_id, prepared)
-            case protocol.Embedded():
-                self._embeds.give(message.request_id, message)
+            case protocol.Prepared() | protocol.Embedded() | protocol.Tokenized():
+                self._replies.give(message.request_id, message)
+            case protocol.TokenizedInputs() | protocol.Detokenized():
+                self._replies.give(message.request_id, message)
             case protocol.Failed(request_id=str(request_id)):
-                self._prepares.refuse(request_id, _to_exception(message.error))
-                self._embeds.refuse(request_id, _to_exception(message.error))
+                self._replies.refuse(request_id, to_exception(message.error))
             case protocol.Failed():
                 raise FrameError(message.error.message)
             case protocol.Welcome():
@@ -287,20 +326,14 @@ class EngineClient:
     def _step_outputs(self, message: protocol.StepOutputs) -> None:
         for delta in message.deltas:
             if (stream := self._streams.get(delta.request_id)) is not None:
-                stream.push(delta.text, n_tokens=delta.n_tokens)
+                stream.push(answer_delta(delta))
         for finished in message.finished:
             if (stream := self._streams.pop(finished.request_id, None)) is not None:
-                result = GenerationResult(
-                    finish_reason=finished.finish_reason,
-                    n_prompt_tokens=finished.n_prompt_tokens,
-                    n_cached_tokens=finished.n_cached_tokens,
-                    n_completion_tokens=finished.n_completion_tokens,
-                )
-                stream.finish(result, text=finished.text)
+                stream.finish(generation_result(finished), last=answer_delta(finished))
         for failed in message.failed:
             if (stream := self._streams.pop(failed.request_id, None)) is not None:
                 stream.fail(
-                    _to_exception(failed.error, n_completion_tokens=failed.n_completion_tokens)
+                    to_exception(failed.error, n_completion_tokens=failed.n_completion_tokens)
                 )
 
     def _send(self, message: protocol.Message) -> None:
@@ -324,8 +357,7 @@ class EngineClient:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.transport.abort()
-        self._prepares.refuse_all(lambda: EngineDead(reason))
-        self._embeds.refuse_all(lambda: EngineDead(reason))
+        self._replies.refuse_all(lambda: EngineDead(reason))
         self._pings.refuse_all(lambda: EngineDead(reason))
         self._purges.refuse_all(lambda: EngineDead(reason))
         for stream in self._streams.values():
@@ -338,7 +370,7 @@ async def _read_message(reader: asyncio.StreamReader) -> protocol.FromEngine:
     return protocol.decode_from_engine(await reader.readexactly(length))
 
 
-def _encode_request(message: protocol.Prepare | protocol.Embed) -> bytes:
+def _encode_request(message: Question) -> bytes:
     """Encode what came from outside; the engine closes a connection over a bad frame, so no
     request may make one.
 
@@ -353,9 +385,3 @@ def _encode_request(message: protocol.Prepare | protocol.Embed) -> bytes:
             f"The request cannot be passed on: {error}", code="invalid_value", param=None
         ) from error
     return frame
-
-
-def _to_exception(error: protocol.WireError, *, n_completion_tokens: int = 0) -> EngineClientError:
-    return engine_client_error(
-        **msgspec.structs.asdict(error), n_completion_tokens=n_completion_tokens
-    )

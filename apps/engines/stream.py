@@ -1,4 +1,4 @@
-"""The consumer's end of one generation: text as it comes, then how it ended.
+"""The consumer's end of one generation: its answers as they come, then how it ended.
 
 Fed by the client's reader task; knows nothing of the wire.
 """
@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Self
 
 from apps.engines.exceptions import EngineClientError, EngineUnresponsive
-from apps.engines.types import GenerationResult, TextDelta
+from apps.engines.types import AnswerDelta, GenerationResult
 
 
 class EngineStream:
-    """Iterate over it once, by one task; text that was not taken yet is joined into one delta.
+    """Iterate over it once, by one task; what was not taken yet of an answer is joined into one
+    delta.
 
     result: set by the one good end. error: set by the one bad end, which iterating raises.
     n_completion_tokens: known so far, final once either is set.
@@ -27,8 +28,7 @@ class EngineStream:
         self.n_completion_tokens = 0
         self._send_abort = send_abort
         self._forget = forget
-        self._texts: list[str] = []
-        self._n_taken_tokens = 0
+        self._waiting: dict[int, AnswerDelta] = {}
         self._abort_sent = False
         self._changed = asyncio.Event()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -42,19 +42,20 @@ class EngineStream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> TextDelta:
-        while not self._texts:
+    async def __anext__(self) -> AnswerDelta:
+        while not self._has_news:
             if self.error is not None:
                 raise self.error
             if self.is_ended:
                 raise StopAsyncIteration
             self._changed.clear()
             await self._changed.wait()
-        text = "".join(self._texts)
-        self._texts.clear()
-        n_tokens = self.n_completion_tokens - self._n_taken_tokens
-        self._n_taken_tokens = self.n_completion_tokens
-        return TextDelta(text=text, n_tokens=n_tokens)
+        index = next(index for index, delta in self._waiting.items() if not delta.is_empty)
+        return self._waiting.pop(index)
+
+    @property
+    def _has_news(self) -> bool:
+        return any(not delta.is_empty for delta in self._waiting.values())
 
     async def abort(self, *, timeout_s: float = 2.0) -> None:
         """Stop the generation if it still runs, and wait for its final count.
@@ -79,20 +80,23 @@ class EngineStream:
 
     # -- for the client ----------------------------------------------------------------------
 
-    def push(self, text: str, *, n_tokens: int) -> None:
-        """Add what one step made."""
-        self.n_completion_tokens += n_tokens
-        if text:
-            self._texts.append(text)
+    def push(self, delta: AnswerDelta) -> None:
+        """Add what one step made of an answer."""
+        self.n_completion_tokens += delta.n_tokens
+        waiting = self._waiting.get(delta.index)
+        if waiting is not None:
+            delta = waiting.joined(delta)
+        self._waiting[delta.index] = delta
+        if not delta.is_empty:
             self._changed.set()
 
-    def finish(self, result: GenerationResult, *, text: str) -> None:
-        """End well, with the text that was held back."""
+    def finish(self, result: GenerationResult, *, last: AnswerDelta) -> None:
+        """End well, with what was held back of the last answer."""
         if self.is_ended:
             return
-        self.n_completion_tokens = result.n_completion_tokens
         self.result = result
-        self.push(text, n_tokens=0)
+        self.push(last)
+        self.n_completion_tokens = result.n_completion_tokens
         self._end()
 
     def fail(self, error: EngineClientError) -> None:

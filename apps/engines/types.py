@@ -114,16 +114,67 @@ class PreparedRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextDelta:
-    """New text; ``n_tokens`` were sampled since the delta before."""
+class TokenLogprob:
+    """What the model said of one token; ``top`` are the best ones, best first, with theirs."""
 
-    text: str
-    n_tokens: int
+    token_id: int
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """A piece of an answer's call number ``index``: its name at first, then its arguments."""
+
+    index: int
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerDelta:
+    """What is new of one answer, number ``index`` of those to a prompt.
+
+    ``n_tokens`` were sampled since the delta before. finish_reason: set in its last, and ``stop``
+    beside it where a stop string ended the answer. logprobs,
+    prompt_logprobs: only if asked for, the latter of the prompt's second token and those after it.
+    """
+
+    index: int = 0
+    text: str = ""
+    n_tokens: int = 0
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """True where there is nothing to show."""
+        shown = (self.text, self.reasoning, self.tool_calls, self.logprobs, self.prompt_logprobs)
+        return self.finish_reason is None and not any(shown)
+
+    def joined(self, later: "AnswerDelta") -> "AnswerDelta":
+        """Return one delta for two of the same answer."""
+        return AnswerDelta(
+            index=self.index,
+            text=self.text + later.text,
+            n_tokens=self.n_tokens + later.n_tokens,
+            reasoning=self.reasoning + later.reasoning,
+            tool_calls=self.tool_calls + later.tool_calls,
+            logprobs=self.logprobs + later.logprobs,
+            prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
+            finish_reason=later.finish_reason,
+            stop=later.stop,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
-    """How a generation ended; the counts are final."""
+    """How a generation ended, the last of its answers; the counts are final and of all of them."""
 
     finish_reason: FinishReason
     n_prompt_tokens: int
@@ -137,6 +188,14 @@ class EmbeddingResult:
 
     vectors: tuple[bytes, ...]
     n_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedPrompt:
+    """``strings``: each id's name in the vocabulary, only if asked for."""
+
+    token_ids: tuple[int, ...]
+    strings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,12 @@ PREPARE_TIMEOUT_S = 30.0
 ORPHAN_GRACE_S = 60.0  # over the request's own deadline, before the sweeper may close its row
 
 
-async def start(*, principal: Principal, request: GenerationRequest, door: str) -> GenerationStream:
+async def start(
+    *, principal: Principal, request: GenerationRequest, door: str, priority: int = 0
+) -> GenerationStream:
     """Route, prepare, reserve, dispatch: return the stream of a request that an engine runs.
+
+    priority: of those that wait for an engine, the higher goes first.
 
     Raises:
         ModelNotFound: no route has that name.
@@ -35,7 +39,12 @@ async def start(*, principal: Principal, request: GenerationRequest, door: str) 
     lease = runtime.table.lease(request.model)
     try:
         stream = await _prepare(
-            principal=principal, request=request, door=door, lease=lease, started_s=started_s
+            principal=principal,
+            request=request,
+            door=door,
+            priority=priority,
+            lease=lease,
+            started_s=started_s,
         )
     except EngineClientError as error:
         lease.release()
@@ -55,6 +64,7 @@ async def _prepare(
     principal: Principal,
     request: GenerationRequest,
     door: str,
+    priority: int,
     lease: Lease,
     started_s: float,
 ) -> GenerationStream:
@@ -70,8 +80,10 @@ async def _prepare(
         max_tokens=request.max_tokens,
         cache_salt=principal.cache_salt,
         timeout_s=PREPARE_TIMEOUT_S,
-        standing=Standing(tenant=str(principal.tenant_id), deadline_s=timeout_s),
+        standing=Standing(tenant=str(principal.tenant_id), priority=priority, deadline_s=timeout_s),
+        output_format=request.output_format,
     )
+    n_answers = request.sampling.n
     return GenerationStream(
         runtime=runtime,
         lease=lease,
@@ -87,9 +99,10 @@ async def _prepare(
             engine_name=endpoint.engine_name,
             engine_epoch=endpoint.epoch,
             n_prompt_tokens=prepared.n_prompt_tokens,
-            n_reserved_tokens=prepared.n_prompt_tokens + prepared.max_new_tokens,
+            n_reserved_tokens=prepared.n_prompt_tokens + n_answers * prepared.max_new_tokens,
             lifetime_s=timeout_s + ORPHAN_GRACE_S,
         ),
+        n_answers=n_answers,
         max_new_tokens=prepared.max_new_tokens,
         started_s=started_s,
         timeout_s=timeout_s,

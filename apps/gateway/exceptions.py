@@ -1,5 +1,9 @@
 """Errors that only the doors raise, and how those of an engine become ours."""
 
+import re
+from collections.abc import Mapping
+from typing import Final
+
 from apps.core.exceptions import AppError, InvalidRequest, Overloaded, Unavailable
 from apps.engines.exceptions import (
     EngineClientError,
@@ -7,6 +11,8 @@ from apps.engines.exceptions import (
     EngineOverloaded,
     EngineRequestError,
 )
+
+WRONG_TASK: Final = "unsupported_task"
 
 
 class RequestTimedOut(AppError):
@@ -55,6 +61,14 @@ class EngineFailed(AppError):
     default_message = "The engine failed while processing the request."
 
 
+def renamed(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
+    """Return the error with its field as an endpoint calls it. names: by regular expression."""
+    param = error.param
+    for pattern, name in names.items() if param else ():
+        param = re.sub(pattern, name, param or "")
+    return InvalidRequest(error.message, code=error.code, param=param)
+
+
 def app_error_of(error: Exception, *, max_tokens_param: str = "max_tokens") -> AppError:
     """Return what a client is told. The engine's own words go out only when the fault is the
     client's; a fault of ours names no socket, path or trace."""
@@ -63,6 +77,8 @@ def app_error_of(error: Exception, *, max_tokens_param: str = "max_tokens") -> A
             return error
         case EngineRequestError():
             param = max_tokens_param if error.param == "max_tokens" else error.param
+            if error.code == WRONG_TASK:
+                param = "model"  # the fields are right: another model would take them
             return InvalidRequest(str(error), code=error.code, param=param)
         case EngineOverloaded():
             return Overloaded(code="engine_overloaded", retry_after_s=error.retry_after_s)

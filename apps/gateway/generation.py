@@ -1,29 +1,22 @@
-"""One generation as every door sees it: text deltas, then a result or an error, and a ledger row
-that is settled exactly once whatever happens to the client, the engine or the task."""
+"""One generation as every door sees it: deltas of its answers, then a result or an error, and a
+ledger row that is settled exactly once whatever happens to the client, the engine or the task."""
 
 import asyncio
-import logging
 import time
 from types import TracebackType
 from typing import Self
 
-from django.db import DatabaseError, InterfaceError
-
-from apps.core.exceptions import AppError, Unavailable
-from apps.core.hop import database_hop
+from apps.core.exceptions import AppError
 from apps.engines.client import EngineClient, EngineStream
 from apps.engines.exceptions import EngineClientError
-from apps.engines.types import EngineInfo, GenerationResult, TextDelta
+from apps.engines.types import AnswerDelta, EngineInfo, GenerationResult
 from apps.gateway.exceptions import RequestTimedOut, app_error_of
+from apps.gateway.ledger import LedgerEntry
 from apps.gateway.runtime import GatewayRuntime
-from apps.metering.services import reserve, settle
 from apps.metering.types import Outcome, Reservation, Settlement
 from apps.routing.selectors import Lease
 
-logger = logging.getLogger(__name__)
-
-NO_TEXT = TextDelta(text="", n_tokens=0)
-SETTLE_AGAIN_S = 1.0
+NOTHING = AnswerDelta()
 
 
 class GenerationStream:
@@ -40,6 +33,7 @@ class GenerationStream:
         lease: Lease,
         client: EngineClient,
         reservation: Reservation,
+        n_answers: int,
         max_new_tokens: int,
         started_s: float,
         timeout_s: float,
@@ -49,17 +43,17 @@ class GenerationStream:
         self.model = lease.target.name
         self.created = int(time.time())
         self.n_prompt_tokens = reservation.n_prompt_tokens
+        self.n_answers = n_answers
         self.system_fingerprint = _fingerprint(reservation.model_version_id, info)
         self.result: GenerationResult | None = None
         self._runtime = runtime
         self._lease = lease
         self._client = client
-        self._reservation = reservation
+        self._entry = LedgerEntry(runtime=runtime, reservation=reservation)
         self._max_new_tokens = max_new_tokens
         self._started_s = started_s
         self._deadline_s = asyncio.get_running_loop().time() + timeout_s
         self._first_token_s: float | None = None
-        self._reserving: asyncio.Task[None] | None = None
         self._engine: EngineStream | None = None
         self._interrupted: AppError | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -70,8 +64,7 @@ class GenerationStream:
         """Reserve, then dispatch; on any failure nothing is left behind, here or in the engine."""
         self._runtime.live.add(self)
         try:
-            self._reserving = self._runtime.spawn(self._reserve())
-            await asyncio.shield(self._reserving)
+            await self._entry.reserve()
             self._raise_interruption()
             self._engine = await self._client.start(self.request_id, self._max_new_tokens)
         except BaseException as error:
@@ -94,14 +87,14 @@ class GenerationStream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> TextDelta:
+    async def __anext__(self) -> AnswerDelta:
         delta = await self.take()
         if delta is None:
             raise StopAsyncIteration
         return delta
 
-    async def take(self, *, wait_s: float | None = None) -> TextDelta | None:
-        """Return new text; an empty delta when ``wait_s`` passed without any; None at the end."""
+    async def take(self, *, wait_s: float | None = None) -> AnswerDelta | None:
+        """Return what is new; an empty delta when ``wait_s`` passed without; None at the end."""
         assert self._engine is not None
         until_s = self._deadline_s
         if wait_s is not None:
@@ -116,7 +109,7 @@ class GenerationStream:
             return None
         except TimeoutError:
             if until_s < self._deadline_s:
-                return NO_TEXT
+                return NOTHING
             raise RequestTimedOut from None
         except EngineClientError as error:
             self._raise_interruption()
@@ -157,44 +150,10 @@ class GenerationStream:
                 await self._engine.abort()
             else:
                 self._client.discard(self.request_id)
-            if await self._is_reserved():
-                await self._settle(error)
+            await self._entry.settle(self._settlement(error))
         finally:
             self._lease.release()
             self._runtime.live.discard(self)
-
-    async def _reserve(self) -> None:
-        try:
-            await database_hop(reserve, self._reservation)
-        except (DatabaseError, InterfaceError) as error:
-            logger.warning("Request %s was not reserved: %s", self.request_id, error)
-            raise Unavailable("The request cannot be recorded at the moment.") from error
-
-    async def _is_reserved(self) -> bool:
-        if self._reserving is None:
-            return False
-        await asyncio.wait({self._reserving})
-        return self._reserving.exception() is None
-
-    async def _settle(self, error: BaseException | None) -> None:
-        settlement = self._settlement(error)
-        try:
-            await database_hop(settle, settlement)
-        except (DatabaseError, InterfaceError) as failure:
-            logger.error("Request %s is not settled yet: %s", self.request_id, failure)
-            self._runtime.spawn(self._settle_later(settlement))
-
-    async def _settle_later(self, settlement: Settlement) -> None:
-        """Try on without the client until the row's life is over and the sweeper closes it."""
-        until_s = time.monotonic() + self._reservation.lifetime_s
-        while time.monotonic() < until_s:
-            await asyncio.sleep(SETTLE_AGAIN_S)
-            try:
-                await database_hop(settle, settlement)
-            except (DatabaseError, InterfaceError):
-                continue
-            logger.info("Request %s is settled now", self.request_id)
-            return
 
     def _settlement(self, error: BaseException | None) -> Settlement:
         result = self._engine.result if self._engine is not None else None

@@ -5,11 +5,11 @@ import asyncio
 import logging
 import os
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from django.db import DatabaseError, InterfaceError
 
-from apps.core.exceptions import Unavailable
+from apps.core.exceptions import AppError, Unavailable
 from apps.core.hop import database_hop
 from apps.core.stamps import StampWatcher
 from apps.gateway.engines import EnginePool
@@ -17,12 +17,16 @@ from apps.gateway.exceptions import Draining
 from apps.rbac.authentication import TokenCache
 from apps.routing.selectors import RoutingTable, snapshot
 
-if TYPE_CHECKING:
-    from apps.gateway.generation import GenerationStream
-
 logger = logging.getLogger(__name__)
 
 _ROUTING_STAMPS = ("routes", "deployments", "replicas")
+
+
+class LiveWork(Protocol):
+    """A request that an engine works on, or its answer is on the way."""
+
+    def interrupt(self, error: AppError) -> None:
+        """End it for a reason of ours, which its client is told; idempotent."""
 
 
 class GatewayRuntime:
@@ -32,7 +36,7 @@ class GatewayRuntime:
         self.tokens = TokenCache()
         self.table = RoutingTable()
         self.engines = EnginePool(name=f"gateway-{os.getpid()}")
-        self.live: set[GenerationStream] = set()
+        self.live: set[LiveWork] = set()
         self.is_draining = False
         self._watcher = StampWatcher()
         self._loading: asyncio.Task[None] | None = None
@@ -67,8 +71,8 @@ class GatewayRuntime:
 
     def interrupt_all(self) -> None:
         """End every live request with an error that its client sees in-band."""
-        for stream in list(self.live):
-            stream.interrupt(Draining())
+        for work in list(self.live):
+            work.interrupt(Draining())
 
     async def aclose(self) -> None:
         """Stop watching, finish what must be finished, close the engines' connections."""

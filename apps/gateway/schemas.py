@@ -1,45 +1,25 @@
 """The bodies that clients send, decoded once from JSON into typed structs. What a struct does not
-name is refused, so that no parameter is silently without effect."""
+name is refused, so that no parameter is silently without effect.
 
-from typing import Annotated, Any, Final, Literal
+Here is what all ways of asking for text have in common, and completions; conversations are next
+door.
+"""
+
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
 from apps.core.exceptions import InvalidRequest
-from apps.engines.client import ChatMessage, ChatPrompt, SamplingParams, TextPrompt, TokenPrompt
-from apps.gateway.types import ChatRequest, CompletionRequest
+from apps.engines.client import SamplingParams, TextPrompt, TokenPrompt
+from apps.gateway.types import CompletionRequest
 
 # The wire to the engine carries 64 bits; what else is wrong with a number, the engine says.
 Count = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 COMPLETION_MAX_TOKENS: Final = 16  # what the API promises when the client names none
-
-
-class TextPart(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
-    text: str
-
-
-class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One turn. The fields after ``name`` come back from clients that echo an answer whole."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-    refusal: Any = None
-    annotations: Any = None
-    audio: Any = None
-    function_call: Any = None
-    tool_calls: Any = None
-    tool_call_id: Any = None
-
-    def to_prompt(self) -> ChatMessage:
-        content = self.content
-        if not isinstance(content, str):
-            content = "".join(part.text for part in content)
-        role = "system" if self.role == "developer" else self.role
-        return ChatMessage(role=role, content=content, name=self.name)
+MAX_PROMPTS: Final = 64
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -47,7 +27,7 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_obfuscation: Any = None
 
 
-class _Fields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Fields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What every way of asking for text has in common."""
 
     model: str
@@ -55,8 +35,15 @@ class _Fields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     temperature: float | None = None
     top_p: float | None = None
     top_k: Count | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
     seed: Seed | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[Count] | None = None
+    min_tokens: Count | None = None
     n: Count | None = None
     ignore_eos: bool | None = None
     # Accepted, without effect.
@@ -64,208 +51,158 @@ class _Fields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     metadata: Any = None
     store: Any = None
     service_tier: Any = None
-    # Known, not built: refused unless at the value that changes nothing.
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
-    logit_bias: Any = None
-    logprobs: Any = None
 
-    def sampling(self) -> SamplingParams:
+    def sampling(
+        self, *, logprobs: int | None = None, prompt_logprobs: int | None = None
+    ) -> SamplingParams:
+        """Return how tokens are to be chosen; raises InvalidRequest."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return SamplingParams(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=self.top_k or 0,
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias=_logit_bias(self.logit_bias or {}),
             seed=self.seed,
             stop=stop,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            min_tokens=self.min_tokens or 0,
+            n=1 if self.n is None else self.n,
             ignore_eos=bool(self.ignore_eos),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
 
 
-class ChatFields(_Fields, kw_only=True, forbid_unknown_fields=True):
-    """A conversation, over any wire."""
-
-    messages: list[Message]
-    max_completion_tokens: Count | None = None
-    prompt_cache_key: Any = None
-    safety_identifier: Any = None
-    audio: Any = None
-    function_call: Any = None
-    functions: Any = None
-    modalities: Any = None
-    moderation: Any = None
-    parallel_tool_calls: Any = None
-    prediction: Any = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
-    reasoning_effort: Any = None
-    response_format: Any = None
-    tool_choice: Any = None
-    tools: Any = None
-    top_logprobs: Any = None
-    verbosity: Any = None
-    web_search_options: Any = None
-
-
-class ChatBody(ChatFields, kw_only=True, forbid_unknown_fields=True):
-    """The body of ``POST /v1/chat/completions``."""
-
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-
-
-class CompletionBody(_Fields, kw_only=True, forbid_unknown_fields=True):
+class CompletionBody(Fields, kw_only=True, forbid_unknown_fields=True):
     """The body of ``POST /v1/completions``."""
 
-    prompt: str | list[str | Count]
+    prompt: str | list[str | Count | list[Count]]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    logprobs: Count | None = None
+    echo: bool | None = None
+    # Known, not built: refused unless at the value that changes nothing.
     best_of: Any = None
-    echo: Any = None
     suffix: Any = None
 
 
-_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-}
-_CHAT_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    **_NEUTRAL,
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "audio": (),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "modalities": ([], ["text"]),
-    "moderation": (),
-    "parallel_tool_calls": (True, False),
-    "prediction": (),
-    "prompt_cache_options": ({},),
-    "prompt_cache_retention": (),
-    "reasoning_effort": ("none",),
-    "response_format": ({}, {"type": "text"}),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "verbosity": (),
-    "web_search_options": (),
-}
-_COMPLETION_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    **_NEUTRAL,
-    "logprobs": (),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-}
-_MESSAGE_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    "refusal": ("",),
-    "annotations": ([],),
-    "audio": (),
-    "function_call": (),
-    "tool_calls": ([],),
-    "tool_call_id": (),
+Neutral = dict[str, tuple[Any, ...]]
+_COMPLETION_NEUTRAL: Final[Neutral] = {"best_of": (1,), "suffix": ("",)}
+_STREAM_OPTIONS_NEUTRAL: Final[Neutral] = {"include_obfuscation": (False,)}
+# For the OpenAPI document: the values at which a known field is not refused.
+NEUTRAL: Final[dict[type[msgspec.Struct], Neutral]] = {
+    CompletionBody: _COMPLETION_NEUTRAL,
+    StreamOptions: _STREAM_OPTIONS_NEUTRAL,
 }
 
 
-def chat_request(body: ChatFields) -> ChatRequest:
-    """Return the request that a decoded body asks for; raises InvalidRequest naming the field."""
-    _refuse_unbuilt(body, _CHAT_NEUTRAL)
-    _refuse_many(body.n)
-    if not body.messages:
-        raise InvalidRequest(
-            "'messages' is empty; it needs at least one message.",
-            code="empty_array",
-            param="messages",
+def completion_requests(body: CompletionBody) -> tuple[CompletionRequest, ...]:
+    """Return the requests that a decoded body asks for, one for each of its prompts.
+
+    Raises:
+        InvalidRequest: ``param`` names the field.
+    """
+    refuse_unbuilt(body, _COMPLETION_NEUTRAL)
+    prompts = _prompts(body.prompt)
+    stream, include_usage = streaming(stream=body.stream, options=body.stream_options)
+    echo = bool(body.echo)
+    max_tokens = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    is_echo_only = echo and max_tokens == 0
+    sampling = body.sampling(
+        logprobs=body.logprobs, prompt_logprobs=body.logprobs if echo else None
+    )
+    return tuple(
+        CompletionRequest(
+            model=body.model,
+            prompt=prompt,
+            sampling=sampling,
+            max_tokens=1 if is_echo_only else max_tokens,
+            echo=echo,
+            is_echo_only=is_echo_only,
+            stream=stream,
+            include_usage=include_usage,
         )
-    for index, message in enumerate(body.messages):
-        _refuse_unbuilt(message, _MESSAGE_NEUTRAL, prefix=f"messages[{index}].")
-    max_tokens, param = body.max_tokens, "max_tokens"
-    if body.max_completion_tokens is not None:
-        if max_tokens not in (None, body.max_completion_tokens):
-            raise InvalidRequest(
-                "'max_tokens' and 'max_completion_tokens' differ; give one of them.",
-                code="invalid_value",
-                param="max_tokens",
-            )
-        max_tokens, param = body.max_completion_tokens, "max_completion_tokens"
-    stream, include_usage = _streaming(body) if isinstance(body, ChatBody) else (True, False)
-    return ChatRequest(
-        model=body.model,
-        prompt=ChatPrompt(messages=tuple(message.to_prompt() for message in body.messages)),
-        sampling=body.sampling(),
-        max_tokens=max_tokens,
-        max_tokens_param=param,
-        stream=stream,
-        include_usage=include_usage,
+        for prompt in prompts
     )
 
 
-def completion_request(body: CompletionBody) -> CompletionRequest:
-    """Return the request that a decoded body asks for; raises InvalidRequest naming the field."""
-    _refuse_unbuilt(body, _COMPLETION_NEUTRAL)
-    _refuse_many(body.n)
-    stream, include_usage = _streaming(body)
-    return CompletionRequest(
-        model=body.model,
-        prompt=_prompt(body.prompt),
-        sampling=body.sampling(),
-        max_tokens=COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
-        stream=stream,
-        include_usage=include_usage,
-    )
-
-
-def _prompt(prompt: str | list[str | int]) -> TextPrompt | TokenPrompt:
-    if isinstance(prompt, str):
-        return TextPrompt(text=prompt)
-    ids = tuple(item for item in prompt if isinstance(item, int))
-    if len(ids) == len(prompt):
-        return TokenPrompt(token_ids=ids)
-    if len(prompt) == 1 and isinstance(prompt[0], str):
-        return TextPrompt(text=prompt[0])
-    raise InvalidRequest(
-        "'prompt' must be one string or one list of token ids; several prompts are not supported.",
-        code="unsupported_value",
-        param="prompt",
-    )
-
-
-def _streaming(body: ChatBody | CompletionBody) -> tuple[bool, bool]:
-    stream, options = bool(body.stream), body.stream_options
+def streaming(*, stream: bool | None, options: StreamOptions | None) -> tuple[bool, bool]:
+    """Return whether to stream, and whether usage is to come with it; raises InvalidRequest."""
     if options is None:
-        return stream, False
+        return bool(stream), False
     if not stream:
         raise InvalidRequest(
             "'stream_options' is only allowed when 'stream' is true.",
             code="invalid_value",
             param="stream_options",
         )
-    if options.include_obfuscation not in (None, False):
-        raise _unsupported("stream_options.include_obfuscation")
+    refuse_unbuilt(options, _STREAM_OPTIONS_NEUTRAL, prefix="stream_options.")
     return True, bool(options.include_usage)
 
 
-def _refuse_many(n: int | None) -> None:
-    if n not in (None, 1):
-        raise InvalidRequest(
-            "Only one answer a request is supported: 'n' must be 1.",
-            code="unsupported_value",
-            param="n",
-        )
-
-
-def _refuse_unbuilt(
-    struct: msgspec.Struct, neutral: dict[str, tuple[Any, ...]], *, prefix: str = ""
-) -> None:
+def refuse_unbuilt(struct: msgspec.Struct, neutral: Neutral, *, prefix: str = "") -> None:
+    """Raise InvalidRequest for a field that is neither absent nor at a value without effect."""
     for name, values in neutral.items():
         value = getattr(struct, name)
-        if value is not None and value not in values:
-            raise _unsupported(prefix + name)
+        if value is not None and not any(_is_same(value, each) for each in values):
+            raise unsupported(prefix + name)
 
 
-def _unsupported(param: str) -> InvalidRequest:
+def _is_same(value: Any, other: Any) -> bool:
+    """Whether two JSON values are equal; to Python, true is also 1."""
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
+
+
+def unsupported(param: str) -> InvalidRequest:
     return InvalidRequest(
         f"Unsupported parameter: '{param}' is not supported by this server.",
         code="unsupported_parameter",
         param=param,
     )
+
+
+def _prompts(
+    prompt: str | list[str | int | list[int]],
+) -> tuple[TextPrompt | TokenPrompt, ...]:
+    if isinstance(prompt, str):
+        return (TextPrompt(text=prompt),)
+    ids = tuple(item for item in prompt if isinstance(item, int))
+    if ids and len(ids) == len(prompt):
+        return (TokenPrompt(token_ids=ids),)
+    if not 1 <= len(prompt) <= MAX_PROMPTS:
+        raise InvalidRequest(
+            f"'prompt' must have from 1 to {MAX_PROMPTS} prompts, not {len(prompt)}.",
+            code="invalid_value",
+            param="prompt",
+        )
+    if ids:
+        raise InvalidRequest(
+            "'prompt' mixes token ids with other prompts.", code="invalid_type", param="prompt"
+        )
+    return tuple(
+        TextPrompt(text=item) if isinstance(item, str) else TokenPrompt(token_ids=_ids(item))
+        for item in prompt
+    )
+
+
+def _ids(item: int | list[int]) -> tuple[int, ...]:
+    assert isinstance(item, list)  # single ids were refused above
+    return tuple(item)
+
+
+def _logit_bias(bias: dict[str, float]) -> tuple[tuple[int, float], ...]:
+    try:
+        pairs = tuple((int(token_id), value) for token_id, value in bias.items())
+    except ValueError:
+        raise InvalidRequest(
+            "'logit_bias' must map token ids to numbers.", code="invalid_value", param="logit_bias"
+        ) from None
+    if any(not -(2**31) <= token_id < 2**31 for token_id, _ in pairs):
+        raise InvalidRequest(
+            "'logit_bias' names a token id out of range.", code="invalid_value", param="logit_bias"
+        )
+    return pairs

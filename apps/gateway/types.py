@@ -1,9 +1,9 @@
 """What every door hands to admission: a parsed request, whatever wire it came over."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
-from apps.engines.client import ChatPrompt, SamplingParams, TextPrompt, TokenPrompt
+from apps.engines.client import ChatPrompt, OutputFormat, SamplingParams, TextPrompt, TokenPrompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,24 +22,65 @@ class ChatRequest:
     sampling: SamplingParams
     max_tokens: int | None
     max_tokens_param: str = "max_tokens"
+    output_format: OutputFormat | None = None
     stream: bool = False
     include_usage: bool = False
+
+    @classmethod
+    def made_of(cls, chat: "ChatRequest", **changes: Any) -> Self:
+        """Return a request of this kind with another's fields, but for the changes."""
+        return cls(**{each.name: getattr(chat, each.name) for each in fields(chat)} | changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponsesRequest(ChatRequest):
+    """A conversation that came as input items."""
+
+    endpoint: ClassVar[str] = "responses"
+    id_prefix: ClassVar[str] = "resp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagesRequest(ChatRequest):
+    """A conversation that came as messages of content blocks."""
+
+    endpoint: ClassVar[str] = "messages"
+    id_prefix: ClassVar[str] = "msg"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """A text to continue, as a string or as token ids."""
+    """A text to continue, as a string or as token ids.
+
+    echo: the answer begins with the prompt. is_echo_only: and is nothing else; the one token that
+    an engine makes at least is not shown.
+    """
 
     endpoint: ClassVar[str] = "completions"
     id_prefix: ClassVar[str] = "cmpl"
+    output_format: ClassVar[None] = None
 
     model: str
     prompt: TextPrompt | TokenPrompt
     sampling: SamplingParams
     max_tokens: int | None
     max_tokens_param: str = "max_tokens"
+    echo: bool = False
+    is_echo_only: bool = False
     stream: bool = False
     include_usage: bool = False
 
 
 GenerationRequest = ChatRequest | CompletionRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A whole answer, as the body of an endpoint words it; an error's body when ``status`` is one.
+
+    request_id: that of the ledger where there is one.
+    """
+
+    status: int
+    body: bytes
+    request_id: str

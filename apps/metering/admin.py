@@ -36,7 +36,7 @@ class DoorFilter(admin.SimpleListFilter):
     parameter_name = "door"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("rest", "REST"), ("websocket", "WebSocket")]
+        return [("rest", "REST"), ("websocket", "WebSocket"), ("batch", "Batch")]
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
         return queryset.filter(door=self.value()) if self.value() else queryset

@@ -50,24 +50,40 @@ def grant_of_secret(secret: str) -> TokenGrant:
     now = timezone.now()
     if token is None:
         raise AuthenticationFailed
+    principal = _principal_of_live(token, now=now)
+    return TokenGrant(
+        principal=principal,
+        expires_at=token.expires_at,
+        is_touch_due=token.last_used_at is None or now - token.last_used_at > TOUCH_EVERY,
+    )
+
+
+def _principal_of_live(token: ApiToken, *, now: datetime) -> Principal:
     if token.revoked_at is not None:
         raise AuthenticationFailed("This API key was revoked.")
     if token.expires_at is not None and token.expires_at <= now:
         raise AuthenticationFailed("This API key has expired.")
     if not token.tenant.is_active:
         raise AuthenticationFailed("The tenant of this API key is not active.")
-    principal = Principal(
+    return Principal(
         tenant_id=token.tenant_id,
         tenant_slug=token.tenant.slug,
         cache_salt=token.tenant.cache_salt,
         label=str(token),
         api_token_id=token.pk,
     )
-    return TokenGrant(
-        principal=principal,
-        expires_at=token.expires_at,
-        is_touch_due=token.last_used_at is None or now - token.last_used_at > TOUCH_EVERY,
-    )
+
+
+def principal_of_token(token_id: int) -> Principal:
+    """Return who a token belongs to, for work that goes on after the request that asked for it.
+
+    Raises:
+        AuthenticationFailed: gone, revoked or expired, or its tenant is switched off.
+    """
+    token = ApiToken.objects.select_related("tenant").filter(pk=token_id).first()
+    if token is None:
+        raise AuthenticationFailed
+    return _principal_of_live(token, now=timezone.now())
 
 
 def principal_of_secret(secret: str) -> Principal:

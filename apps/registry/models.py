@@ -4,6 +4,7 @@ from django.core.validators import RegexValidator
 from django.db import models
 
 from apps.core.models import TimestampedModel
+from apps.registry.types import EMBEDDING_ARCHITECTURES, Task
 
 
 class RegisteredModel(TimestampedModel):
@@ -52,3 +53,8 @@ class ModelVersion(TimestampedModel):
 
     def __str__(self) -> str:
         return f"{self.model} v{self.version}"
+
+    @property
+    def task(self) -> Task:
+        """What an engine of it does."""
+        return "embed" if self.architecture in EMBEDDING_ARCHITECTURES else "generate"

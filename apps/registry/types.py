@@ -2,7 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
+
+Task = Literal["generate", "embed"]
+
+# Those that turn a text into a vector; every other one goes on writing it.
+EMBEDDING_ARCHITECTURES: Final = frozenset({"BertModel"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

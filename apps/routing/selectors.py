@@ -21,8 +21,11 @@ def snapshot() -> RoutingSnapshot:
             deployment_name=route.deployment.name,
             model_version_id=route.deployment.model_version_id,
             created_at=route.created_at,
+            task=route.deployment.model_version.task,
         )
-        for route in Route.objects.filter(is_active=True).select_related("deployment")
+        for route in Route.objects.filter(is_active=True)
+        .select_related("deployment__model_version")
+        .defer("deployment__model_version__manifest")
     }
     endpoints: defaultdict[int, list[ReplicaEndpoint]] = defaultdict(list)
     for endpoint in replica_endpoints():

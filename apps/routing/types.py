@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from apps.deployments.types import ReplicaEndpoint
+from apps.registry.types import Task
 
 if TYPE_CHECKING:
     from apps.deployments.models import Deployment
@@ -23,6 +24,7 @@ class RouteTarget:
     deployment_name: str
     model_version_id: int
     created_at: datetime
+    task: Task = "generate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

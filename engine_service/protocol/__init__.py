@@ -16,6 +16,9 @@ the request ends them all.
 
 An engine of an embedding model takes ``Embed`` → ``Embedded`` | ``Failed`` instead; one that is
 aborted is ``Failed``, or not answered at all if it had not got as far as the step thread.
+
+Either engine answers questions about text: ``Tokenize`` → ``Tokenized``, ``TokenizeInputs`` →
+``TokenizedInputs`` (of an embedding model), ``Detokenize`` → ``Detokenized``, or ``Failed``.
 """
 
 from typing import Final
@@ -35,6 +38,7 @@ from engine_service.protocol.frames import (
 )
 from engine_service.protocol.from_engine import (
     Delta,
+    Detokenized,
     Embedded,
     EngineStats,
     ErrorKind,
@@ -50,44 +54,61 @@ from engine_service.protocol.from_engine import (
     StepOutputs,
     StepStats,
     Task,
+    TextAnswer,
+    Tokenized,
+    TokenizedInputs,
     TokenLogprob,
+    ToolCallDelta,
     Welcome,
     WireError,
 )
 from engine_service.protocol.parameters import (
     MAX_CACHE_TAG_CHARS,
     MAX_CACHE_TAGS,
+    MAX_DETOKENIZE_TOKENS,
     MAX_EMBED_INPUTS,
+    MAX_TOKENIZE_INPUTS,
     MAX_TOP_LOGPROBS,
     NO_STANDING,
     ChatMessage,
     ChatPrompt,
     EmbedInput,
+    OutputFormat,
     Prompt,
     SamplingParams,
     Standing,
     TextPrompt,
     TokenPrompt,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolUse,
 )
 from engine_service.protocol.to_engine import (
     Abort,
+    Detokenize,
     Embed,
     Hello,
     Ping,
     Prepare,
     Purge,
     Start,
+    TextQuestion,
     ToEngine,
+    Tokenize,
+    TokenizeInputs,
 )
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 
 __all__ = [
     "HEADER",
     "MAX_CACHE_TAGS",
     "MAX_CACHE_TAG_CHARS",
+    "MAX_DETOKENIZE_TOKENS",
     "MAX_EMBED_INPUTS",
     "MAX_FRAME_BYTES",
+    "MAX_TOKENIZE_INPUTS",
     "MAX_TOP_LOGPROBS",
     "NO_STANDING",
     "PROTOCOL_VERSION",
@@ -95,6 +116,8 @@ __all__ = [
     "ChatMessage",
     "ChatPrompt",
     "Delta",
+    "Detokenize",
+    "Detokenized",
     "Embed",
     "EmbedInput",
     "Embedded",
@@ -108,6 +131,7 @@ __all__ = [
     "FromEngine",
     "Hello",
     "Message",
+    "OutputFormat",
     "Ping",
     "Pong",
     "Prepare",
@@ -122,10 +146,21 @@ __all__ = [
     "StepOutputs",
     "StepStats",
     "Task",
+    "TextAnswer",
     "TextPrompt",
+    "TextQuestion",
     "ToEngine",
     "TokenLogprob",
     "TokenPrompt",
+    "Tokenize",
+    "TokenizeInputs",
+    "Tokenized",
+    "TokenizedInputs",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolChoice",
+    "ToolUse",
     "Value",
     "Welcome",
     "WireError",

@@ -60,18 +60,32 @@ class WireError(Value, frozen=True):
 
 class TokenLogprob(Value, frozen=True):
     """What the model said of one token, before any sampling parameter; ``top`` are the best ids
-    and theirs, best first."""
+    and theirs, best first. token, top_tokens: the bytes that these ids stand for."""
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    token: bytes = b""
+    top_tokens: tuple[bytes, ...] = ()
+
+
+class ToolCallDelta(Value, frozen=True):
+    """A piece of the answer's call number ``index``: its name at first, then its arguments, which
+    joined are a JSON text."""
+
+    index: int
+    name: str | None = None
+    arguments: str = ""
 
 
 class Delta(Value, frozen=True):
-    """New text of one answer, number ``index`` of the request's ``n``. ``n_tokens`` were sampled
+    """What is new of one answer, number ``index`` of the request's ``n``. ``n_tokens`` were sampled
     for it; text may be empty while the detokenizer holds back an unfinished character or a possible
     stop string. ``finish_reason`` is set in an answer's last delta where it ends before the others;
-    the end of the last is the request's ``Finished``.
+    the end of the last is the request's ``Finished``. ``stop``: the stop string that ended it.
+
+    reasoning: what the model thought before its answer, as its template marks it; tool_calls: taken
+    out of the text of a request with tools.
 
     Only if asked for: ``logprobs``, one for each of the ``n_tokens``; ``prompt_logprobs``, for the
     prompt's second token and those after it, a part at a time, all before the answer.
@@ -82,6 +96,9 @@ class Delta(Value, frozen=True):
     n_tokens: int
     index: int = 0
     finish_reason: FinishReason | None = None
+    stop: str | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
@@ -90,9 +107,10 @@ class Finished(Value, frozen=True):
     """The one good end: the last answer's. Counts are final and authoritative, of all answers
     together, the prompt once.
 
-    ``index``, ``finish_reason``, ``text``, which was held back, and ``logprobs``, of the counted
-    tokens that no delta had, are that answer's. A token that only completed a stop string counts as
-    completion; tokens sampled after the end was known do not.
+    ``index``, ``finish_reason``, ``stop``, ``text``, ``reasoning`` and ``tool_calls``, which were
+    held back, and ``logprobs``, of the counted tokens that no delta had, are that answer's. A token
+    that only completed a stop string counts as completion; tokens sampled after the end was known
+    do not.
     """
 
     request_id: str
@@ -101,7 +119,10 @@ class Finished(Value, frozen=True):
     n_cached_tokens: int
     n_completion_tokens: int
     index: int = 0
+    stop: str | None = None
     text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
@@ -130,9 +151,31 @@ class Embedded(Message, frozen=True):
     n_prompt_tokens: int
 
 
+class Tokenized(Message, frozen=True):
+    """Answer to ``Tokenize``; ``strings`` only if asked for, one for each id."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    strings: tuple[str, ...] = ()
+
+
+class TokenizedInputs(Message, frozen=True):
+    """Answer to ``TokenizeInputs``, in the order of its inputs."""
+
+    request_id: str
+    inputs: tuple[tuple[int, ...], ...]
+
+
+class Detokenized(Message, frozen=True):
+    """Answer to ``Detokenize``."""
+
+    request_id: str
+    text: str
+
+
 class Failed(Message, frozen=True):
-    """Answer to a ``Prepare`` or an ``Embed`` (request_id set), or to the connection itself (None)
-    before close."""
+    """Answer to a ``Prepare``, an ``Embed`` or a question about text (request_id set), or to the
+    connection itself (None) before close."""
 
     error: WireError
     request_id: str | None = None
@@ -208,4 +251,6 @@ class Purged(Message, frozen=True):
     n_blocks: int
 
 
-FromEngine = Welcome | Prepared | StepOutputs | Embedded | Failed | Pong | Purged
+TextAnswer = Tokenized | TokenizedInputs | Detokenized
+
+FromEngine = Welcome | Prepared | StepOutputs | Embedded | TextAnswer | Failed | Pong | Purged

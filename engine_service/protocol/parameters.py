@@ -1,27 +1,76 @@
 """What a request asks for: its prompt, how to sample, how it stands among others."""
 
-from typing import Final
+from typing import Final, Literal
 
 from engine_service.protocol.base import Message, Value
 
 MAX_TOP_LOGPROBS: Final = 20
 MAX_EMBED_INPUTS: Final = 512
+MAX_TOKENIZE_INPUTS: Final = 2048
+MAX_DETOKENIZE_TOKENS: Final = 262_144
 MAX_CACHE_TAGS: Final = 4
 MAX_CACHE_TAG_CHARS: Final = 256
 
 
+ToolChoice = Literal["auto", "none", "required"]
+
+
+class ToolCall(Value, frozen=True):
+    """A call that the model made in an earlier turn; ``arguments`` is a JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class ChatMessage(Value, frozen=True):
-    """One turn of a conversation; ``content`` is plain text (the door joins text parts)."""
+    """One turn of a conversation; ``content`` is plain text (the door joins text parts).
+
+    tool_calls, reasoning: of an assistant's turn. tool_call_id: the call that a tool's turn
+    answers.
+    """
 
     role: str
     content: str
     name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+
+
+class Tool(Value, frozen=True):
+    """A function that the model may call.
+
+    parameters: JSON text of the schema of its arguments, empty for any object. strict: refuse a
+    schema that cannot be held to whole; else such a tool's arguments are any object.
+    """
+
+    name: str
+    description: str | None = None
+    parameters: str = ""
+    strict: bool = False
+
+
+class ToolUse(Value, frozen=True):
+    """choice: ``auto`` leaves it to the model, ``required`` makes it call at least one tool,
+    ``none`` none. only: the one tool that it must call. parallel: more than one call an answer."""
+
+    tools: tuple[Tool, ...]
+    choice: ToolChoice = "auto"
+    only: str | None = None
+    parallel: bool = True
 
 
 class ChatPrompt(Message, frozen=True):
-    """Rendered with the model's own chat template, generation prompt added."""
+    """Rendered with the model's own chat template, generation prompt added.
+
+    thinking: whether a model that can do both reasons before it answers; None leaves it to the
+    template.
+    """
 
     messages: tuple[ChatMessage, ...]
+    tool_use: ToolUse | None = None
+    thinking: bool | None = None
 
 
 class TextPrompt(Message, frozen=True):
@@ -38,6 +87,17 @@ class TokenPrompt(Message, frozen=True):
 
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
 EmbedInput = TextPrompt | TokenPrompt
+
+
+class OutputFormat(Value, frozen=True):
+    """What the answer must be, by a mask over each next token.
+
+    json_schema: JSON text of the schema that it obeys; empty for any object. param: the client's
+    name of it, for errors.
+    """
+
+    json_schema: str = ""
+    param: str = "response_format"
 
 
 class SamplingParams(Value, frozen=True):

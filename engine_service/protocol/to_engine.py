@@ -3,10 +3,13 @@
 from engine_service.protocol.base import Message
 from engine_service.protocol.parameters import (
     NO_STANDING,
+    ChatPrompt,
     EmbedInput,
+    OutputFormat,
     Prompt,
     SamplingParams,
     Standing,
+    TextPrompt,
 )
 
 
@@ -23,6 +26,7 @@ class Prepare(Message, frozen=True):
     max_tokens: what the client asked for; None means as much as the context leaves.
     cache_salt: seeds the prefix-cache hash chain; the server derives it from the tenant.
     cache_tags: opaque names of the tenant and the person whose text it is, for ``Purge``.
+    output_format: None leaves the text free.
     """
 
     request_id: str
@@ -32,6 +36,7 @@ class Prepare(Message, frozen=True):
     cache_salt: str = ""
     cache_tags: tuple[str, ...] = ()
     standing: Standing = NO_STANDING
+    output_format: OutputFormat | None = None
 
 
 class Start(Message, frozen=True):
@@ -49,6 +54,36 @@ class Embed(Message, frozen=True):
 
     request_id: str
     inputs: tuple[EmbedInput, ...]
+
+
+class Tokenize(Message, frozen=True):
+    """Give the token ids of a prompt, which may be longer than the context; the answer is
+    ``Tokenized`` or ``Failed``.
+
+    add_special_tokens: those that the tokenizer adds by itself; None as ``Prepare`` has it, which
+    is to text and not to a chat. with_strings: name each id as the vocabulary does.
+    """
+
+    request_id: str
+    prompt: ChatPrompt | TextPrompt
+    add_special_tokens: bool | None = None
+    with_strings: bool = False
+
+
+class TokenizeInputs(Message, frozen=True):
+    """Give the token ids of what an ``Embed`` would read, checked as there; the answer is
+    ``TokenizedInputs`` or ``Failed``. inputs: 1 to ``MAX_TOKENIZE_INPUTS``."""
+
+    request_id: str
+    inputs: tuple[EmbedInput, ...]
+
+
+class Detokenize(Message, frozen=True):
+    """Give the text of token ids, special ones included; the answer is ``Detokenized`` or
+    ``Failed``. token_ids: at most ``MAX_DETOKENIZE_TOKENS``."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
 
 
 class Abort(Message, frozen=True):
@@ -73,4 +108,7 @@ class Purge(Message, frozen=True):
     tag: str
 
 
-ToEngine = Hello | Prepare | Start | Embed | Abort | Ping | Purge
+# Questions of the frontend alone: the step thread never hears of them.
+TextQuestion = Tokenize | TokenizeInputs | Detokenize
+
+ToEngine = Hello | Prepare | Start | Embed | TextQuestion | Abort | Ping | Purge

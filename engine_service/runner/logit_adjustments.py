@@ -92,6 +92,9 @@ def _apply_masks(logits: Tensor, *, rows: SequenceOf[AdjustedRow]) -> dict[int, 
     for index, _, state, _ in rows:
         try:
             mask = np.frombuffer(state.mask.allowed(), dtype=np.uint8) if state.mask else None
+        except EngineError as error:
+            errors[index] = error
+            continue
         except Exception as error:  # of whoever made the mask
             logger.exception("a mask failed")
             errors[index] = EngineError(f"the mask of allowed tokens failed: {error}")

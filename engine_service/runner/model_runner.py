@@ -1,7 +1,9 @@
 """Runs a batch through the model: tensors in, one token per sampled sequence out."""
 
+import contextlib
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -43,13 +45,22 @@ class ModelRunner:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
+        self._masks = ThreadPoolExecutor(1, thread_name_prefix="masks")
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
-        """Compute a batch; return the float32 logits of ``batch.logit_places()``."""
+        """Compute a batch; return the float32 logits of ``batch.logit_places()``.
+
+        Meanwhile the masks for sampling from it are made, on a thread of their own.
+        """
+        masked = [seq for seq in batch.sampled if _has_mask(seq)]
+        masks = self._masks.submit(_make_masks, masked) if masked else None
         if batch.copies:
             self._executor.copy(batch.copies)
-        return self._executor.forward(batch)
+        logits = self._executor.forward(batch)
+        if masks is not None:
+            masks.result()
+        return logits
 
     @torch.inference_mode()
     def choose(self, batch: Batch, *, logits: Tensor) -> StepResult:
@@ -78,6 +89,20 @@ class ModelRunner:
     def clear(self, blocks: SequenceOf[int]) -> None:
         """Make blocks that may hold infinities fit for another sequence."""
         self._executor.clear(blocks)
+
+
+def _has_mask(sequence: Sequence) -> bool:
+    return sequence.sampling_state is not None and sequence.sampling_state.mask is not None
+
+
+def _make_masks(sequences: SequenceOf[Sequence]) -> None:
+    for sequence in sequences:
+        state = sequence.sampling_state
+        # What goes wrong here goes wrong again in sampling, which fails that one request.
+        with contextlib.suppress(Exception):
+            if state is not None and state.mask is not None:
+                state.catch_up(sequence.token_ids)
+                state.mask.allowed()
 
 
 def _split(logits: Tensor, *, batch: Batch) -> tuple[Tensor, Tensor]:

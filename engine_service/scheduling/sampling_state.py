@@ -66,11 +66,11 @@ class SamplingState:
         """Take note of what was generated since the last call; ``token_ids`` are all so far."""
         while self._n_seen < len(token_ids):
             token_id = token_ids[self._n_seen]
-            self._n_seen += 1
+            if self.mask is not None:
+                self.mask.accept(token_id)  # what it refuses, it is asked again, and refuses again
             if self._places is not None:
                 self._count(token_id, places=self._places)
-            if self.mask is not None:
-                self.mask.accept(token_id)
+            self._n_seen += 1
 
     def _count(self, token_id: int, *, places: dict[int, int]) -> None:
         place = places.setdefault(token_id, len(places))

@@ -14,7 +14,9 @@ from engine_service.frontend import PreparedPrompt
 from engine_service.protocol import (
     PROTOCOL_VERSION,
     Abort,
+    Detokenize,
     Embed,
+    Embedded,
     Failed,
     FailedRequest,
     FrameError,
@@ -26,13 +28,17 @@ from engine_service.protocol import (
     Purge,
     Start,
     StepOutputs,
+    TextQuestion,
     ToEngine,
+    Tokenize,
+    TokenizeInputs,
     WireError,
     decode_to_engine,
     encode_frame,
 )
-from engine_service.server.frame_buffer import FrameBuffer
+from engine_service.server.frame_buffer import FrameBuffer, FrameQueue
 from engine_service.server.listening import peer_uid
+from engine_service.server.questions import answer_frame
 
 if TYPE_CHECKING:
     from engine_service.server.service import EngineService
@@ -63,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._service = service
         self._limits = service.limits
         self._frames = FrameBuffer()
+        self._large = FrameQueue()
         self._requests: dict[str, _Request] = {}
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -78,6 +85,7 @@ class Connection(asyncio.Protocol):
             transport.abort()
             return
         self._transport = transport
+        self._large.write = transport.write
         self._close_after(self._limits.hello_timeout_s)
         if (refusal := self._service.opened(self)) is not None:
             self.refuse(refusal.to_wire())
@@ -91,6 +99,12 @@ class Connection(asyncio.Protocol):
         except FrameError as error:
             self.refuse(_protocol_error(str(error)))
 
+    def pause_writing(self) -> None:
+        self._large.pause()
+
+    def resume_writing(self) -> None:
+        self._large.resume()
+
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -102,10 +116,22 @@ class Connection(asyncio.Protocol):
 
     def send(self, message: Message) -> None:
         """Queue one frame; a client that leaves too much unread is cut off."""
+        if self._transport is not None:
+            self._write(encode_frame(message), is_large=isinstance(message, Embedded))
+
+    def _write(self, frame: bytes, *, is_large: bool) -> None:
+        """Large frames, whose order does not matter, wait until those before them were read: many
+        at once are not too much."""
         if self._transport is None:
             return
-        self._transport.write(encode_frame(message))
-        if self._transport.get_write_buffer_size() > self._limits.max_send_bytes:
+        if is_large:
+            self._large.add(frame)
+        else:
+            self._transport.write(frame)
+        if (
+            self._transport.get_write_buffer_size() > self._limits.max_send_bytes
+            or self._large.n_bytes > self._limits.max_unsent_answers_bytes
+        ):
             logger.warning("client %s does not read: connection closed", self.client)
             self._transport.abort()
             self._transport = None
@@ -124,6 +150,7 @@ class Connection(asyncio.Protocol):
         """Close once what is queued has been read, or soon."""
         if self._transport is None:
             return
+        self._large.flush()
         self._transport.close()
         self._close_after(self._limits.close_timeout_s)
         self._transport = None
@@ -143,6 +170,8 @@ class Connection(asyncio.Protocol):
                 self._start(message)
             case Embed():
                 self._embed(message)
+            case Tokenize() | TokenizeInputs() | Detokenize():
+                self._ask(message)
             case Abort():
                 self._abort(message)
             case Ping():
@@ -174,6 +203,10 @@ class Connection(asyncio.Protocol):
         if (request := self._open(message.request_id)) is not None:
             request.task = asyncio.get_running_loop().create_task(self._begin(message, request))
 
+    def _ask(self, question: TextQuestion) -> None:
+        if (request := self._open(question.request_id)) is not None:
+            request.task = asyncio.get_running_loop().create_task(self._reply(question))
+
     def _open(self, request_id: str) -> _Request | None:
         """Make the place of a new request, or tell the client why there is none."""
         if not 1 <= len(request_id) <= self._limits.max_request_id_chars:
@@ -199,6 +232,16 @@ class Connection(asyncio.Protocol):
         except EngineError as error:
             self._fail(message.request_id, error)
         request.task = None
+
+    async def _reply(self, question: TextQuestion) -> None:
+        try:
+            answer = await self._service.answer(question)
+            frame = answer_frame(question, answer, most_bytes=self._limits.max_answer_bytes)
+        except EngineError as error:
+            self._fail(question.request_id, error)
+            return
+        self._requests.pop(question.request_id, None)
+        self._write(frame, is_large=True)
 
     def _fail(self, request_id: str, error: EngineError) -> None:
         """End a request that the step thread does not know."""

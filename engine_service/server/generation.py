@@ -1,8 +1,10 @@
 """One running request: turns what a step changed for it into what its client gets to read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine_service.backends.base import SequenceOutput
+from engine_service.conversation.answer_parser import AnswerParser, Piece
 from engine_service.detokenizer import Detokenizer
 from engine_service.errors import EngineError
 from engine_service.frontend import Frontend, PreparedPrompt
@@ -15,6 +17,7 @@ from engine_service.protocol import (
     FinishReason,
     Message,
     StepOutputs,
+    TokenLogprob,
 )
 
 
@@ -75,12 +78,25 @@ class Outbox:
 
 
 class _Choice:
-    """One answer of a request: its own detokenizer and count."""
+    """One answer of a request: its own detokenizer, parser and count."""
 
-    def __init__(self, detokenizer: Detokenizer) -> None:
+    def __init__(self, detokenizer: Detokenizer, parser: AnswerParser) -> None:
         self.detokenizer = detokenizer
+        self._parser = parser
         self.n_tokens = 0
         self.has_ended = False
+
+    def read(self, token_ids: Sequence[int], *, is_last: bool) -> Piece:
+        """Return what new tokens mean, and all that was held back if they are the last."""
+        text = self.detokenizer.push(token_ids)
+        if is_last:
+            text += self.detokenizer.finish()
+        piece = self._parser.push(text)
+        if is_last or self.detokenizer.stopped:
+            rest = self._parser.finish()
+            piece.text += rest.text
+            piece.reasoning += rest.reasoning
+        return piece
 
 
 class Generation:
@@ -91,7 +107,8 @@ class Generation:
         self._frontend = frontend
         self._prompt = prompt
         self._choices = [
-            _Choice(frontend.detokenizer(prompt.sampling)) for _ in range(prompt.sampling.n)
+            _Choice(frontend.detokenizer(prompt.sampling), frontend.answer_parser(prompt))
+            for _ in range(prompt.sampling.n)
         ]
         self._n_cached_tokens = 0
 
@@ -107,9 +124,7 @@ class Generation:
         shown = output.token_ids
         if output.finish_reason == "stop" and shown and self._is_end_token(shown[-1]):
             shown = shown[:-1]
-        text = choice.detokenizer.push(shown)
-        if output.finish_reason is not None:
-            text += choice.detokenizer.finish()
+        piece = choice.read(shown, is_last=output.finish_reason is not None)
         reason = output.finish_reason
         if choice.detokenizer.stopped:
             reason = "stop"
@@ -117,18 +132,21 @@ class Generation:
         choice.has_ended = reason is not None
         n_new = choice.n_tokens - n_before
         if reason is not None and all(other.has_ended for other in self._choices):
-            return self._finish(reason, output, text=text, n_new=n_new)
+            return self._finish(reason, output, piece=piece, n_new=n_new)
         if not (output.token_ids or output.prompt_logprobs or reason):
             return Update()
         return Update(
             delta=Delta(
                 request_id=self.request_id,
                 index=output.choice,
-                text=text,
+                text=piece.text,
                 n_tokens=n_new,
                 finish_reason=reason,
-                logprobs=output.logprobs[:n_new],
-                prompt_logprobs=output.prompt_logprobs,
+                stop=choice.detokenizer.stop,
+                reasoning=piece.reasoning,
+                tool_calls=tuple(piece.tool_calls),
+                logprobs=self._named(output.logprobs[:n_new]),
+                prompt_logprobs=self._named(output.prompt_logprobs),
             )
         )
 
@@ -150,18 +168,35 @@ class Generation:
         is_stop = token_id in self._prompt.sampling.stop_token_ids
         return is_stop or self._frontend.is_end_token(token_id)
 
+    def _named(self, logprobs: Sequence[TokenLogprob]) -> tuple[TokenLogprob, ...]:
+        """Say what text the ids stand for."""
+        name = self._frontend.token_bytes
+        return tuple(
+            TokenLogprob(
+                token_id=each.token_id,
+                logprob=each.logprob,
+                top=each.top,
+                token=name(each.token_id),
+                top_tokens=tuple(name(token_id) for token_id, _ in each.top),
+            )
+            for each in logprobs
+        )
+
     def _finish(
-        self, reason: FinishReason, output: SequenceOutput, *, text: str, n_new: int
+        self, reason: FinishReason, output: SequenceOutput, *, piece: Piece, n_new: int
     ) -> Update:
         return Update(
             finished=Finished(
                 request_id=self.request_id,
                 index=output.choice,
                 finish_reason=reason,
+                stop=self._choices[output.choice].detokenizer.stop,
                 n_prompt_tokens=len(self._prompt.token_ids),
                 n_cached_tokens=self._n_cached_tokens,
                 n_completion_tokens=self._n_completion_tokens,
-                text=text,
-                logprobs=output.logprobs[:n_new],
+                text=piece.text,
+                reasoning=piece.reasoning,
+                tool_calls=tuple(piece.tool_calls),
+                logprobs=self._named(output.logprobs[:n_new]),
             )
         )

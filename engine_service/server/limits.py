@@ -14,6 +14,8 @@ class Limits:
     prepared_ttl_s: float = 60.0
     max_request_id_chars: int = 128
     max_send_bytes: int = 4 * 1024 * 1024
+    max_answer_bytes: int = 2 * 1024 * 1024  # of one question about text
+    max_unsent_answers_bytes: int = 64 * 1024 * 1024
     max_pings: int = 8
     max_undelivered_steps: int = 8
     hello_timeout_s: float = 10.0

@@ -27,6 +27,8 @@ from engine_service.protocol import (
     Purge,
     Purged,
     Start,
+    TextAnswer,
+    TextQuestion,
     Welcome,
 )
 from engine_service.server.connection import Connection
@@ -184,6 +186,10 @@ class EngineService:
         """Do the same for the texts of an embedding request."""
         return await self._prepared(self._frontend.prepare_inputs(message))
 
+    async def answer(self, question: TextQuestion) -> TextAnswer:
+        """Have the frontend answer a question about text."""
+        return await self._prepared(self._frontend.answer(question))
+
     async def _prepared(self, preparation: Coroutine[Any, Any, T]) -> T:
         self._n_preparing += 1
         try:
@@ -210,6 +216,7 @@ class EngineService:
             cache_salt=prompt.cache_salt,
             cache_tags=prompt.cache_tags,
             standing=prompt.standing,
+            mask=None if prompt.constraint is None else prompt.constraint.mask(),
         )
         return self._submit(request, live=_Live(connection, generation))
 

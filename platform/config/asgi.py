@@ -15,9 +15,13 @@ from channels.auth import AuthMiddlewareStack  # noqa: E402
 from apps.gateway.websocket.consumers import StreamConsumer  # noqa: E402
 from config.inference import LeanHandler, Receive, Scope, Send  # noqa: E402
 
+# Where servers of models have them, which is not under /v1/.
+TOKENIZER_PATHS = frozenset({"/tokenize", "/detokenize"})
+BATCH_PATHS = ("/v1/files", "/v1/batches")
 HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 
 _inference = LeanHandler("apps.gateway.urls")
+_batches = LeanHandler("apps.batches.urls")
 _health = LeanHandler("apps.monitoring.urls")
 _stream: Any = AuthMiddlewareStack(StreamConsumer.as_asgi())
 
@@ -29,9 +33,15 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
             await _stream(scope, receive, send)
         else:
             await send({"type": "websocket.close"})
-    elif scope["path"] == "/v1" or scope["path"].startswith("/v1/"):
+    elif scope["path"].startswith(BATCH_PATHS):
+        await _batches(scope, receive, send)
+    elif _is_inference(scope["path"]):
         await _inference(scope, receive, send)
     elif scope["path"] in HEALTH_PATHS:
         await _health(scope, receive, send)
     else:
         await _django(scope, receive, send)
+
+
+def _is_inference(path: str) -> bool:
+    return path == "/v1" or path.startswith("/v1/") or path in TOKENIZER_PATHS

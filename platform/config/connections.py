@@ -1,8 +1,10 @@
 """Daphne's protocols with bounds: bytes in a body, in headers, in flight to a slow reader and in
 the queue of a WebSocket. They know sockets, and nothing of what is served."""
 
+import asyncio
+import io
 import json
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from daphne.http_protocol import HTTPFactory, WebRequest
 from daphne.server import reactor
@@ -17,6 +19,7 @@ MAX_HEADERS: Final = 100
 MAX_HEADER_BYTES: Final = 32 * 1024
 # A refused body is read on and dropped up to here, so that the refusal is not lost to a reset.
 MAX_DROPPED_BYTES: Final = 64 * 1024 * 1024
+BODY_PART_BYTES: Final = 64 * 1024
 QUEUE_HIGH: Final = 64
 QUEUE_LOW: Final = 16
 
@@ -63,7 +66,10 @@ class BoundedRequest(WebRequest):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.gate = WriteGate()
         self._n_body_bytes = 0
+        self._max_body_bytes = 0
         self._is_refused = False
+        self._body: IO[bytes] | None = None
+        self.content: Any
         super().__init__(*args, parsePOSTFormSubmission=False, **kwargs)  # Django parses forms
 
     def drop(self) -> None:
@@ -75,12 +81,16 @@ class BoundedRequest(WebRequest):
 
     def gotLength(self, length: int | None) -> None:  # noqa: N802 - Twisted's names
         super().gotLength(length)
-        if length is not None and length > self.server.max_body_bytes:
+        self._max_body_bytes = self.server.max_body_bytes(
+            method=self.channel._command.decode("latin1"),
+            path=self.channel._path.partition(b"?")[0].decode("latin1"),
+        )
+        if length is not None and length > self._max_body_bytes:
             self._refuse()
 
     def handleContentChunk(self, data: bytes) -> None:  # noqa: N802
         self._n_body_bytes += len(data)
-        if not self._is_refused and self._n_body_bytes > self.server.max_body_bytes:
+        if not self._is_refused and self._n_body_bytes > self._max_body_bytes:
             self._refuse()
         if not self._is_refused:
             super().handleContentChunk(data)
@@ -97,12 +107,34 @@ class BoundedRequest(WebRequest):
         if not all(value.isascii() for value in protocols):  # Daphne would fail at it
             self.basic_error(400, b"Bad Request", "Invalid header value")
             return None
-        return super().process()
+        if self.requestHeaders.hasHeader(b"upgrade"):
+            return super().process()
+        # Daphne would queue the whole body at once; ours is read from its file as it is wanted.
+        body: IO[bytes] = self.content
+        body.seek(0)
+        self._body, self.content = body, io.BytesIO()
+        processed = super().process()
+        if self.application_queue is not None and not self.application_queue.empty():
+            self.application_queue.get_nowait()  # the empty body
+        return processed
+
+    async def receive(self) -> dict[str, Any]:
+        """The application's next message: the body in parts, then what became of the client."""
+        if self._body is None:
+            message: dict[str, Any] = await self.application_queue.get()
+            return message
+        part = self._body.read(BODY_PART_BYTES)
+        is_last = len(part) < BODY_PART_BYTES
+        if is_last:
+            self._body.close()
+            self._body = None
+        else:
+            await asyncio.sleep(0)  # others have their turn while a large one is read
+        return {"type": "http.request", "body": part, "more_body": not is_last}
 
     def _refuse(self) -> None:
         self._is_refused = True
-        limit = self.server.max_body_bytes
-        error = PayloadTooLarge(f"The request body is over {limit} bytes.")
+        error = PayloadTooLarge(f"The request body is over {self._max_body_bytes} bytes.")
         self.channel.write(_last_answer(b"413 Content Too Large", error))
 
     # -- out ---------------------------------------------------------------------------------

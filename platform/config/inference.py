@@ -5,9 +5,10 @@ threads: measured, those are most of what a request costs behind Django's own ha
 import asyncio
 import io
 import logging
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import IO, Any
 
 from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
@@ -20,6 +21,7 @@ from apps.core.exceptions import InvalidRequest, NotFound, PayloadTooLarge
 from apps.core.ids import new_id
 from apps.gateway.rest.base import StructRenderer, error_response
 from apps.gateway.rest.streaming import EventStreamResponse
+from config.limits import max_body_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,9 @@ class LeanHandler:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_s = time.perf_counter()
         try:
-            body = await _read_body(receive)
+            body, n_bytes = await _read_body(
+                receive, limit=max_body_bytes(method=scope["method"], path=scope["path"])
+            )
         except _ClientLeft:
             return
         except PayloadTooLarge as error:
@@ -50,7 +54,7 @@ class LeanHandler:
             return
         race = _Race(receive)
         try:
-            response = await self._respond(scope, body)
+            response = await self._respond(scope, body, n_bytes=n_bytes)
             try:
                 await _send(response, send, started_s=started_s, before_last=race.win)
             finally:
@@ -62,10 +66,10 @@ class LeanHandler:
         finally:
             race.close()
 
-    async def _respond(self, scope: Scope, body: bytes) -> HttpResponseBase:
+    async def _respond(self, scope: Scope, body: IO[bytes], *, n_bytes: int) -> HttpResponseBase:
         try:
-            request = ASGIRequest(scope, io.BytesIO(body))
-            request.META["CONTENT_LENGTH"] = str(len(body))  # chunked bodies name none
+            request = ASGIRequest(scope, body)
+            request.META["CONTENT_LENGTH"] = str(n_bytes)  # chunked bodies name none
             match = self._resolver.resolve(request.path_info)
             response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
         except Resolver404:
@@ -108,8 +112,9 @@ async def _until_disconnect(receive: Receive) -> None:
         pass
 
 
-async def _read_body(receive: Receive) -> bytes:
-    parts: list[bytes] = []
+async def _read_body(receive: Receive, *, limit: int) -> tuple[IO[bytes], int]:
+    """Return the body and its size. What is larger than a body usually may be goes to the disk."""
+    body: IO[bytes] = io.BytesIO()
     n_bytes = 0
     while True:
         message = await receive()
@@ -117,13 +122,16 @@ async def _read_body(receive: Receive) -> bytes:
             raise _ClientLeft
         part = message.get("body", b"")
         n_bytes += len(part)
-        if n_bytes > settings.GATEWAY_MAX_BODY_BYTES:
-            raise PayloadTooLarge(
-                f"The request body is over {settings.GATEWAY_MAX_BODY_BYTES} bytes."
-            )
-        parts.append(part)
+        if n_bytes > limit:
+            raise PayloadTooLarge(f"The request body is over {limit} bytes.")
+        if n_bytes > settings.GATEWAY_MAX_BODY_BYTES and isinstance(body, io.BytesIO):
+            spool = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the request
+            spool.write(body.getbuffer())
+            body = spool
+        body.write(part)
         if not message.get("more_body", False):
-            return b"".join(parts)
+            body.seek(0)
+            return body, n_bytes
 
 
 def _rendered(response: HttpResponseBase) -> HttpResponseBase:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -47,7 +47,8 @@ class DrainingServer(Server):
         *,
         listener: socket.socket,
         is_shared: bool,
-        max_body_bytes: int,
+        max_body_bytes: Callable[..., int],
+        max_message_bytes: int,
         stall_timeout_s: float,
         drain_s: float,
         exit_with_parent: bool,
@@ -56,8 +57,8 @@ class DrainingServer(Server):
             application,
             endpoints=["adopted"],
             server_name="",
-            websocket_max_message_size=max_body_bytes,
-            websocket_max_frame_size=max_body_bytes,
+            websocket_max_message_size=max_message_bytes,
+            websocket_max_frame_size=max_message_bytes,
         )
         self.max_body_bytes = max_body_bytes
         self.stall_timeout_s = stall_timeout_s
@@ -114,9 +115,8 @@ class DrainingServer(Server):
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         scope.setdefault("asgi", {"version": "3.0"})
         application = _refuse if self.is_draining else self.application
-        receive = protocol.receive if isinstance(protocol, BoundedWebSocket) else queue.get
         self.connections[protocol]["application_instance"] = asyncio.ensure_future(
-            application(scope, receive, partial(self.handle_reply, protocol))
+            application(scope, protocol.receive, partial(self.handle_reply, protocol))
         )
         return queue
 
@@ -252,12 +252,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from django.conf import settings
 
     from config.asgi import application
+    from config.limits import max_body_bytes
 
     DrainingServer(
         application,
         listener=listener,
         is_shared=options.fd is not None,
-        max_body_bytes=settings.GATEWAY_MAX_BODY_BYTES,
+        max_body_bytes=max_body_bytes,
+        max_message_bytes=settings.GATEWAY_MAX_BODY_BYTES,
         stall_timeout_s=settings.GATEWAY_STALL_TIMEOUT_S,
         drain_s=settings.GATEWAY_DRAIN_S,
         exit_with_parent=options.exit_with_parent,

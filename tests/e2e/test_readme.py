@@ -80,7 +80,12 @@ def test_the_python_example_answers(product: RunningProduct, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("page", "says"), [("docs/api.md", "Paris"), ("docs/websocket.md", "'finish_reason': '")]
+    ("page", "says"),
+    [
+        ("docs/api.md", "Paris"),
+        ("docs/websocket.md", "'finish_reason': '"),
+        ("docs/batches.md", "capital-France"),
+    ],
 )
 def test_the_example_of_a_page_answers(
     product: RunningProduct, tmp_path: Path, page: str, says: str
@@ -88,6 +93,14 @@ def test_the_example_of_a_page_answers(
     source = examples("python", page=ROOT / page)
     said = run_example(product, tmp_path, sys.executable, "-c", source)
     assert says in said
+
+
+def test_the_commands_of_the_page_on_batches_answer(
+    product: RunningProduct, tmp_path: Path
+) -> None:
+    source = examples("bash", page=ROOT / "docs/batches.md")
+    said = run_example(product, tmp_path, "bash", "-euo", "pipefail", "-c", source)
+    assert [json.loads(line)["custom_id"] for line in said.splitlines()] == ["a", "b"]
 
 
 def test_every_other_command_exists() -> None:
@@ -117,7 +130,14 @@ def test_every_other_command_exists() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/adr/README.md", "docs/api.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/adr/README.md",
+        "docs/api.md",
+        "docs/responses-and-messages.md",
+    ],
 )
 def test_links_lead_somewhere(name: str) -> None:
     page = ROOT / name

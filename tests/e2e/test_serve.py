@@ -17,6 +17,7 @@ import pytest
 
 from tests.processes import ROOT
 from tests.serve import (
+    EMBEDDING_ENGINE,
     RunningProduct,
     free_port,
     running_product,
@@ -123,14 +124,15 @@ def test_a_taken_port_is_refused_before_anything_else(tmp_path: Path) -> None:
 
 def test_sigterm_leaves_no_process_and_no_socket(own_product: RunningProduct) -> None:
     processes = own_product.descendants()
-    assert len(processes) == 3, "agent, server, engine"
+    assert len(processes) == 6, "agent, server, worker, beat, two engines"
     assert list((own_product.var / "run").glob("*.sock"))
     assert serve_stop(own_product.process) == 0
     _, alive = psutil.wait_procs(processes, timeout=1)
     assert alive == []
     assert list((own_product.var / "run").iterdir()) == []
     assert own_product.log.endswith("Stopped.\n")
-    assert own_product.rows("SELECT state FROM engines_engineprocess") == [("stopped",)]
+    states = own_product.rows("SELECT state FROM engines_engineprocess")
+    assert states == [("stopped",), ("stopped",)]
 
 
 def test_a_second_start_is_quick_and_keeps_everything(own_product: RunningProduct) -> None:
@@ -146,7 +148,7 @@ def test_a_second_start_is_quick_and_keeps_everything(own_product: RunningProduc
         assert "Importing" not in again.log
         assert again.usage_outcomes() - rows == {"completed": 1}, "the chat of the start itself"
         assert again.rows("SELECT count(*) FROM rbac_apitoken") == [(1,)]
-        assert again.engine().epoch == 2
+        assert again.engine().epoch == again.engine(EMBEDDING_ENGINE).epoch == 2
 
 
 def test_a_lost_bootstrap_file_gives_a_new_token_and_keeps_the_password(
@@ -199,7 +201,8 @@ def test_a_child_that_ends_by_itself_ends_everything(
 
 
 def test_a_model_that_was_altered_is_said_and_the_admin_stays(own_product: RunningProduct) -> None:
-    (weights,) = (own_product.var / "models").rglob("model.safetensors")
+    models = own_product.var / "models"
+    (weights,) = (models / own_product.model).rglob("model.safetensors")
     with weights.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         last = file.read(1)

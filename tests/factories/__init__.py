@@ -7,6 +7,7 @@ from tests.factories.access import (
     UserFactory,
 )
 from tests.factories.audit import AuditEventFactory
+from tests.factories.batches import BatchFactory, BatchItemFactory, UploadedFileFactory
 from tests.factories.deployments import DeploymentFactory, EngineProcessFactory, ReplicaFactory
 from tests.factories.metering import UsageRecordFactory
 from tests.factories.registry import ModelVersionFactory, RegisteredModelFactory
@@ -15,6 +16,8 @@ from tests.factories.routing import RouteFactory
 __all__ = [
     "ApiTokenFactory",
     "AuditEventFactory",
+    "BatchFactory",
+    "BatchItemFactory",
     "DeploymentFactory",
     "EngineProcessFactory",
     "MembershipFactory",
@@ -23,6 +26,7 @@ __all__ = [
     "ReplicaFactory",
     "RouteFactory",
     "TenantFactory",
+    "UploadedFileFactory",
     "UsageRecordFactory",
     "UserFactory",
 ]

@@ -2,8 +2,8 @@
 rendering and error handling; none of them touches the database on the event loop."""
 
 import logging
-from collections.abc import Iterable
-from typing import IO, Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import IO, Any, ClassVar, Self, TypeVar
 
 import msgspec
 from django.contrib.auth.models import AnonymousUser
@@ -19,19 +19,30 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from apps.core.exceptions import AppError, AuthenticationFailed, PermissionDenied
-from apps.gateway.authentication import principal_of_header
+from apps.core.exceptions import (
+    AppError,
+    AuthenticationFailed,
+    InvalidRequest,
+    PermissionDenied,
+)
+from apps.gateway.authentication import principal_of_header, principal_of_secret
 from apps.gateway.decoding import decode
 from apps.gateway.exceptions import MethodNotAllowed, UnsupportedMediaType
+from apps.gateway.rest.operations import Operation
 from apps.rbac.types import Principal
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class BearerAuthentication(BaseAuthentication):
-    """An API token in the ``Authorization`` header."""
+    """An API token in the ``Authorization`` header, or in ``x-api-key`` where the view takes it."""
 
-    async def principal(self, request: Request) -> Principal:
+    async def principal(self, request: Request, *, takes_key: bool) -> Principal:
+        key = request.META.get("HTTP_X_API_KEY")
+        if takes_key and key:
+            return await principal_of_secret(key.strip())
         return await principal_of_header(request.META.get("HTTP_AUTHORIZATION"))
 
 
@@ -82,7 +93,10 @@ class OneFormat(BaseContentNegotiation):
 
 
 class InferenceView(APIView):
-    """Base of the views under /v1/: asynchronous handlers, one error body."""
+    """Base of the views under /v1/: asynchronous handlers, one error body.
+
+    ``operations`` describes each handler for the OpenAPI document.
+    """
 
     authentication_classes = [BearerAuthentication]
     permission_classes = [HasPrincipal]
@@ -93,6 +107,9 @@ class InferenceView(APIView):
     format_kwarg = None  # no path here ends in a format
 
     decoder: ClassVar["msgspec.json.Decoder[Any]"]
+    operations: ClassVar[Mapping[str, Operation]] = {}
+    takes_key: ClassVar[bool] = False
+    _principal: Principal | None = None
 
     @property
     def default_response_headers(self) -> dict[str, str]:
@@ -126,30 +143,72 @@ class InferenceView(APIView):
         principal = None
         for authenticator in self.get_authenticators():
             if isinstance(authenticator, BearerAuthentication):
-                principal = await authenticator.principal(request)
+                principal = await authenticator.principal(request, takes_key=self.takes_key)
         # DRF would call the authenticators, synchronously, on the first look at either.
         request.user, request.auth = AnonymousUser(), principal
+        self._principal = principal
         self.check_permissions(request)
 
     def handle_exception(self, exc: Exception) -> Response:
-        response = error_response(exc)
+        response = error_response(exc, body_of_error=self.error_body)
         if isinstance(exc, drf.MethodNotAllowed):
             response["Allow"] = ", ".join(self.allowed_methods)
         return response
 
+    def error_body(self, error: AppError) -> Any:
+        return error.body()
+
     @property
     def principal(self) -> Principal:
-        principal: Any = self.request.auth
-        assert isinstance(principal, Principal)
-        return principal
+        assert self._principal is not None
+        return self._principal
 
 
-def error_response(error: Exception) -> Response:
-    """Return the one error body, with the status and headers that belong to it."""
+class AnsweringView(InferenceView):
+    """A subclass answers a decoded body the same way whoever asks: a client or a job.
+
+    request_id: of what an engine was asked to do, once it was.
+    """
+
+    door = "rest"
+    priority = 0
+    request_id: str | None = None
+
+    @classmethod
+    def for_job(cls, *, principal: Principal, door: str, priority: int) -> Self:
+        """Return a view whose ``answer`` may be called without a connection."""
+        view = cls()
+        view._principal, view.door, view.priority = principal, door, priority
+        return view
+
+    async def post(self, request: Request) -> HttpResponseBase:
+        return await self.answer(body_of(request, self.decoder.type))
+
+    async def answer(self, body: Any) -> HttpResponseBase:
+        raise NotImplementedError
+
+
+def body_of(request: Request, kind: type[T]) -> T:
+    """Return the decoded body; raises InvalidRequest where there is none."""
+    data = request.data
+    if not isinstance(data, kind):  # DRF hands an empty body on without asking the parser
+        raise InvalidRequest("The body is empty; it must be a JSON object.", code="invalid_json")
+    return data
+
+
+def error_response(
+    error: Exception, *, body_of_error: Callable[[AppError], Any] = AppError.body
+) -> Response:
+    """Return the one error body, with the status and headers that belong to it.
+
+    body_of_error: words it where an endpoint has a form of its own.
+    """
     known = _app_error(error)
-    response = Response(known.body(), status=known.status)
+    response = Response(body_of_error(known), status=known.status)
     if known.retry_after_s is not None:
         response["Retry-After"] = str(max(1, round(known.retry_after_s)))
+    # The official clients retry by this, over their own rules about the status.
+    response["X-Should-Retry"] = "false" if known.retry_after_s is None else "true"
     if isinstance(known, AuthenticationFailed):
         response["WWW-Authenticate"] = "Bearer"
     return response

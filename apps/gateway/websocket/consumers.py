@@ -10,11 +10,12 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 
 from apps.core.exceptions import AppError, AuthenticationFailed, InvalidRequest, PermissionDenied
 from apps.engines.types import GenerationResult
+from apps.gateway.answers import Callers, FinishReason
 from apps.gateway.authentication import MISSING
+from apps.gateway.chat_schemas import chat_request
 from apps.gateway.decoding import decode
 from apps.gateway.exceptions import TooManyOnConnection, app_error_of
 from apps.gateway.rest.wire import usage_of
-from apps.gateway.schemas import chat_request
 from apps.gateway.websocket import frames
 from apps.gateway.websocket.credentials import (
     Credential,
@@ -172,10 +173,17 @@ class StreamConsumer(AsyncWebsocketConsumer):
                     n_prompt_tokens=stream.n_prompt_tokens,
                 )
             )
+            callers, finish_reason = Callers(), None
             async for delta in stream:
-                await self._send(frames.DeltaFrame(frame.id, delta.text))
+                finish_reason = callers.finish_reason(delta)
+                shown = finish_reason if stream.n_answers > 1 else None
+                piece = frames.delta_frame(
+                    frame.id, delta, request_id=stream.request_id, finish_reason=shown
+                )
+                if piece is not None:
+                    await self._send(piece)
         assert stream.result is not None
-        return _finished(frame.id, stream.result)
+        return _finished(frame.id, stream.result, finish_reason=finish_reason)
 
     # -- out ---------------------------------------------------------------------------------
 
@@ -186,9 +194,14 @@ class StreamConsumer(AsyncWebsocketConsumer):
         await self.send(text_data=msgspec.json.encode(frame).decode())
 
 
-def _finished(client_id: str, result: GenerationResult) -> frames.FinishedFrame:
+def _finished(
+    client_id: str, result: GenerationResult, *, finish_reason: FinishReason | None = None
+) -> frames.FinishedFrame:
+    reason = finish_reason or result.finish_reason
     return frames.FinishedFrame(
-        id=client_id, finish_reason=frames.finish_reason_of(result), usage=usage_of(result)
+        id=client_id,
+        finish_reason="cancelled" if reason == "abort" else reason,
+        usage=usage_of(result),
     )
 
 

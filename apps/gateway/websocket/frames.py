@@ -5,9 +5,10 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from apps.engines.types import GenerationResult
-from apps.gateway.rest.wire import Usage
-from apps.gateway.schemas import ChatFields
+from apps.engines.types import AnswerDelta
+from apps.gateway.answers import FinishReason
+from apps.gateway.chat_schemas import ChatFields
+from apps.gateway.rest.wire import Call, ChatLogprobs, Usage, call_pieces, chat_logprobs
 
 ClientId = Annotated[str, Meta(min_length=1, max_length=64)]
 
@@ -44,14 +45,21 @@ class StartedFrame(msgspec.Struct, tag_field="type", tag="started", kw_only=True
     n_prompt_tokens: int
 
 
-class DeltaFrame(msgspec.Struct, tag_field="type", tag="delta"):
+class DeltaFrame(msgspec.Struct, tag_field="type", tag="delta", kw_only=True, omit_defaults=True):
+    """``index`` is the answer's, where there are several."""
+
     id: str
     text: str
+    index: int = 0
+    reasoning: str = ""
+    tool_calls: tuple[Call, ...] = ()
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
 
 
 class FinishedFrame(msgspec.Struct, tag_field="type", tag="finished", kw_only=True):
     id: str
-    finish_reason: Literal["stop", "length", "cancelled"]
+    finish_reason: Literal["stop", "length", "tool_calls", "cancelled"]
     usage: Usage
 
 
@@ -82,5 +90,23 @@ def client_id_of(text: str) -> str | None:
     return found if isinstance(found, str) and 0 < len(found) <= 64 else None
 
 
-def finish_reason_of(result: GenerationResult) -> Literal["stop", "length", "cancelled"]:
-    return "cancelled" if result.finish_reason == "abort" else result.finish_reason
+def delta_frame(
+    client_id: str, delta: AnswerDelta, *, request_id: str, finish_reason: FinishReason | None
+) -> DeltaFrame | None:
+    """Return the frame of a delta, None where there is nothing to show; that a request was
+    cancelled is told by its last frame."""
+    if finish_reason == "abort":
+        finish_reason = None
+    if finish_reason is None and not any(
+        (delta.text, delta.reasoning, delta.tool_calls, delta.logprobs)
+    ):
+        return None
+    return DeltaFrame(
+        id=client_id,
+        text=delta.text,
+        index=delta.index,
+        reasoning=delta.reasoning,
+        tool_calls=call_pieces(delta, request_id=request_id),
+        logprobs=chat_logprobs(delta.logprobs),
+        finish_reason=finish_reason,
+    )

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from config.settings import env
 from config.settings.components.admin_theme import *  # noqa: F403
+from config.settings.components.api_document import *  # noqa: F403
+from config.settings.components.jobs import *  # noqa: F403
 from config.settings.components.logs import LOGGING  # noqa: F401
 
 BASE_DIR = Path(__file__).resolve().parents[3]
@@ -23,6 +25,8 @@ INSTALLED_APPS = [
     "django.contrib.humanize",
     "django.contrib.staticfiles",
     "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
     "channels",
     "apps.core",
     "apps.audit",
@@ -34,6 +38,7 @@ INSTALLED_APPS = [
     "apps.deployments",
     "apps.routing",
     "apps.gateway",
+    "apps.batches",
     "apps.monitoring",
     "apps.console.apps.ConsoleConfig",
 ]
@@ -102,6 +107,18 @@ GATEWAY_MAX_BODY_BYTES = env.integer("GATEWAY_MAX_BODY_BYTES", default=4 * 1024 
 GATEWAY_STALL_TIMEOUT_S = env.integer("GATEWAY_STALL_TIMEOUT_S", default=30, minimum=1)
 GATEWAY_REQUEST_TIMEOUT_S = env.integer("GATEWAY_REQUEST_TIMEOUT_S", default=600, minimum=1)
 GATEWAY_DRAIN_S = env.integer("GATEWAY_DRAIN_S", default=10, minimum=0)
+
+# Files that clients store, and batches. Processes on several machines need one shared FILES_DIR.
+FILES_DIR = env.path("FILES_DIR", default=VAR_DIR / "files")
+GATEWAY_MAX_FILE_BYTES = env.integer("GATEWAY_MAX_FILE_BYTES", default=100 * 1024 * 1024)
+FILES_MAX_TENANT_BYTES = env.integer("FILES_MAX_TENANT_BYTES", default=10 * 1024**3)
+BATCH_MAX_REQUESTS = env.integer("BATCH_MAX_REQUESTS", default=50_000, minimum=1)
+BATCH_CONCURRENCY = env.integer("BATCH_CONCURRENCY", default=8, minimum=1)
+# A worker that is not heard of for so long is thought dead, and another one takes its batch.
+BATCH_LEASE_S = env.integer("BATCH_LEASE_S", default=15, minimum=2)
+
+_broker = env.broker("CELERY_BROKER_URL", directory_default=VAR_DIR / "broker")
+CELERY_BROKER_URL, CELERY_BROKER_TRANSPORT_OPTIONS = _broker.url, _broker.options
 
 # An engine that answers no ping for so long is killed; a step of a large model on a slow processor
 # must fit in it.

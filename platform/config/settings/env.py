@@ -1,14 +1,16 @@
 """Typed reading of environment variables. A bad value stops the start and names the variable."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+_BROKERS = {"redis", "rediss", "amqp", "amqps"}
 
 
 def text(name: str, default: str | None = None) -> str:
@@ -53,6 +55,40 @@ def strings(name: str, *, default: tuple[str, ...] = ()) -> list[str]:
 
 def path(name: str, *, default: Path) -> Path:
     return Path(os.environ.get(name) or default).expanduser().resolve()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broker:
+    """Where messages to workers wait."""
+
+    url: str
+    options: dict[str, Any]
+
+
+def broker(name: str, *, directory_default: Path) -> Broker:
+    """Return a broker from ``redis://…``, ``amqp://…`` (RabbitMQ) or ``filesystem:///path``; files
+    in a directory of this machine's when it is not set."""
+    raw = os.environ.get(name) or f"filesystem://{quote(str(directory_default))}"
+    parts = urlsplit(raw)
+    if parts.scheme in _BROKERS:
+        is_redis = parts.scheme.startswith("redis")  # whose client would wait for ever
+        return Broker(url=raw, options={"socket_connect_timeout": 3} if is_redis else {})
+    if parts.scheme != "filesystem" or parts.netloc or not parts.path.startswith("/"):
+        raise ImproperlyConfigured(
+            f"{name} is not understood; expected redis://, rediss://, amqp://, amqps:// or "
+            "filesystem:///path"
+        )
+    directory = Path(unquote(parts.path))
+    messages = directory / "messages"
+    return Broker(
+        url="filesystem://localhost/",
+        options={
+            "data_folder_in": str(messages),
+            "data_folder_out": str(messages),
+            "control_folder": str(directory / "control"),
+            "polling_interval": 0.25,
+        },
+    )
 
 
 def database(name: str, *, sqlite_default: Path) -> dict[str, Any]:

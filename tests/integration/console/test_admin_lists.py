@@ -15,6 +15,7 @@ from apps.metering.models import UsageRecord
 from tests.factories import (
     ApiTokenFactory,
     AuditEventFactory,
+    BatchFactory,
     DeploymentFactory,
     EngineProcessFactory,
     MembershipFactory,
@@ -23,6 +24,7 @@ from tests.factories import (
     ReplicaFactory,
     RouteFactory,
     TenantFactory,
+    UploadedFileFactory,
     UsageRecordFactory,
     UserFactory,
 )
@@ -45,6 +47,8 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "deployments_replica": ReplicaFactory,
     "routing_route": RouteFactory,
     "metering_usagerecord": UsageRecordFactory,
+    "batches_batch": BatchFactory,
+    "batches_uploadedfile": UploadedFileFactory,
 }
 
 

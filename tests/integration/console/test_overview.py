@@ -130,7 +130,7 @@ def test_staff_without_permissions_see_no_deployment_figure_or_change() -> None:
 def test_every_link_of_the_side_bar_leads_somewhere(admin_client: Client) -> None:
     navigation = admin_client.get(reverse("admin:index")).context["sidebar_navigation"]
     links = [item["link"] for group in navigation for item in group["items"]]
-    assert len(links) == 13
+    assert len(links) == 16
     for link in links:
         assert admin_client.get(str(link)).status_code == 200, link
 
@@ -142,7 +142,7 @@ def test_side_bar_shows_what_one_may_see() -> None:
     shown = [
         item["title"] for group in navigation for item in group["items"] if item["has_permission"]
     ]
-    assert shown == ["Overview", "Playground"]
+    assert shown == ["Overview", "Playground", "API reference"]
 
 
 def test_login_page_carries_the_products_name() -> None:

@@ -54,6 +54,8 @@ def test_models_tell_readiness_and_length(admin_client: Client, deployment: Depl
     stopped = DeploymentFactory(desired_state=Deployment.DesiredState.STOPPED)
     RouteFactory(name="stopped-model", deployment=stopped)
     RouteFactory(name="switched-off", deployment=deployment, is_active=False)
+    embedding = DeploymentFactory(model_version=ModelVersionFactory(architecture="BertModel"))
+    RouteFactory(name="nothing-to-chat-with", deployment=embedding)
     answer = admin_client.get(MODELS)
     assert "no-store" in answer["Cache-Control"]
     assert answer.json() == {

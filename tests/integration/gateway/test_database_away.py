@@ -5,7 +5,7 @@ import pytest
 from django.db import OperationalError
 
 from apps.core.hop import database_hop
-from apps.gateway import generation
+from apps.gateway import ledger
 from apps.metering.models import UsageRecord
 from apps.metering.services import settle
 from apps.metering.types import Settlement
@@ -21,7 +21,7 @@ async def test_database_away_at_reserve(
         raise OperationalError("the database is away")
 
     before = engine_process.stats()
-    monkeypatch.setattr(generation, "reserve", fail)
+    monkeypatch.setattr(ledger, "reserve", fail)
     with pytest.raises(openai.InternalServerError) as refused:
         await client.chat.completions.create(**chat())
     assert (refused.value.status_code, refused.value.code) == (503, "unavailable")
@@ -39,8 +39,8 @@ async def test_database_away_at_settle(
             raise error
         return settle(settlement)
 
-    monkeypatch.setattr(generation, "settle", fail_twice)
-    monkeypatch.setattr(generation, "SETTLE_AGAIN_S", 0.05)
+    monkeypatch.setattr(ledger, "settle", fail_twice)
+    monkeypatch.setattr(ledger, "SETTLE_AGAIN_S", 0.05)
     answer = await client.chat.completions.create(**chat(), extra_body={"ignore_eos": True})
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 8

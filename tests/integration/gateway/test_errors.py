@@ -93,9 +93,9 @@ async def test_unknown_model(client: openai.AsyncOpenAI) -> None:
         ({"top_k": -1}, None, "top_k"),
         ({"stop": ["a", "b", "c", "d", "e"]}, None, "stop"),
         ({"stop": ""}, None, "stop"),
-        ({"n": 2}, "unsupported_value", "n"),
+        ({"n": 10_000}, "invalid_value", "n"),
         ({"messages": []}, "empty_array", "messages"),
-        ({"logprobs": True}, "unsupported_parameter", "logprobs"),
+        ({"top_logprobs": 2}, "invalid_value", "top_logprobs"),
     ],
 )
 async def test_bad_parameters(
@@ -144,7 +144,7 @@ async def test_token_ids_outside_the_vocabulary(client: openai.AsyncOpenAI) -> N
         ("GET", "/v1/chat/completions", {}, None, 405, "method_not_allowed"),
         ("DELETE", "/v1/models", {}, None, 405, "method_not_allowed"),
         ("OPTIONS", "/v1/models", {}, None, 405, "method_not_allowed"),
-        ("GET", "/v1/embeddings", {}, None, 404, "not_found"),
+        ("GET", "/v1/embeddings", {}, None, 405, "method_not_allowed"),
         ("GET", "/v1", {}, None, 404, "not_found"),
         ("GET", "/v1/models/", {}, None, 404, "not_found"),
         ("GET", "/v1/models?x=%ff", {}, None, 200, None),

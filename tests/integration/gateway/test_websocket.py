@@ -157,7 +157,7 @@ WRONG_FRAMES: list[tuple[str | bytes, str | None, str, str | None]] = [
     ('{"type": "start", "id": ""}', None, "invalid_value", "id"),
     ('{"type": "start", "id": "c1", "what": 1}', "c1", "unknown_parameter", "what"),
     ('{"type": "start", "id": "c1", "stream": true}', "c1", "unknown_parameter", "stream"),
-    (json.dumps({"type": "start", "id": "c1", **chat(n=2)}), "c1", "unsupported_value", "n"),
+    (json.dumps({"type": "start", "id": "c1", **chat(n=10_000)}), "c1", "invalid_value", "n"),
     (
         json.dumps({"type": "start", "id": "c1", **chat(model="none")}),
         "c1",

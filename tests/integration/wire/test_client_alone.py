@@ -160,7 +160,7 @@ async def test_an_engine_that_does_not_greet_is_unresponsive(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (encode_frame(msgspec.structs.replace(WELCOME, protocol_version=2)), "version 2"),
+        (encode_frame(msgspec.structs.replace(WELCOME, protocol_version=9)), "version 9"),
         (encode_frame(StepOutputs(epoch=1)), "did not answer a greeting"),
         (b"\x00\x00\x00\x01\xc1", "no engine at"),
         (b"", "no engine at"),

@@ -68,4 +68,4 @@ def test_a_chat_has_the_ids_that_transformers_gives_it(tokenizer: Any) -> None:
     frontend = Frontend(tokenizer, model_info(max_model_len=2048))
     info = model_info(max_model_len=2048)
     assert info.vocab_size < max(expected)  # the echo's vocabulary is smaller than the model's
-    assert frontend._token_ids(request.prompt) == tuple(expected)
+    assert frontend._read(request.prompt)[0] == tuple(expected)

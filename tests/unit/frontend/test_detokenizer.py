@@ -122,7 +122,8 @@ def test_a_stop_string_never_leaks_however_the_text_is_split(
         found = strings.push(piece)
         shown += found.text
         assert expected.startswith(shown)
-        if found.stopped:
+        if found.stop is not None:
+            assert found.stop in stop
             is_stopped = True
             break
     assert is_stopped == stopped
@@ -145,6 +146,7 @@ def test_tokens_are_counted_up_to_the_one_that_completes_the_stop_string() -> No
     detokenizer = Detokenizer(tokenizer, special_ids=special_ids(tokenizer), stop=[" STOP"])
     text = detokenizer.push(ids)
     assert (text, detokenizer.stopped, detokenizer.n_tokens) == ("abc", True, n_expected)
+    assert detokenizer.stop == " STOP"
     assert detokenizer.finish() == ""
 
 

@@ -6,18 +6,23 @@ import msgspec
 import pytest
 
 from apps.core.exceptions import InvalidRequest
-from apps.engines.client import ChatMessage, TextPrompt, TokenPrompt
-from apps.gateway.decoding import decode
-from apps.gateway.schemas import (
-    ChatBody,
-    CompletionBody,
-    chat_request,
-    completion_request,
+from apps.engines.client import (
+    ChatMessage,
+    OutputFormat,
+    TextPrompt,
+    TokenPrompt,
+    Tool,
+    ToolCall,
+    ToolUse,
 )
+from apps.gateway.chat_schemas import ChatBody, chat_request
+from apps.gateway.decoding import decode
+from apps.gateway.schemas import MAX_PROMPTS, CompletionBody, completion_requests
 from apps.gateway.types import ChatRequest, CompletionRequest
 
 _chat = msgspec.json.Decoder(ChatBody)
 _completion = msgspec.json.Decoder(CompletionBody)
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 def chat(**fields: Any) -> ChatRequest:
@@ -25,9 +30,18 @@ def chat(**fields: Any) -> ChatRequest:
     return chat_request(decode(_chat, msgspec.json.encode(body)))
 
 
-def completion(**fields: Any) -> CompletionRequest:
+def completions(**fields: Any) -> tuple[CompletionRequest, ...]:
     body = {"model": "m", "prompt": "Hi", **fields}
-    return completion_request(decode(_completion, msgspec.json.encode(body)))
+    return completion_requests(decode(_completion, msgspec.json.encode(body)))
+
+
+def completion(**fields: Any) -> CompletionRequest:
+    (request,) = completions(**fields)
+    return request
+
+
+def tool(name: str = "f", **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **fields}}
 
 
 def test_chat_defaults() -> None:
@@ -96,11 +110,16 @@ def test_max_completion_tokens_names_itself() -> None:
     [
         ({"messages": []}, "empty_array", "messages"),
         ({"messages": "Hi"}, "invalid_type", "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages[0].role"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "invalid_value", "messages[0].role"),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "missing_required_parameter",
+            "messages[0].tool_call_id",
+        ),
         ({"messages": [{"role": "user"}]}, "missing_required_parameter", "messages[0].content"),
         (
             {"messages": [{"role": "user", "content": None}]},
-            "invalid_type",
+            "missing_required_parameter",
             "messages[0].content",
         ),
         (
@@ -109,9 +128,9 @@ def test_max_completion_tokens_names_itself() -> None:
             "messages[0].content[0].type",
         ),
         (
-            {"messages": [{"role": "user", "content": "x", "tool_call_id": "7"}]},
+            {"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]},
             "unsupported_parameter",
-            "messages[0].tool_call_id",
+            "messages[0].tool_calls",
         ),
         ({"model": 3}, "invalid_type", "model"),
         ({"temperature": "hot"}, "invalid_type", "temperature"),
@@ -120,8 +139,6 @@ def test_max_completion_tokens_names_itself() -> None:
         ({"max_tokens": 1, "max_completion_tokens": 2}, "invalid_value", "max_tokens"),
         ({"seed": 2**63}, "invalid_value", "seed"),
         ({"stop": [1]}, "invalid_type", "stop[0]"),
-        ({"n": 2}, "unsupported_value", "n"),
-        ({"n": 0}, "unsupported_value", "n"),
         ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
         (
             {"stream": True, "stream_options": {"include_obfuscation": True}},
@@ -129,16 +146,30 @@ def test_max_completion_tokens_names_itself() -> None:
             "stream_options.include_obfuscation",
         ),
         ({"temprature": 1}, "unknown_parameter", "temprature"),
-        ({"logprobs": True}, "unsupported_parameter", "logprobs"),
-        ({"top_logprobs": 2}, "unsupported_parameter", "top_logprobs"),
-        ({"presence_penalty": 0.1}, "unsupported_parameter", "presence_penalty"),
-        ({"frequency_penalty": -1}, "unsupported_parameter", "frequency_penalty"),
-        ({"logit_bias": {"5": 1}}, "unsupported_parameter", "logit_bias"),
-        ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
-        ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
+        ({"top_logprobs": 2}, "invalid_value", "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "invalid_value", "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "invalid_value", "top_logprobs"),
+        ({"logprobs": 1}, "invalid_type", "logprobs"),
+        ({"logit_bias": {"five": 1}}, "invalid_value", "logit_bias"),
+        ({"logit_bias": {"9" * 40: 1}}, "invalid_value", "logit_bias"),
+        ({"tools": [{"type": "function"}]}, "missing_required_parameter", "tools[0].function"),
+        ({"tools": [{"type": "code"}]}, "invalid_value", "tools[0].type"),
+        ({"tools": [tool("no spaces")]}, "invalid_value", "tools[0].function.name"),
+        ({"tools": [tool(), tool()]}, "invalid_value", "tools"),
+        ({"tools": [tool(f"f{i}") for i in range(129)]}, "invalid_value", "tools"),
+        ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
+        ({"tools": [tool()], "tool_choice": tool("g")}, "invalid_value", "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "invalid_value", "response_format.type"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
+            "missing_required_parameter",
+            "response_format.json_schema.schema",
+        ),
+        ({"n": True}, "invalid_type", "n"),
+        ({"parallel_tool_calls": 1}, "invalid_type", "parallel_tool_calls"),
+        ({"verbosity": True}, "unsupported_parameter", "verbosity"),
         ({"modalities": ["audio"]}, "unsupported_parameter", "modalities"),
-        ({"reasoning_effort": "high"}, "unsupported_parameter", "reasoning_effort"),
+        ({"reasoning_effort": "wild"}, "invalid_value", "reasoning_effort"),
     ],
 )
 def test_chat_refusals(fields: dict[str, Any], code: str, param: str) -> None:
@@ -165,15 +196,16 @@ def test_values_without_effect_are_accepted(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
-        ({"prompt": ["a", "b"]}, "unsupported_value", "prompt"),
-        ({"prompt": ["a", 1]}, "unsupported_value", "prompt"),
-        ({"prompt": [[1, 2]]}, "invalid_type", "prompt[0]"),
+        ({"prompt": []}, "invalid_value", "prompt"),
+        ({"prompt": ["a"] * (MAX_PROMPTS + 1)}, "invalid_value", "prompt"),
+        ({"prompt": ["a", 1]}, "invalid_type", "prompt"),
+        ({"prompt": [["a"]]}, "invalid_type", "prompt[0][0]"),
         ({"prompt": None}, "invalid_type", "prompt"),
         ({"prompt": [1, 2**40]}, "invalid_value", "prompt[1]"),
         ({"best_of": 2}, "unsupported_parameter", "best_of"),
-        ({"echo": True}, "unsupported_parameter", "echo"),
+        ({"best_of": True}, "unsupported_parameter", "best_of"),
         ({"suffix": "x"}, "unsupported_parameter", "suffix"),
-        ({"logprobs": 0}, "unsupported_parameter", "logprobs"),
+        ({"logprobs": True}, "invalid_type", "logprobs"),
         ({"messages": []}, "unknown_parameter", "messages"),
     ],
 )
@@ -183,11 +215,98 @@ def test_completion_refusals(fields: dict[str, Any], code: str, param: str) -> N
     assert (refused.value.code, refused.value.param) == (code, param)
 
 
+def test_an_echo_brings_the_scores_of_the_prompt() -> None:
+    echoed = completion(echo=True, logprobs=3)
+    assert (echoed.sampling.logprobs, echoed.sampling.prompt_logprobs) == (3, 3)
+    assert completion(logprobs=3).sampling.prompt_logprobs is None
+    alone = completion(echo=True, max_tokens=0)
+    assert (alone.is_echo_only, alone.max_tokens) == (True, 1)
+    assert completion(max_tokens=0).max_tokens == 0
+
+
+def test_tools_reach_the_prompt_with_their_schema_as_it_was_sent() -> None:
+    schema = {"z": {}, "a": [1.0]}
+    sent = tool("f", description="d", parameters=schema, strict=True)
+    choose = {"type": "function", "function": {"name": "g"}}
+    request = chat(tools=[sent, tool("g")], tool_choice=choose, parallel_tool_calls=False)
+    assert request.prompt.tool_use == ToolUse(
+        tools=(
+            Tool(name="f", description="d", parameters='{"z":{},"a":[1.0]}', strict=True),
+            Tool(name="g"),
+        ),
+        choice="required",
+        only="g",
+        parallel=False,
+    )
+    assert chat(tools=[sent]).prompt.tool_use.choice == "auto"
+    assert chat(tools=[tool(parameters=None)]).prompt.tool_use.tools[0].parameters == ""
+
+
+def test_a_conversation_with_calls() -> None:
+    turns = [
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "hm"},
+        {"role": "tool", "tool_call_id": "c", "content": "7"},
+    ]
+    assert chat(messages=turns).prompt.messages == (
+        ChatMessage(
+            role="assistant",
+            content="",
+            tool_calls=(ToolCall(id="c", name="f", arguments="{}"),),
+            reasoning="hm",
+        ),
+        ChatMessage(role="tool", content="7", tool_call_id="c"),
+    )
+
+
+def test_response_formats() -> None:
+    assert chat(response_format={"type": "text"}).output_format is None
+    assert chat(response_format={"type": "json_object"}).output_format == OutputFormat()
+    wanted = {"name": "n", "schema": {"type": "string"}, "strict": True}
+    assert chat(
+        response_format={"type": "json_schema", "json_schema": wanted}
+    ).output_format == OutputFormat(
+        json_schema='{"type":"string"}', param="response_format.json_schema.schema"
+    )
+
+
+def test_reasoning_effort_turns_thinking_on_or_off() -> None:
+    efforts = (None, "none", "minimal", "high")
+    assert [chat(reasoning_effort=each).prompt.thinking for each in efforts] == [
+        None,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_sampling_parameters_reach_the_request() -> None:
+    sampling = chat(
+        n=3,
+        min_p=0.1,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.5,
+        logit_bias={"5": -1, "7": 2.5},
+        stop_token_ids=[3],
+        min_tokens=2,
+        logprobs=True,
+        top_logprobs=4,
+    ).sampling
+    assert (sampling.n, sampling.min_p, sampling.min_tokens) == (3, 0.1, 2)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.5)
+    assert (sampling.repetition_penalty, sampling.stop_token_ids) == (1.5, (3,))
+    assert sampling.logit_bias == ((5, -1.0), (7, 2.5))
+    assert (sampling.logprobs, chat(logprobs=True).sampling.logprobs) == (4, 0)
+
+
 def test_completion_prompts() -> None:
     assert completion().prompt == TextPrompt(text="Hi")
     assert completion(prompt=["Hi"]).prompt == TextPrompt(text="Hi")
     assert completion(prompt=[1, 2]).prompt == TokenPrompt(token_ids=(1, 2))
-    assert completion(prompt=[]).prompt == TokenPrompt(token_ids=())
+    assert [each.prompt for each in completions(prompt=["a", [1, 2]])] == [
+        TextPrompt(text="a"),
+        TokenPrompt(token_ids=(1, 2)),
+    ]
     assert (completion().max_tokens, completion(max_tokens=3).max_tokens) == (16, 3)
 
 
@@ -200,7 +319,7 @@ def test_completion_prompts() -> None:
         b'{"model": "\xff"}',
         b'{"model": "\\ud800"}',
         b'{"temperature": NaN}',
-        b'{"tools": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"metadata": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
     ids=["empty", "cut", "trailing", "not utf-8", "half a pair", "nan", "deep"],
 )

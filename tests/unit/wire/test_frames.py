@@ -10,6 +10,8 @@ from engine_service.protocol import (
     ChatMessage,
     ChatPrompt,
     Delta,
+    Detokenize,
+    Detokenized,
     Embed,
     Embedded,
     EngineStats,
@@ -27,6 +29,10 @@ from engine_service.protocol import (
     Start,
     StepOutputs,
     TextPrompt,
+    Tokenize,
+    Tokenized,
+    TokenizedInputs,
+    TokenizeInputs,
     TokenLogprob,
     TokenPrompt,
     WireError,
@@ -47,6 +53,10 @@ PROMPTS = st.one_of(
         lambda turns: ChatPrompt(messages=tuple(turns))
     ),
 )
+IDS = st.lists(INTEGERS, max_size=9).map(tuple)
+INPUTS = st.lists(
+    st.builds(TextPrompt, text=TEXT) | st.builds(TokenPrompt, token_ids=IDS), max_size=4
+).map(tuple)
 SAMPLING = st.builds(
     SamplingParams,
     temperature=st.floats(0, 2),
@@ -77,14 +87,15 @@ TO_ENGINE = st.one_of(
     st.builds(Purge, nonce=COUNTS, tag=TEXT),
     st.builds(Start, request_id=TEXT, max_new_tokens=COUNTS),
     st.builds(Prepare, request_id=TEXT, prompt=PROMPTS, sampling=SAMPLING),
+    st.builds(Embed, request_id=TEXT, inputs=INPUTS),
+    st.builds(TokenizeInputs, request_id=TEXT, inputs=INPUTS),
+    st.builds(Detokenize, request_id=TEXT, token_ids=IDS),
     st.builds(
-        Embed,
+        Tokenize,
         request_id=TEXT,
-        inputs=st.lists(
-            st.builds(TextPrompt, text=TEXT)
-            | st.builds(TokenPrompt, token_ids=st.lists(INTEGERS, max_size=9).map(tuple)),
-            max_size=4,
-        ).map(tuple),
+        prompt=PROMPTS.filter(lambda prompt: not isinstance(prompt, TokenPrompt)),
+        add_special_tokens=st.none() | st.booleans(),
+        with_strings=st.booleans(),
     ),
 )
 ERRORS = st.builds(
@@ -96,6 +107,14 @@ ERRORS = st.builds(
     retry_after_s=st.none() | st.floats(0, 100),
 )
 FROM_ENGINE = st.one_of(
+    st.builds(
+        Tokenized,
+        request_id=TEXT,
+        token_ids=IDS,
+        strings=st.lists(TEXT, max_size=4).map(tuple),
+    ),
+    st.builds(TokenizedInputs, request_id=TEXT, inputs=st.lists(IDS, max_size=4).map(tuple)),
+    st.builds(Detokenized, request_id=TEXT, text=TEXT),
     st.builds(Pong, nonce=COUNTS, epoch=COUNTS, stats=st.builds(EngineStats, n_running=COUNTS)),
     st.builds(Purged, nonce=COUNTS, epoch=COUNTS, n_blocks=COUNTS),
     st.builds(

@@ -36,7 +36,7 @@ def generation(frontend: Frontend, **sampling: object) -> Generation:
     return Generation(frontend, request_id="r", prompt=prompt)
 
 
-def finished(reason: str, n_tokens: int, text: str) -> Update:
+def finished(reason: str, n_tokens: int, text: str, stop: str | None = None) -> Update:
     return Update(
         finished=Finished(
             request_id="r",
@@ -44,6 +44,7 @@ def finished(reason: str, n_tokens: int, text: str) -> Update:
             n_prompt_tokens=3,
             n_cached_tokens=2,
             n_completion_tokens=n_tokens,
+            stop=stop,
             text=text,
         )
     )
@@ -86,7 +87,7 @@ def test_a_stop_string_ends_it_with_the_count_of_the_token_that_completed_it(
 ) -> None:
     running = generation(frontend, stop=("bc",))
     end = running.update(output(*ids("a"), *ids("b"), *ids("c"), *ids("d"), n_tokens=4))
-    assert end == finished("stop", 3, "a")
+    assert end == finished("stop", 3, "a", stop="bc")
 
 
 def test_an_abort_keeps_its_reason_and_count(frontend: Frontend) -> None:
@@ -120,15 +121,24 @@ def logprobs(*token_ids: int) -> tuple[TokenLogprob, ...]:
     return tuple(TokenLogprob(token_id=token_id, logprob=-1.0) for token_id in token_ids)
 
 
+def named(*token_ids: int) -> tuple[TokenLogprob, ...]:
+    """Return what a client gets of them: each with its bytes."""
+    text = {token_id: token for token, token_id in byte_level().get_vocab().items()}
+    return tuple(
+        TokenLogprob(token_id=token_id, logprob=-1.0, token=text[token_id].encode())
+        for token_id in token_ids
+    )
+
+
 def test_there_is_one_logprob_for_each_counted_token(frontend: Frontend) -> None:
     running = generation(frontend, stop=("bc",), logprobs=0)
     text = [*ids("a"), *ids("b"), *ids("c"), *ids("d")]
     first = running.update(output(text[0], n_tokens=1, logprobs=logprobs(text[0])))
     assert first.delta is not None
-    assert first.delta.logprobs == logprobs(text[0])
+    assert first.delta.logprobs == named(text[0])
     last = running.update(output(*text[1:], n_tokens=4, logprobs=logprobs(*text[1:]))).finished
     assert last is not None
-    assert (last.n_completion_tokens, last.logprobs) == (3, logprobs(*text[1:3]))
+    assert (last.n_completion_tokens, last.logprobs) == (3, named(*text[1:3]))
 
 
 def test_the_last_token_brings_its_logprob_with_the_end(frontend: Frontend) -> None:
@@ -136,13 +146,13 @@ def test_the_last_token_brings_its_logprob_with_the_end(frontend: Frontend) -> N
     entry = logprobs(END_ID)
     last = running.update(output(END_ID, n_tokens=1, finish_reason="stop", logprobs=entry))
     assert last.finished is not None
-    assert last.finished.logprobs == entry
+    assert last.finished.logprobs == named(END_ID)
 
 
 def test_parts_of_the_prompt_come_without_tokens(frontend: Frontend) -> None:
     running = generation(frontend, prompt_logprobs=0)
     assert running.update(output(n_tokens=0, prompt_logprobs=logprobs(2, 3))).delta == Delta(
-        request_id="r", text="", n_tokens=0, prompt_logprobs=logprobs(2, 3)
+        request_id="r", text="", n_tokens=0, prompt_logprobs=named(2, 3)
     )
 
 
@@ -160,7 +170,7 @@ def test_stop_strings_are_not_looked_for_before_min_tokens(frontend: Frontend) -
     updates = [running.update(output(*ids(c), n_tokens=i + 1)) for i, c in enumerate(text)]
     shown = [update.delta.text for update in updates[:5] if update.delta is not None]
     assert shown == ["a", "b", "a", "b", ""]
-    assert updates[5] == finished("stop", 6, "")
+    assert updates[5] == finished("stop", 6, "", stop="ab")
 
 
 def test_answers_have_their_own_text_and_the_last_end_is_the_requests(frontend: Frontend) -> None:
@@ -169,7 +179,7 @@ def test_answers_have_their_own_text_and_the_last_end_is_the_requests(frontend: 
     for index in (0, 1):
         first = running.update(output(b_id, n_tokens=1, choice=index, logprobs=logprobs(b_id)))
         assert first.delta == Delta(
-            request_id="r", index=index, text="", n_tokens=1, logprobs=logprobs(b_id)
+            request_id="r", index=index, text="", n_tokens=1, logprobs=named(b_id)
         )
     text = (*ids("c"), *ids("d"))
     stopped = running.update(output(*text, n_tokens=3, choice=1, logprobs=logprobs(*text)))
@@ -179,7 +189,8 @@ def test_answers_have_their_own_text_and_the_last_end_is_the_requests(frontend: 
         text="",
         n_tokens=1,
         finish_reason="stop",
-        logprobs=logprobs(*text[:1]),
+        stop="bc",
+        logprobs=named(*text[:1]),
     )
     assert stopped.ends_choice
     assert not stopped.is_last

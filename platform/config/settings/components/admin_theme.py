@@ -73,6 +73,11 @@ UNFOLD: dict[str, Any] = {
                 "items": [
                     _page("Overview", "monitoring", "index"),
                     _page("Playground", "forum", "playground"),
+                    {
+                        "title": "API reference",
+                        "icon": "api",
+                        "link": reverse_lazy("api-reference"),
+                    },
                 ],
             },
             {
@@ -101,6 +106,8 @@ UNFOLD: dict[str, Any] = {
                 "separator": True,
                 "items": [
                     _list("Usage", "receipt_long", "metering", "usagerecord"),
+                    _list("Batches", "inventory", "batches", "batch"),
+                    _list("Files", "draft", "batches", "uploadedfile"),
                     _list("Audit trail", "policy", "audit", "auditevent"),
                 ],
             },

@@ -14,5 +14,6 @@ LOGGING: dict[str, Any] = {
         "django.channels.server": {"level": "WARNING"},
         "daphne": {"level": "WARNING"},
         "asyncio": {"level": "WARNING"},
+        "celery": {"level": "WARNING"},  # it says every message that comes
     },
 }

@@ -1,0 +1,85 @@
+"""What the wire protocol says, in the types that may cross rooms."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from apps.engines.exceptions import EngineClientError, engine_client_error
+from apps.engines.types import (
+    AnswerDelta,
+    EngineHealth,
+    EngineInfo,
+    GenerationResult,
+    StepStats,
+    TokenLogprob,
+    ToolCallDelta,
+)
+from engine_service import protocol
+
+
+def engine_info(message: protocol.Welcome) -> EngineInfo:
+    fields = msgspec.structs.asdict(message)
+    del fields["protocol_version"]
+    return EngineInfo(**fields)
+
+
+def engine_health(pong: protocol.Pong, *, round_trip_s: float) -> EngineHealth:
+    stats = msgspec.structs.asdict(pong.stats)
+    steps = stats.pop("steps")
+    return EngineHealth(
+        epoch=pong.epoch,
+        draining=pong.draining,
+        round_trip_s=round_trip_s,
+        steps=steps and msgspec.convert(steps, StepStats, from_attributes=True),
+        **stats,
+    )
+
+
+def generation_result(finished: protocol.Finished) -> GenerationResult:
+    return GenerationResult(
+        finish_reason=finished.finish_reason,
+        n_prompt_tokens=finished.n_prompt_tokens,
+        n_cached_tokens=finished.n_cached_tokens,
+        n_completion_tokens=finished.n_completion_tokens,
+    )
+
+
+def answer_delta(message: protocol.Delta | protocol.Finished) -> AnswerDelta:
+    """Return what is new; a ``Finished`` has the count of all answers, so its delta has none."""
+    return AnswerDelta(
+        index=message.index,
+        text=message.text,
+        n_tokens=message.n_tokens if isinstance(message, protocol.Delta) else 0,
+        reasoning=message.reasoning,
+        tool_calls=tuple(
+            ToolCallDelta(index=each.index, name=each.name, arguments=each.arguments)
+            for each in message.tool_calls
+        ),
+        logprobs=_logprobs(message.logprobs),
+        prompt_logprobs=(
+            _logprobs(message.prompt_logprobs) if isinstance(message, protocol.Delta) else ()
+        ),
+        finish_reason=message.finish_reason,
+        stop=message.stop,
+    )
+
+
+def to_exception(error: protocol.WireError, *, n_completion_tokens: int = 0) -> EngineClientError:
+    return engine_client_error(
+        **msgspec.structs.asdict(error), n_completion_tokens=n_completion_tokens
+    )
+
+
+def _logprobs(entries: Sequence[protocol.TokenLogprob]) -> tuple[TokenLogprob, ...]:
+    return tuple(
+        TokenLogprob(
+            token_id=each.token_id,
+            token=each.token,
+            logprob=each.logprob,
+            top=tuple(
+                (token, logprob)
+                for token, (_, logprob) in zip(each.top_tokens, each.top, strict=True)
+            ),
+        )
+        for each in entries
+    )

@@ -1,0 +1,222 @@
+"""Vectors for texts, the same way for every door: route, count, reserve, embed, settle.
+
+The texts are tokenized first, which costs one short round trip: then what is reserved is exactly
+what is charged, and what a model cannot take is refused before there is a row.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from django.conf import settings
+
+from apps.core.exceptions import AppError, InvalidRequest
+from apps.core.ids import new_id
+from apps.engines.client import MAX_EMBED_INPUTS, EmbedInput, EngineClient, TokenPrompt
+from apps.engines.exceptions import EngineClientError, EngineRequestError
+from apps.engines.types import EngineInfo
+from apps.gateway.exceptions import WRONG_TASK, RequestTimedOut, app_error_of
+from apps.gateway.ledger import LedgerEntry
+from apps.gateway.runtime import GatewayRuntime, gateway_runtime
+from apps.metering.types import Outcome, Reservation, Settlement
+from apps.rbac.types import Principal
+from apps.routing.selectors import Lease
+
+TOKENIZE_TIMEOUT_S: Final = 30.0
+ORPHAN_GRACE_S: Final = 60.0  # over its deadline, before the sweeper may close a row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingRequest:
+    """is_single: the client sent one input and no list, which errors then name as it did.
+    dimensions: how many numbers a vector shall have; None as many as the model gives."""
+
+    endpoint: ClassVar[str] = "embeddings"
+
+    model: str
+    inputs: tuple[EmbedInput, ...]
+    is_single: bool
+    dimensions: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingAnswer:
+    """vectors: in the order of the inputs, each ``size`` numbers as little-endian float32."""
+
+    request_id: str
+    model: str
+    vectors: tuple[bytes, ...]
+    size: int
+    n_prompt_tokens: int
+
+
+async def embed(*, principal: Principal, request: EmbeddingRequest, door: str) -> EmbeddingAnswer:
+    """Return the vectors of a request, settled.
+
+    Raises:
+        ModelNotFound: no route has that name.
+        InvalidRequest: the model cannot honour it; ``param`` names the field.
+        Overloaded: a bounded queue is full.
+        RequestTimedOut: it took longer than one request may take.
+        Unavailable: no engine is ready, the ledger cannot be written, or this process is stopping.
+    """
+    runtime = gateway_runtime()
+    runtime.check_admitting()
+    await runtime.ready()
+    lease = runtime.table.lease(request.model)
+    return await _Embedding(
+        runtime=runtime, lease=lease, principal=principal, request=request, door=door
+    ).run()
+
+
+class _Embedding:
+    """One request from its lease, which it gives back, to its settled row."""
+
+    def __init__(
+        self,
+        *,
+        runtime: GatewayRuntime,
+        lease: Lease,
+        principal: Principal,
+        request: EmbeddingRequest,
+        door: str,
+    ) -> None:
+        self.request_id = new_id("embd")
+        self._runtime = runtime
+        self._lease = lease
+        self._principal = principal
+        self._request = request
+        self._door = door
+        self._started_s = time.monotonic()
+        self._timeout_s = float(settings.GATEWAY_REQUEST_TIMEOUT_S)
+        self._deadline = asyncio.timeout(self._timeout_s)
+        self._entry: LedgerEntry | None = None
+        self._interrupted: AppError | None = None
+
+    async def run(self) -> EmbeddingAnswer:
+        failure: BaseException | None = None
+        try:
+            async with self._deadline:
+                self._runtime.live.add(self)
+                try:
+                    return await self._answer()
+                finally:
+                    self._runtime.live.discard(self)
+        except TimeoutError as error:
+            failure = self._interrupted or RequestTimedOut()
+            raise failure from error
+        except EngineClientError as error:
+            failure = app_error_of(_named_as_sent(error, request=self._request))
+            raise failure from error
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            # To its end also when the client leaves meanwhile.
+            await asyncio.shield(self._runtime.spawn(self._close(failure)))
+
+    def interrupt(self, error: AppError) -> None:
+        """End it for a reason of ours. Idempotent."""
+        if self._interrupted is None and not self._deadline.expired():
+            self._interrupted = error
+            self._deadline.reschedule(asyncio.get_running_loop().time())
+
+    async def _answer(self) -> EmbeddingAnswer:
+        client = await self._runtime.engines.client(self._lease.endpoint)
+        size = _vector_size(client.info, request=self._request)
+        inputs = await client.tokenize_inputs(
+            request_id=self.request_id, inputs=self._request.inputs, timeout_s=TOKENIZE_TIMEOUT_S
+        )
+        n_prompt_tokens = sum(map(len, inputs))
+        self._entry = LedgerEntry(
+            runtime=self._runtime, reservation=self._reservation(n_prompt_tokens)
+        )
+        await self._entry.reserve()
+        return EmbeddingAnswer(
+            request_id=self.request_id,
+            model=self._lease.target.name,
+            vectors=await self._vectors(client, inputs),
+            size=size,
+            n_prompt_tokens=n_prompt_tokens,
+        )
+
+    async def _vectors(
+        self, client: EngineClient, inputs: tuple[tuple[int, ...], ...]
+    ) -> tuple[bytes, ...]:
+        """As many frames as it takes, one after another; the engine is told when this is left."""
+        vectors: list[bytes] = []
+        for start in range(0, len(inputs), MAX_EMBED_INPUTS):
+            part = inputs[start : start + MAX_EMBED_INPUTS]
+            result = await client.embed(
+                request_id=self.request_id,
+                inputs=[TokenPrompt(token_ids=token_ids) for token_ids in part],
+                timeout_s=self._timeout_s,
+            )
+            vectors += result.vectors
+        return tuple(vectors)
+
+    async def _close(self, failure: BaseException | None) -> None:
+        try:
+            if self._entry is not None:
+                await self._entry.settle(self._settlement(failure))
+        finally:
+            self._lease.release()
+
+    def _reservation(self, n_prompt_tokens: int) -> Reservation:
+        endpoint, target = self._lease.endpoint, self._lease.target
+        return Reservation(
+            request_id=self.request_id,
+            principal=self._principal,
+            door=self._door,
+            endpoint=self._request.endpoint,
+            route_name=target.name,
+            deployment_id=target.deployment_id,
+            model_version_id=target.model_version_id,
+            engine_name=endpoint.engine_name,
+            engine_epoch=endpoint.epoch,
+            n_prompt_tokens=n_prompt_tokens,
+            n_reserved_tokens=n_prompt_tokens,
+            lifetime_s=self._timeout_s + ORPHAN_GRACE_S,
+        )
+
+    def _settlement(self, failure: BaseException | None) -> Settlement:
+        outcome, code = Outcome.COMPLETED, ""
+        if isinstance(failure, Exception):
+            outcome, code = Outcome.FAILED, app_error_of(failure).code
+        elif failure is not None:
+            outcome, code = Outcome.ABORTED, "client_disconnected"
+        return Settlement(
+            request_id=self.request_id,
+            outcome=outcome,
+            n_completion_tokens=0,
+            error_code=code,
+            total_ms=(time.monotonic() - self._started_s) * 1000,
+        )
+
+
+def _vector_size(info: EngineInfo, *, request: EmbeddingRequest) -> int:
+    """Return how many numbers a vector has; refuse what this model cannot give."""
+    size = info.embedding_size
+    if size is None:
+        raise InvalidRequest(
+            f"The model {request.model!r} does not make embeddings: it generates text.",
+            code=WRONG_TASK,
+            param="model",
+        )
+    if request.dimensions not in (None, size):
+        raise InvalidRequest(
+            f"The vectors of this model have {size} dimensions and cannot be shortened: leave "
+            f"'dimensions' out, or ask for {size}.",
+            code="unsupported_value",
+            param="dimensions",
+        )
+    return size
+
+
+def _named_as_sent(error: EngineClientError, *, request: EmbeddingRequest) -> EngineClientError:
+    """Call the one input of a request without a list by the name that its client gave it."""
+    if request.is_single and isinstance(error, EngineRequestError) and error.param == "input[0]":
+        text = str(error).replace("input[0]", "input", 1)
+        return EngineRequestError(text, code=error.code, param="input")
+    return error

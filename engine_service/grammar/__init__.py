@@ -1,0 +1,1 @@
+"""Constrained decoding: from a schema or tools to a mask over each next token (llguidance)."""

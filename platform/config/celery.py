@@ -1,0 +1,28 @@
+"""The Celery application. Settings named CELERY_… are its own; tasks are in a room's tasks.py."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.development")
+
+app = Celery("nano-llm")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks()
+
+
+@setup_logging.connect
+def _leave_logging(**kwargs: Any) -> None:
+    """Django's settings decide how records look and where they go."""
+
+
+@app.on_after_configure.connect
+def _make_folders(sender: Celery, **kwargs: Any) -> None:
+    """A broker of files wants its folders to be there."""
+    for name in ("data_folder_in", "control_folder"):
+        if folder := sender.conf.broker_transport_options.get(name):
+            for directory in (Path(folder).parent, Path(folder)):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)

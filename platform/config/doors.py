@@ -1,0 +1,6 @@
+"""All paths of the public API, for its document; each handler in asgi.py resolves its own part."""
+
+from apps.batches.urls import urlpatterns as batches
+from apps.gateway.urls import urlpatterns as gateway
+
+urlpatterns = [*gateway, *batches]

@@ -1,0 +1,360 @@
+"""``/v1/embeddings`` in this process and over the real server, against a real embedding engine."""
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import openai
+import pytest
+from django.db import OperationalError
+
+from apps.core.hop import database_hop
+from apps.core.models import ChangeStamp
+from apps.gateway import ledger as ledger_module
+from apps.gateway.runtime import GatewayRuntime
+from apps.metering.models import UsageRecord
+from apps.metering.services import settle
+from apps.metering.types import Settlement
+from apps.rbac.models import ApiToken
+from tests.factories.deployments import DeploymentFactory, EngineProcessFactory, ReplicaFactory
+from tests.factories.routing import RouteFactory
+from tests.integration.gateway.conftest import MODEL as CHAT_MODEL
+from tests.integration.gateway.conftest import chat
+from tests.models import minilm_dir
+from tests.processes import EngineRun, ServerRun, running_engine
+from tests.waiting import wait_until, wait_until_async
+
+MODEL = "lab/minilm"
+TEXTS = ["A man is eating food.", "Ein Mann isst.", "Straße 👍", "a", "word " * 200]
+# Takes seconds: 600 texts of nearly the longest that the model reads.
+MANY = ["word " * 250] * 600
+
+Vectors = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="session")
+def embedding_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineRun]:
+    with running_engine(minilm_dir(), tmp_path_factory.mktemp("embedding-engine")) as engine:
+        yield engine
+
+
+def route_to(engine: EngineRun, *, name: str = MODEL) -> None:
+    deployment = DeploymentFactory(name="minilm")
+    process = EngineProcessFactory(
+        ready=True, name="minilm-0", epoch=engine.epoch, socket_path=str(engine.socket_path)
+    )
+    ReplicaFactory(deployment=deployment, index=0, engine_process=process)
+    RouteFactory(name=name, deployment=deployment)
+
+
+@pytest.fixture
+def embedding_route(route: str, embedding_engine: EngineRun) -> str:
+    """Beside the route of the engine that generates."""
+    route_to(embedding_engine)
+    ChangeStamp.objects.filter(name="routes").update(value=time.time_ns())
+    return MODEL
+
+
+@pytest.fixture
+async def embeddings(
+    embedding_route: str, client: openai.AsyncOpenAI
+) -> AsyncIterator[openai.AsyncOpenAI]:
+    yield client
+
+
+@cache
+def reference() -> tuple[Any, Any]:
+    from transformers import AutoTokenizer, BertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(minilm_dir())
+    return tokenizer, BertModel.from_pretrained(minilm_dir(), add_pooling_layer=False)
+
+
+def expected(text: str) -> tuple[Vectors, list[int]]:
+    """The vector and the token ids of a text, as ``transformers`` has them."""
+    tokenizer, model = reference()
+    tokens = tokenizer(text, padding=False, truncation=False, return_tensors="pt")
+    mean = model(**tokens).last_hidden_state[0].mean(dim=0)
+    return (mean / mean.norm()).detach().numpy(), tokens["input_ids"][0].tolist()
+
+
+def vectors_of(answer: Any) -> Vectors:
+    assert [each.index for each in answer.data] == list(range(len(answer.data)))
+    return np.array([each.embedding for each in answer.data], dtype=np.float32)
+
+
+async def rows() -> list[UsageRecord]:
+    return await database_hop(lambda: list(UsageRecord.objects.order_by("id")))
+
+
+async def only_row() -> UsageRecord:
+    (row,) = await rows()
+    return row
+
+
+async def test_every_form_gives_the_vectors_of_transformers(
+    embeddings: openai.AsyncOpenAI,
+) -> None:
+    found = [expected(text) for text in TEXTS]
+    n_tokens = sum(len(ids) for _, ids in found)
+    wanted = np.stack([vector for vector, _ in found])
+    ids = [ids for _, ids in found]
+    answers = []
+    for sent in (TEXTS, ids):
+        for encoding in ("float", "base64"):
+            raw = await embeddings.embeddings.with_raw_response.create(
+                model=MODEL, input=sent, encoding_format=encoding
+            )
+            answer = raw.parse()
+            assert (answer.object, answer.model) == ("list", MODEL)
+            assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (n_tokens, n_tokens)
+            if encoding == "base64":  # asked for by name, it is left as it came
+                for each in answer.data:
+                    packed = base64.b64decode(each.embedding)  # type: ignore[arg-type]
+                    each.embedding = np.frombuffer(packed, "<f4").tolist()
+            answers.append(vectors_of(answer))
+    by_default = await embeddings.embeddings.create(model=MODEL, input=TEXTS, dimensions=384)
+    answers.append(vectors_of(by_default))
+    for vectors in answers:
+        assert abs(vectors - wanted).max() < 1e-5
+        assert abs(vectors - answers[0]).max() < 1e-5
+    for sent in (TEXTS[0], ids[0]):
+        one = await embeddings.embeddings.create(model=MODEL, input=sent)
+        assert abs(vectors_of(one) - wanted[:1]).max() < 1e-5
+        assert one.usage.prompt_tokens == len(ids[0])
+
+
+async def test_the_row_is_settled_with_what_was_reserved(
+    embeddings: openai.AsyncOpenAI, token: ApiToken
+) -> None:
+    raw = await embeddings.embeddings.with_raw_response.create(model=MODEL, input=TEXTS, user="u")
+    n_tokens = sum(len(expected(text)[1]) for text in TEXTS)
+    row = await only_row()
+    assert row.request_id == raw.headers["x-request-id"]
+    assert row.request_id.startswith("embd-")
+    assert (row.state, row.outcome, row.error_code) == ("settled", "completed", "")
+    assert (row.n_prompt_tokens, row.n_reserved_tokens) == (n_tokens, n_tokens)
+    assert (row.n_completion_tokens, row.n_cached_tokens) == (0, 0)
+    assert (row.door, row.endpoint, row.route_name) == ("rest", "embeddings", MODEL)
+    assert (row.engine_name, row.engine_epoch) == ("minilm-0", 1)
+    assert (row.tenant_id, row.api_token_id) == (token.tenant_id, token.pk)
+    assert row.total_ms is not None and row.total_ms > 0
+
+
+async def test_as_many_inputs_as_are_allowed_keep_their_order(
+    embeddings: openai.AsyncOpenAI, http: httpx.AsyncClient
+) -> None:
+    numbers = [f"{number}" for number in range(2048)]
+    answer = await embeddings.embeddings.create(model=MODEL, input=numbers)
+    vectors = vectors_of(answer)
+    for index in (0, 1, 511, 512, 513, 1024, 2047):
+        assert abs(vectors[index] - expected(numbers[index])[0]).max() < 1e-5
+    tokenizer, _ = reference()
+    assert answer.usage.total_tokens == sum(map(len, tokenizer(numbers)["input_ids"]))
+    body = {"model": MODEL, "input": numbers}
+    text = await http.post("/v1/embeddings", json=body)
+    assert text.headers["content-type"] == "application/json"
+    assert abs(np.array([e["embedding"] for e in text.json()["data"]]) - vectors).max() < 1e-5
+    assert [row.outcome for row in await rows()] == ["completed", "completed"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"input": []}, "empty_array", "input"),
+        ({"input": ""}, "invalid_value", "input"),
+        ({"input": ["a"] * 2049}, "invalid_value", "input"),
+        ({"input": ["a", "b", "c", "word " * 300]}, "context_length_exceeded", "input[3]"),
+        ({"input": "word " * 300}, "context_length_exceeded", "input"),
+        ({"input": "x" * 100_000}, "context_length_exceeded", "input"),
+        ({"input": [[1], [1] * 257]}, "context_length_exceeded", "input[1]"),
+        ({"input": [30_522]}, "invalid_value", "input"),
+        ({"input": [[7], [1, 30_522]]}, "invalid_value", "input[1]"),
+        ({"input": "a", "dimensions": 256}, "unsupported_value", "dimensions"),
+        ({"input": "a", "model": CHAT_MODEL}, "unsupported_task", "model"),
+    ],
+)
+async def test_refusals_name_their_field_and_write_no_row(
+    embedding_route: str,
+    http: httpx.AsyncClient,
+    embedding_engine: EngineRun,
+    fields: dict[str, Any],
+    code: str,
+    param: str,
+) -> None:
+    before = embedding_engine.stats()
+    response = await http.post("/v1/embeddings", json={"model": MODEL, **fields})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == (code, param)
+    if param == "input":
+        assert "input[0]" not in error["message"]
+    assert await rows() == []
+    assert embedding_engine.stats().n_prompt_tokens == before.n_prompt_tokens
+
+
+async def test_unknown_model_and_chats_with_a_model_that_embeds(
+    embeddings: openai.AsyncOpenAI, http: httpx.AsyncClient
+) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        await embeddings.embeddings.create(model="no/such", input="a")
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    for path, body in (
+        ("/v1/chat/completions", chat(model=MODEL)),
+        ("/v1/chat/completions", chat(model=MODEL, stream=True)),
+        ("/v1/completions", {"model": MODEL, "prompt": "a"}),
+    ):
+        response = await http.post(path, json=body)
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert (error["code"], error["param"]) == ("unsupported_task", "model")
+        assert "makes embeddings" in error["message"]
+    assert await rows() == []
+
+
+async def test_without_a_live_token_nothing_happens(
+    embedding_route: str, http: httpx.AsyncClient, token: ApiToken, embedding_engine: EngineRun
+) -> None:
+    from apps.audit.types import SYSTEM
+    from apps.rbac.services import api_token_revoke
+
+    before = embedding_engine.stats()
+    body = {"model": MODEL, "input": "a"}
+    for header in ("", "Bearer sk-nano-wrong"):
+        response = await http.post("/v1/embeddings", json=body, headers={"Authorization": header})
+        assert response.status_code == 401
+    await database_hop(api_token_revoke, token=token, actor=SYSTEM)
+
+    async def is_refused() -> bool:
+        return (await http.get("/v1/models")).status_code == 401
+
+    await wait_until_async("the revocation to be noticed", is_refused, timeout_s=3)
+    response = await http.post("/v1/embeddings", json=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert await rows() == []
+    assert embedding_engine.stats().n_finished == before.n_finished
+
+
+async def test_a_client_that_leaves_ends_it_in_the_engine_and_the_ledger(
+    embedding_route: str, server: ServerRun, token: ApiToken, embedding_engine: EngineRun
+) -> None:
+    before = embedding_engine.stats()
+    content = json.dumps({"model": MODEL, "input": MANY}).encode()
+    _, writer = await asyncio.open_connection(server.host, server.port)
+    writer.write(
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Authorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s"
+        % (token.secret.encode(), len(content), content)
+    )
+    await wait_until_async(
+        "the request to run", lambda: embedding_engine.stats().n_waiting == 1, timeout_s=30
+    )
+    row = await only_row()
+    assert (row.state, row.n_reserved_tokens) == ("reserved", 600 * 252)
+    writer.transport.abort()
+    await wait_until_async("the engine to drop it", lambda: embedding_engine.stats().n_waiting == 0)
+    after = embedding_engine.stats()
+    assert (after.n_aborted, after.n_finished) == (before.n_aborted + 1, before.n_finished)
+
+    async def is_settled() -> bool:
+        return (await only_row()).state == "settled"
+
+    await wait_until_async("the row to be settled", is_settled)
+    row = await only_row()
+    assert (row.outcome, row.error_code) == ("aborted", "client_disconnected")
+    assert row.n_prompt_tokens == 600 * 252
+
+
+async def ended_by(
+    http: httpx.AsyncClient, engine: EngineRun, end: Callable[[], object]
+) -> httpx.Response:
+    """Start a long request, do something about it, and return its answer."""
+    body = {"model": MODEL, "input": MANY}
+    asking = asyncio.ensure_future(http.post("/v1/embeddings", json=body))
+    await wait_until_async(
+        "the request to run", lambda: engine.stats().n_waiting == 1, timeout_s=30
+    )
+    end()
+    return await asking
+
+
+async def test_the_engine_dies_under_it(
+    route: str, http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    with running_engine(minilm_dir(), tmp_path, epoch=5) as engine:
+        await database_hop(route_to, engine)
+        await database_hop(
+            lambda: ChangeStamp.objects.filter(name="routes").update(value=time.time_ns())
+        )
+        response = await ended_by(http, engine, lambda: os.kill(engine.process.pid, signal.SIGKILL))
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.json()["error"]["code"] == "engine_unavailable"
+    row = await only_row()
+    assert (row.state, row.outcome, row.error_code) == ("settled", "failed", "engine_unavailable")
+
+
+async def test_this_process_stops_meanwhile(
+    embedding_route: str,
+    http: httpx.AsyncClient,
+    runtime: GatewayRuntime,
+    embedding_engine: EngineRun,
+) -> None:
+    response = await ended_by(http, embedding_engine, runtime.interrupt_all)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "server_shutting_down"
+    row = await only_row()
+    assert (row.state, row.outcome, row.error_code) == ("settled", "failed", "server_shutting_down")
+    assert runtime.live == set()
+    wait_until("the engine to be idle", embedding_engine.is_idle)
+
+
+async def test_a_request_has_a_deadline(
+    embedding_route: str, http: httpx.AsyncClient, embedding_engine: EngineRun, settings: Any
+) -> None:
+    settings.GATEWAY_REQUEST_TIMEOUT_S = 3
+    response = await http.post("/v1/embeddings", json={"model": MODEL, "input": MANY})
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "request_timeout")
+    row = await only_row()
+    assert (row.state, row.outcome, row.error_code) == ("settled", "failed", "request_timeout")
+    wait_until("the engine to be idle", embedding_engine.is_idle)
+
+
+async def test_the_database_is_away_before_and_after(
+    embeddings: openai.AsyncOpenAI, embedding_engine: EngineRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OperationalError("the database is away")
+
+    before = embedding_engine.stats()
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_module, "reserve", fail)
+        with pytest.raises(openai.InternalServerError) as refused:
+            await embeddings.embeddings.create(model=MODEL, input="a")
+    assert (refused.value.status_code, refused.value.code) == (503, "unavailable")
+    assert embedding_engine.stats().n_finished == before.n_finished
+    attempts = iter([OperationalError("the database is away")] * 2)
+
+    def fail_twice(settlement: Settlement) -> bool:
+        if (error := next(attempts, None)) is not None:
+            raise error
+        return settle(settlement)
+
+    monkeypatch.setattr(ledger_module, "settle", fail_twice)
+    monkeypatch.setattr(ledger_module, "SETTLE_AGAIN_S", 0.05)
+    assert (await embeddings.embeddings.create(model=MODEL, input="a")).usage.total_tokens == 3
+
+    async def is_settled() -> bool:
+        row = await only_row()
+        return (row.state, row.outcome, row.n_prompt_tokens) == ("settled", "completed", 3)
+
+    await wait_until_async("the row to be settled after all", is_settled, timeout_s=5)
