@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence as SequenceOf
 from typing import Any, Final, Protocol
 
 from llguidance import LLMatcher, LLTokenizer
@@ -26,28 +27,53 @@ class GrammarMask:
         self.param = param
         self._matcher = matcher
         self._n_bytes = n_bytes
-        self._mask: bytes | None = None
+        # Behind which draft, and the masks.
+        self._made: tuple[tuple[int, ...], list[bytes]] | None = None
 
     def accept(self, token_id: int) -> None:
-        self._mask = None
+        self._made = None
         if not self._matcher.consume_token(token_id):
             raise EngineError(f"token {token_id} is not in the grammar")
 
     def fork(self) -> "GrammarMask":
         return GrammarMask(self._matcher.deep_copy(), param=self.param, n_bytes=self._n_bytes)
 
-    def allowed(self) -> bytes:
-        if self._mask is None:
-            mask = self._matcher.compute_bitmask()
-            if self._matcher.is_error():
-                # It held at the first token: what the answer has become is too much for it.
-                raise RequestError(
-                    f"{self.param} became too complex to follow.",
-                    code="grammar_too_complex",
-                    param=self.param,
-                )
-            self._mask = mask[: self._n_bytes]  # it may have a word more than there are tokens
-        return self._mask
+    def allowed(self, draft: SequenceOf[int] = ()) -> list[bytes]:
+        draft = tuple(draft)
+        if self._made is None or self._made[0] != draft:
+            self._made = draft, self._masks(draft)
+        return self._made[1]
+
+    def forced(self) -> list[int]:
+        return self._matcher.compute_ff_tokens()
+
+    def n_allowed(self, token_ids: SequenceOf[int]) -> int:
+        return self._matcher.validate_tokens(list(token_ids))
+
+    def _masks(self, draft: tuple[int, ...]) -> list[bytes]:
+        masks = [self._mask(self._matcher)]
+        if self._matcher.is_error():
+            # It held at the first token: what the answer has become is too much for it.
+            raise RequestError(
+                f"{self.param} became too complex to follow.",
+                code="grammar_too_complex",
+                param=self.param,
+            )
+        if draft:
+            # A copy, because one that fails behind a wrong guess is of no use any more.
+            ahead = self._matcher.deep_copy()
+            for token_id in draft:
+                if ahead.try_consume_tokens([token_id]) < 1:
+                    break
+                masks.append(self._mask(ahead))
+                if ahead.is_error():
+                    return masks[:-1]
+        return masks
+
+    def _mask(self, matcher: LLMatcher) -> bytes:
+        return matcher.compute_bitmask()[
+            : self._n_bytes
+        ]  # may be a word more than there are tokens
 
 
 class Constraint(Protocol):

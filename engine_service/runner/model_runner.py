@@ -13,8 +13,9 @@ from engine_service.errors import EngineError
 from engine_service.protocol import TokenLogprob
 from engine_service.runner.executors import Executor
 from engine_service.runner.logprobs import score_prompt
-from engine_service.runner.sampler import SampleRow, Samples, sample
-from engine_service.scheduling.batch import Batch
+from engine_service.runner.sample_row import SampleRow
+from engine_service.runner.sampler import Samples, sample
+from engine_service.scheduling.batch import Batch, Row
 from engine_service.scheduling.sequence import Sequence
 
 
@@ -53,7 +54,7 @@ class ModelRunner:
 
         Meanwhile the masks for sampling from it are made, on a thread of their own.
         """
-        masked = [seq for seq in batch.sampled if _has_mask(seq)]
+        masked = [row for row in batch.rows if row.is_sampled and _has_mask(row.sequence)]
         masks = self._masks.submit(_make_masks, masked) if masked else None
         if batch.copies:
             self._executor.copy(batch.copies)
@@ -70,14 +71,16 @@ class ModelRunner:
             SampleRow(
                 params=seq.sampling,
                 seed=seq.seed,
-                n_generated=seq.n_generated + n_drafted,
+                n_generated=seq.n_generated + n_ahead,
                 state=seq.sampling_state,
                 token_ids=seq.token_ids,
+                draft=row.draft,
+                n_ahead=n_ahead,
             )
             for row in batch.rows
             if row.is_sampled
             for seq in row.members
-            for n_drafted in range(1 + len(row.draft))
+            for n_ahead in range(1 + len(row.draft))
         ]
         samples = sample(sampled, rows=rows) if rows else Samples(token_ids=[])
         return StepResult(
@@ -95,14 +98,15 @@ def _has_mask(sequence: Sequence) -> bool:
     return sequence.sampling_state is not None and sequence.sampling_state.mask is not None
 
 
-def _make_masks(sequences: SequenceOf[Sequence]) -> None:
-    for sequence in sequences:
-        state = sequence.sampling_state
-        # What goes wrong here goes wrong again in sampling, which fails that one request.
-        with contextlib.suppress(Exception):
-            if state is not None and state.mask is not None:
-                state.catch_up(sequence.token_ids)
-                state.mask.allowed()
+def _make_masks(rows: SequenceOf[Row]) -> None:
+    for row in rows:
+        for sequence in row.members:
+            state = sequence.sampling_state
+            # What goes wrong here goes wrong again in sampling, which fails that one request.
+            with contextlib.suppress(Exception):
+                if state is not None and state.mask is not None:
+                    state.catch_up(sequence.token_ids)
+                    state.mask.allowed(row.draft)
 
 
 def _split(logits: Tensor, *, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -129,11 +133,14 @@ def _answers(samples: Samples, *, batch: Batch) -> Iterator[Answer]:
 
 
 def _answer(samples: Samples, *, places: range, draft: tuple[int, ...]) -> Answer:
-    """Return the tokens up to the first that is not the drafted one."""
+    """Return the tokens up to the first that is not the drafted one. What is wrong behind one that
+    is, the next step meets again."""
     found: list[int] = []
     for place, drafted in zip(places, (*draft, None), strict=True):
         token_id = samples.token_ids[place]
         if token_id is None:
+            if found:
+                break
             return Answer(error=samples.errors.get(place))
         found.append(token_id)
         if token_id != drafted:

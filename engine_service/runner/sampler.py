@@ -7,58 +7,26 @@ softmax and numpy's sums work row by row, torch's ``sum`` does not. What few req
 looked at only in their rows.
 """
 
-import hashlib
 import logging
-import struct
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine_service.errors import EngineError
-from engine_service.protocol import SamplingParams, TokenLogprob
+from engine_service.protocol import TokenLogprob
 from engine_service.runner.logit_adjustments import AdjustedRow, adjust
 from engine_service.runner.logprobs import token_logprobs
-from engine_service.scheduling.sampling_state import SamplingState
+from engine_service.runner.sample_row import SampleRow
 
 logger = logging.getLogger(__name__)
 
-# Below this, the best token has all of the probability that float32 can tell from 1.
-_GREEDY_BELOW_TEMPERATURE = 1e-5
 # Filters look at this many best tokens first, always as many, so that ties fall the same way in
 # any batch; a row that needs more has all of its values sorted.
 _N_CANDIDATES = 512
 _BLOCK = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleRow:
-    """n_generated: tokens that the sequence has produced before this one. state: None where the
-    parameters need none; token_ids: prompt and answer so far, for the state to catch up with."""
-
-    params: SamplingParams
-    seed: int
-    n_generated: int
-    state: SamplingState | None = None
-    token_ids: SequenceOf[int] = ()
-
-    @property
-    def is_greedy(self) -> bool:
-        return self.params.temperature < _GREEDY_BELOW_TEMPERATURE
-
-    @property
-    def filter(self) -> Literal["none", "min_p", "sorted"]:
-        """What is left out of the draw, by what it costs to find."""
-        if self.params.top_k > 0 or self.params.top_p < 1.0:
-            return "sorted"
-        return "min_p" if self.params.min_p > 0.0 else "none"
-
-    @property
-    def uniform(self) -> float:
-        return uniform(self.seed, position=self.n_generated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +37,6 @@ class Samples:
     token_ids: list[int | None]
     errors: dict[int, EngineError] = field(default_factory=dict)
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
-
-
-def uniform(seed: int, *, position: int) -> float:
-    """Return a number in [0, 1), always the same for a seed and a position."""
-    digest = hashlib.blake2b(struct.pack("<qq", seed, position), digest_size=8).digest()
-    return float(int.from_bytes(digest, "little") >> 16) / 2.0**48
 
 
 def sample(logits: Tensor, *, rows: SequenceOf[SampleRow]) -> Samples:
@@ -116,7 +78,7 @@ def _adjust(logits: Tensor, *, rows: SequenceOf[SampleRow]) -> dict[int, EngineE
             logger.exception("a mask refused a token")
             errors[i] = EngineError(f"the mask of allowed tokens failed: {error}")
             continue
-        adjusted.append((i, row.params, row.state, row.n_generated))
+        adjusted.append(AdjustedRow(i, row, row.state))
     return errors | adjust(logits, rows=adjusted) if adjusted else errors
 
 

@@ -62,6 +62,11 @@ class SamplingState:
             sampling, prompt_token_ids=prompt_token_ids, eos_token_ids=eos_token_ids, mask=mask
         )
 
+    @property
+    def counts_tokens(self) -> bool:
+        """True where what it says of a token depends on how often others came before it."""
+        return self._places is not None
+
     def catch_up(self, token_ids: SequenceOf[int]) -> None:
         """Take note of what was generated since the last call; ``token_ids`` are all so far."""
         while self._n_seen < len(token_ids):

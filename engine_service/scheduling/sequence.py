@@ -46,7 +46,7 @@ class Sequence:
         "arrived_at_s",
         "block_table",
         "cache_tags",
-        "drafter",
+        "drafters",
         "expires_at_s",
         "forks",
         "index",
@@ -90,7 +90,7 @@ class Sequence:
         self.n_prompt = len(prompt_token_ids)
         self.sampling = sampling
         self.sampling_state = sampling_state
-        self.drafter: Drafter | None = None
+        self.drafters: tuple[Drafter, ...] = ()
         self.max_new_tokens = max_new_tokens
         self.seed = seed
         self.standing = standing

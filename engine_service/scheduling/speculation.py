@@ -7,14 +7,16 @@ from dataclasses import replace
 from engine_service.scheduling.batch import Row
 from engine_service.scheduling.block_tables import BlockTables
 from engine_service.scheduling.drafting import MAX_DRAFT, Drafter, Proposer, StepCost
+from engine_service.scheduling.masked_drafting import proposers
 
 
 class Speculation:
     """Decides for all sequences of a scheduler; make_proposer: None turns it off. cost: is learnt
     by others.
 
-    What penalties, masks and the like say of a token depends on those before it: a sequence that
-    has a ``sampling_state`` is not drafted for.
+    What penalties say of a token depends on those before it: a sequence that has some is not
+    drafted for. One that has a mask gets guesses that the mask allows, and first of all what it
+    leaves no choice about.
     """
 
     def __init__(self, make_proposer: Callable[[], Proposer] | None, *, cost: StepCost) -> None:
@@ -41,12 +43,16 @@ class Speculation:
     def _draft(self, row: Row, *, n_rows: int, most: int) -> tuple[int, ...]:
         sequence = row.sequence
         most = min(most, sequence.max_new_tokens - sequence.n_generated - 1)
-        if most < 1 or row.forks or sequence.sampling_state is not None:
+        state = sequence.sampling_state
+        if most < 1 or row.forks or (state is not None and state.counts_tokens):
             return ()
-        if sequence.drafter is None and self._make_proposer is not None:
-            sequence.drafter = Drafter(self._make_proposer())
-        assert sequence.drafter is not None
-        return sequence.drafter.draft(sequence.token_ids, cost=self._cost, n_rows=n_rows, most=most)
+        if not sequence.drafters and self._make_proposer is not None:
+            sequence.drafters = tuple(map(Drafter, proposers(self._make_proposer(), state=state)))
+        for drafter in sequence.drafters:
+            draft = drafter.draft(sequence.token_ids, cost=self._cost, n_rows=n_rows, most=most)
+            if draft:
+                return draft
+        return ()
 
 
 def lengthen(row: Row, *, draft: tuple[int, ...], tables: BlockTables) -> Row:

@@ -1,6 +1,9 @@
 """What constrained decoding gives to sampling: which tokens may come next."""
 
+from collections.abc import Sequence
 from typing import Protocol
+
+Mask = bytes | bytearray | memoryview
 
 
 def n_mask_bytes(vocab_size: int) -> int:
@@ -23,9 +26,17 @@ class TokenMask(Protocol):
     def fork(self) -> "TokenMask":
         """Return one that follows another answer to the same prompt; called before any token."""
 
-    def allowed(self) -> bytes | bytearray | memoryview:
-        """Return the mask over the next token, ``n_mask_bytes`` long.
+    def allowed(self, draft: Sequence[int] = ()) -> Sequence[Mask]:
+        """Return the masks over the next token and over the one behind each token of ``draft``.
 
-        Token ``i`` is bit ``i % 8`` of byte ``i // 8``; 1 allows it. Bits past the vocabulary are
-        ignored. The bytes must hold still until the next ``accept``.
+        The first, and those of the others that stand behind allowed tokens and can be made. Each
+        is ``n_mask_bytes`` long; token ``i`` is bit ``i % 8`` of byte ``i // 8``, 1 allows it. Bits
+        past the vocabulary are ignored. The bytes must hold still until the next ``accept``.
         """
+
+    def forced(self) -> Sequence[int]:
+        """Return tokens that spell what must come next in the way in which the tokenizer would;
+        none where there is a choice. Others may spell the same: these are only likely."""
+
+    def n_allowed(self, token_ids: Sequence[int]) -> int:
+        """Return how many of ``token_ids`` may come next, one after the other."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from engine_service.protocol import SamplingParams
-from engine_service.runner.sampler import SampleRow, sample, uniform
+from engine_service.runner.sample_row import SampleRow, uniform
+from engine_service.runner.sampler import sample
 
 # Chosen so that the nucleus sums can be read off.
 PROBABILITIES = (0.4, 0.25, 0.15, 0.1, 0.06, 0.04)

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from engine_service.errors import EngineError, RequestError
 from engine_service.protocol import SamplingParams
-from engine_service.runner.sampler import SampleRow, Samples, sample
+from engine_service.runner.sample_row import SampleRow
+from engine_service.runner.sampler import Samples, sample
 from engine_service.scheduling.sampling_state import SamplingState
 
 EOS = 3
@@ -35,8 +37,8 @@ class ListedMask:
     def accept(self, token_id: int) -> None:
         self.seen.append(token_id)
 
-    def allowed(self) -> bytes | bytearray:
-        return self.words
+    def allowed(self, draft: Sequence[int] = ()) -> list[bytes | bytearray]:
+        return [self.words] * (1 + len(draft))
 
 
 def make_row(

@@ -60,7 +60,7 @@ def mask_of(
 
 
 def is_allowed(mask: GrammarMask, token_id: int) -> bool:
-    allowed = mask.allowed()
+    allowed = mask.allowed()[0]
     assert len(allowed) == n_mask_bytes(VOCAB_SIZE)
     return bool(allowed[token_id // 8] >> token_id % 8 & 1)
 
@@ -98,7 +98,7 @@ def test_a_mask_has_the_size_that_sampling_expects_whatever_the_vocabulary() -> 
         )
         try:
             mask = mask_of(compiler, schema=ARGUMENTS)
-            assert len(mask.allowed()) == n_mask_bytes(vocab_size)
+            assert len(mask.allowed()[0]) == n_mask_bytes(vocab_size)
         finally:
             compiler.close()
 
@@ -223,3 +223,28 @@ def test_a_token_that_is_not_allowed_is_an_error(compiler: GrammarCompiler) -> N
     (wrong,) = TOKENIZER.encode("x").ids
     with pytest.raises(EngineError, match="not in the grammar"):
         mask.accept(wrong)
+
+
+def test_masks_behind_a_draft_are_those_of_step_by_step(compiler: GrammarCompiler) -> None:
+    mask = mask_of(compiler, schema=ARGUMENTS)
+    draft = TOKENIZER.encode('{"a": 5').ids
+    ahead, expected = mask.fork(), [mask.fork().allowed()[0]]
+    for token_id in draft:
+        ahead.accept(token_id)
+        expected.append(ahead.allowed()[0])
+    assert mask.allowed(draft) == expected
+    assert mask.allowed() == expected[:1]
+    assert mask.allowed([END_ID, *draft]) == expected[:1]
+
+
+def test_what_must_come_is_forced_and_a_draft_ends_where_it_is_wrong(
+    compiler: GrammarCompiler,
+) -> None:
+    mask = mask_of(compiler, schema=ARGUMENTS)
+    whole = TOKENIZER.encode('{"a": 5}').ids
+    forced = list(mask.forced())
+    assert forced and forced == whole[: len(forced)]
+    assert mask.n_allowed([*whole[:3], END_ID]) == 3
+    for token_id in whole[:-1]:
+        mask.accept(token_id)
+    assert list(mask.forced()) == []
