@@ -69,7 +69,7 @@ class ResponsesChunks:
     def end(self, result: GenerationResult) -> bytes:
         told = self._told(self._parts.end(result.finish_reason))
         response = wire.ended(self._begun, parts=self._parts, result=result)
-        kind = "response.incomplete" if response.status == "incomplete" else "response.completed"
+        kind = "response.completed" if response.status == "completed" else "response.incomplete"
         return told + self._event(kind, response=response)
 
     def error(self, error: AppError) -> bytes:

@@ -40,7 +40,10 @@ class Output(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class CachedDetails(msgspec.Struct):
+    """cache_write_tokens: nothing is charged for filling the cache."""
+
     cached_tokens: int
+    cache_write_tokens: int = 0
 
 
 class ReasoningDetails(msgspec.Struct):

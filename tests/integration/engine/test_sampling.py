@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +71,31 @@ def prompt_logprobs(outputs: list[SequenceOutput]) -> list[TokenLogprob]:
 
 
 class CountingMask:
-    """Allows the multiples of ``divisor``, and nothing more after ``n_allowed`` tokens."""
+    """Allows the multiples of ``divisor``, and nothing more after ``n_most`` tokens."""
 
     param = "response_format"
 
-    def __init__(self, *, divisor: int, n_allowed: int = 1000) -> None:
+    def __init__(self, *, divisor: int, n_most: int = 1000) -> None:
         self.divisor = divisor
-        self.n_allowed = n_allowed
+        self.n_most = n_most
         self.seen: list[int] = []
 
     def accept(self, token_id: int) -> None:
         self.seen.append(token_id)
 
-    def allowed(self) -> bytes:
+    def allowed(self, draft: SequenceOf[int] = ()) -> list[bytes]:
+        return [self._mask(len(self.seen) + i) for i in range(1 + len(draft))]
+
+    def forced(self) -> list[int]:
+        return []
+
+    def n_allowed(self, token_ids: SequenceOf[int]) -> int:
+        wrong = (i for i, token_id in enumerate(token_ids) if token_id % self.divisor)
+        return next(wrong, len(token_ids))
+
+    def _mask(self, n_seen: int) -> bytes:
         words = bytearray(-(-VOCAB // 32) * 4)
-        if len(self.seen) < self.n_allowed:
+        if n_seen < self.n_most:
             for token_id in range(0, VOCAB, self.divisor):
                 words[token_id // 8] |= 1 << token_id % 8
         return bytes(words)
@@ -165,9 +176,7 @@ def test_preemption_in_the_middle_changes_nothing(model_dir: Path) -> None:
 def test_a_mask_that_forbids_everything_ends_its_request_alone(model_dir: Path) -> None:
     backend = make_backend(model_dir)
     alone = tokens(run(backend, make_request(0))[0])
-    outputs = run(
-        backend, make_request(1, mask=CountingMask(divisor=3, n_allowed=4)), make_request(2)
-    )
+    outputs = run(backend, make_request(1, mask=CountingMask(divisor=3, n_most=4)), make_request(2))
     assert len(tokens(outputs[1])) == 4
     last = outputs[1][-1]
     assert isinstance(last.error, RequestError)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,14 @@ class EvenMask:
     def accept(self, token_id: int) -> None:
         self.seen.append(token_id)
 
-    def allowed(self) -> bytes:
-        return b"\x55" * 40
+    def allowed(self, draft: SequenceOf[int] = ()) -> list[bytes]:
+        return [b"\x55" * 40] * (1 + len(draft))
+
+    def forced(self) -> list[int]:
+        return []
+
+    def n_allowed(self, token_ids: SequenceOf[int]) -> int:
+        return next((i for i, each in enumerate(token_ids) if each % 2), len(token_ids))
 
 
 def test_each_answer_has_its_own_mask(model_dir: Path) -> None:
@@ -206,7 +213,7 @@ def test_a_failing_step_ends_the_request_once(
 
 def test_an_answer_without_a_token_fails_the_request_once(model_dir: Path) -> None:
     mask = EvenMask()
-    mask.allowed = lambda: bytes(40)  # type: ignore[method-assign]
+    mask.allowed = lambda draft=(): [bytes(40)]  # type: ignore[method-assign]
     backend = make_backend(model_dir)
     other = make_request(1, prompt=range(50, 60))
     outputs = run(backend, make_request(0, n=3, mask=mask), other)

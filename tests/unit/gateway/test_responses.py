@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from openai.types.responses import ResponseUsage
 
 from apps.core.exceptions import InvalidRequest, Unavailable
 from apps.engines.client import ChatMessage, OutputFormat, Tool, ToolCall, ToolUse
@@ -230,7 +231,7 @@ def test_a_stream_in_its_order() -> None:
     assert {item["status"] for item in done} == {"completed"}
     assert whole["usage"] == {
         "input_tokens": 5,
-        "input_tokens_details": {"cached_tokens": 4},
+        "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
         "output_tokens": 6,
         "output_tokens_details": {"reasoning_tokens": 2},
         "total_tokens": 11,
@@ -270,3 +271,20 @@ def test_a_failure_after_a_part_ends_the_stream_once() -> None:
     assert event["response"]["output"][0]["content"][0]["text"] == "a"
     assert event["response"]["output"][0]["status"] == "incomplete"
     assert event["response"]["usage"] is None
+
+
+def test_an_aborted_answer_is_not_called_completed() -> None:
+    telling = chunks()
+    data = telling.start() + telling.delta(AnswerDelta(text="a", finish_reason="abort"))
+    events = events_of(data + telling.end(result("abort")))
+    assert events[-1]["type"] == "response.incomplete"
+    assert events[-1]["response"]["status"] == "cancelled"
+
+
+def test_usage_is_what_the_official_client_declares() -> None:
+    telling = chunks()
+    data = telling.start() + telling.delta(AnswerDelta(text="a", finish_reason="stop"))
+    events = events_of(data + telling.end(result()))
+    usage = ResponseUsage.model_validate(events[-1]["response"]["usage"])
+    assert usage.input_tokens_details.cached_tokens == 4
+    assert usage.input_tokens_details.cache_write_tokens == 0
