@@ -71,9 +71,8 @@ class GrammarMask:
         return masks
 
     def _mask(self, matcher: LLMatcher) -> bytes:
-        return matcher.compute_bitmask()[
-            : self._n_bytes
-        ]  # may be a word more than there are tokens
+        # The library's may have a word more than there are tokens.
+        return matcher.compute_bitmask()[: self._n_bytes]
 
 
 class Constraint(Protocol):
