@@ -3,9 +3,9 @@ the queue of a WebSocket. They know sockets, and nothing of what is served."""
 
 import asyncio
 import io
-import json
 from typing import IO, Any, Final
 
+import msgspec
 from daphne.http_protocol import HTTPFactory, WebRequest
 from daphne.server import reactor
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
@@ -13,6 +13,7 @@ from twisted.web.http import HTTPChannel, _GenericHTTPChannelProtocol
 
 from apps.core.exceptions import AppError, InvalidRequest, PayloadTooLarge
 from apps.core.ids import new_id
+from apps.gateway.rest.wording import error_body
 from config.backpressure import WriteGate
 
 MAX_HEADERS: Final = 100
@@ -24,9 +25,9 @@ QUEUE_HIGH: Final = 64
 QUEUE_LOW: Final = 16
 
 
-def error_message(error: AppError) -> tuple[list[tuple[bytes, bytes]], bytes]:
+def error_message(error: AppError, *, path: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """Return headers and body of an error that no application answers."""
-    body = json.dumps(error.body()).encode()
+    body = msgspec.json.encode(error_body(error, path=path))
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -37,9 +38,9 @@ def error_message(error: AppError) -> tuple[list[tuple[bytes, bytes]], bytes]:
     return headers, body
 
 
-def _last_answer(status: bytes, error: AppError) -> bytes:
+def _last_answer(status: bytes, error: AppError, *, path: str) -> bytes:
     """Return an answer, whole as it goes over the wire, after which the connection closes."""
-    headers, body = error_message(error)
+    headers, body = error_message(error, path=path)
     headers.append((b"connection", b"close"))
     lines = b"".join(b"%s: %s\r\n" % header for header in headers)
     return b"HTTP/1.1 %s\r\n%s\r\n%s" % (status, lines, body)
@@ -53,7 +54,7 @@ class BoundedChannel(HTTPChannel):
 
     def _respondToBadRequestAndDisconnect(self) -> None:  # noqa: N802 - Twisted's name
         error = InvalidRequest("The request is not valid HTTP, or its headers are too large.")
-        self.transport.write(_last_answer(b"400 Bad Request", error))
+        self.transport.write(_last_answer(b"400 Bad Request", error, path=_path(self)))
         self.loseConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:  # noqa: N802
@@ -82,8 +83,7 @@ class BoundedRequest(WebRequest):
     def gotLength(self, length: int | None) -> None:  # noqa: N802 - Twisted's names
         super().gotLength(length)
         self._max_body_bytes = self.server.max_body_bytes(
-            method=self.channel._command.decode("latin1"),
-            path=self.channel._path.partition(b"?")[0].decode("latin1"),
+            method=self.channel._command.decode("latin1"), path=_path(self.channel)
         )
         if length is not None and length > self._max_body_bytes:
             self._refuse()
@@ -135,7 +135,7 @@ class BoundedRequest(WebRequest):
     def _refuse(self) -> None:
         self._is_refused = True
         error = PayloadTooLarge(f"The request body is over {self._max_body_bytes} bytes.")
-        self.channel.write(_last_answer(b"413 Content Too Large", error))
+        self.channel.write(_last_answer(b"413 Content Too Large", error, path=_path(self.channel)))
 
     # -- out ---------------------------------------------------------------------------------
 
@@ -164,9 +164,15 @@ class BoundedRequest(WebRequest):
     def basic_error(self, status: int, status_text: bytes, body: str) -> None:
         """What Daphne itself refuses leaves in the one error body too."""
         error = InvalidRequest(body) if status < 500 else AppError()
-        headers, content = error_message(error)
+        headers, content = error_message(error, path=self.path.decode("latin1"))
         self.handle_reply({"type": "http.response.start", "status": status, "headers": headers})
         self.handle_reply({"type": "http.response.body", "body": content})
+
+
+def _path(channel: Any) -> str:
+    """Return the path of the request that is being read, empty before its first line."""
+    path: bytes = getattr(channel, "_path", None) or b""
+    return path.partition(b"?")[0].decode("latin1")
 
 
 def _drop_unread(channel: Any) -> None:

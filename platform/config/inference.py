@@ -8,6 +8,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import IO, Any
 
 from django.conf import settings
@@ -17,10 +18,11 @@ from django.http.response import HttpResponseBase
 from django.urls import Resolver404, get_resolver
 from rest_framework.response import Response
 
-from apps.core.exceptions import InvalidRequest, NotFound, PayloadTooLarge
+from apps.core.exceptions import AppError, InvalidRequest, NotFound, PayloadTooLarge
 from apps.core.ids import new_id
 from apps.gateway.rest.base import StructRenderer, error_response
 from apps.gateway.rest.streaming import EventStreamResponse
+from apps.gateway.rest.wording import error_body
 from config.limits import max_body_bytes
 
 logger = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ class LeanHandler:
         except _ClientLeft:
             return
         except PayloadTooLarge as error:
-            await _send(_rendered(error_response(error)), send, started_s=started_s)
+            await _send(_rendered(_refusal(error, scope)), send, started_s=started_s)
             return
         race = _Race(receive)
         try:
@@ -73,11 +75,10 @@ class LeanHandler:
             match = self._resolver.resolve(request.path_info)
             response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
         except Resolver404:
-            response = error_response(
-                NotFound(f"There is nothing at {scope['method']} {scope['path'][:200]}.")
-            )
+            missing = NotFound(f"There is nothing at {scope['method']} {scope['path'][:200]}.")
+            response = _refusal(missing, scope)
         except UnicodeDecodeError:
-            response = error_response(InvalidRequest("The query string is not valid."))
+            response = _refusal(InvalidRequest("The query string is not valid."), scope)
         return _rendered(response)
 
 
@@ -134,6 +135,10 @@ async def _read_body(receive: Receive, *, limit: int) -> tuple[IO[bytes], int]:
             return body, n_bytes
 
 
+def _refusal(error: AppError, scope: Scope) -> Response:
+    return error_response(error, body_of_error=partial(error_body, path=scope["path"]))
+
+
 def _rendered(response: HttpResponseBase) -> HttpResponseBase:
     """Render what no view has: answers of this handler's own have no renderer yet."""
     if isinstance(response, Response) and not response.is_rendered:
@@ -154,6 +159,7 @@ async def _send(
 ) -> None:
     if not response.has_header("X-Request-Id"):
         response["X-Request-Id"] = new_id("req")
+    response["Request-Id"] = response["X-Request-Id"]  # as clients of /v1/messages call it
     response["OpenAI-Processing-Ms"] = str(round((time.perf_counter() - started_s) * 1000))
     start: Message = {"type": "http.response.start", "status": response.status_code}
     if isinstance(response, StreamingHttpResponse):

@@ -209,7 +209,7 @@ async def _refuse(scope: dict[str, Any], receive: Any, send: Any) -> None:
         code="server_shutting_down",
         retry_after_s=2.0,
     )
-    headers, body = error_message(error)
+    headers, body = error_message(error, path=scope["path"])
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

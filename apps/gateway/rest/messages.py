@@ -23,6 +23,7 @@ from apps.gateway.rest.base import InferenceView, body_of
 from apps.gateway.rest.generation import GenerationView
 from apps.gateway.rest.operations import Operation
 from apps.gateway.rest.streaming import named_event
+from apps.gateway.rest.wording import MessagesErrorBody, messages_error
 from apps.gateway.tokenizing import TokenizeRequest, tokenize
 
 # What an engine calls otherwise.
@@ -37,7 +38,7 @@ class MessagesErrors(InferenceView):
     def error_body(self, error: AppError) -> Any:
         if isinstance(error, InvalidRequest):
             error = renamed(error, NAMES)
-        return wire.error_body(error)
+        return messages_error(error)
 
 
 class MessagesView(MessagesErrors, GenerationView):
@@ -50,13 +51,14 @@ class MessagesView(MessagesErrors, GenerationView):
             answer=wire.Message,
             events=(
                 wire.MessageStart,
+                wire.Ping,
                 wire.BlockStart,
                 wire.BlockDelta,
                 wire.BlockStop,
                 wire.MessageDelta,
                 wire.MessageStop,
             ),
-            error=wire.ErrorBody,
+            error=MessagesErrorBody,
         ),
     }
 
@@ -84,7 +86,7 @@ class CountTokensView(MessagesErrors):
             summary="Count the tokens of a conversation",
             tag="Messages",
             answer=wire.TokenCount,
-            error=wire.ErrorBody,
+            error=MessagesErrorBody,
         ),
     }
 
@@ -106,7 +108,7 @@ class MessagesChunks:
         self._parts = AnswerParts(stream.request_id)
 
     def start(self) -> bytes:
-        return _event(wire.MessageStart(self._begun))
+        return _event(wire.MessageStart(self._begun)) + _event(wire.Ping())
 
     def delta(self, delta: AnswerDelta) -> bytes:
         return _told(self._parts.add(delta))
@@ -118,7 +120,7 @@ class MessagesChunks:
         return told + _event(last) + _event(wire.MessageStop())
 
     def error(self, error: AppError) -> bytes:
-        return _event(wire.error_body(error))
+        return _event(messages_error(error))
 
 
 def _told(steps: list[Step]) -> bytes:

@@ -1,22 +1,10 @@
-"""Answers, events and errors of ``POST /v1/messages``. Names are those that clients know."""
-
-from typing import Final
+"""Answers and events of ``POST /v1/messages``. Names are those that clients know."""
 
 import msgspec
 
-from apps.core.exceptions import AppError, Overloaded
 from apps.engines.types import GenerationResult
 from apps.gateway.answer_parts import AnswerParts, Part
-
-# Where a status says less than the name: everything else goes by its class of status.
-_ERROR_TYPES: Final = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    504: "timeout_error",
-}
+from apps.gateway.rest.wording import MessagesErrorBody
 
 
 class TextBlock(msgspec.Struct, tag_field="type", tag="text"):
@@ -74,6 +62,10 @@ class MessageStart(msgspec.Struct, tag_field="type", tag="message_start"):
     message: Message
 
 
+class Ping(msgspec.Struct, tag_field="type", tag="ping"):
+    """Says that the connection lives; clients pass over it."""
+
+
 class BlockStart(msgspec.Struct, kw_only=True, tag_field="type", tag="content_block_start"):
     index: int
     content_block: Block
@@ -102,27 +94,12 @@ class MessageStop(msgspec.Struct, tag_field="type", tag="message_stop"):
     """The end."""
 
 
-class Fault(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """``param``, which is ours: the field that is wrong."""
-
-    type: str
-    message: str
-    param: str | None = None
-
-
-class ErrorBody(msgspec.Struct, kw_only=True, tag_field="type", tag="error"):
-    error: Fault
-
-
 class TokenCount(msgspec.Struct):
     input_tokens: int
 
 
-Event = MessageStart | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop | ErrorBody
-
-
-def error_body(error: AppError) -> ErrorBody:
-    return ErrorBody(error=Fault(type=_error_type(error), message=error.message, param=error.param))
+BlockEvent = BlockStart | BlockDelta | BlockStop
+Event = MessageStart | Ping | BlockEvent | MessageDelta | MessageStop | MessagesErrorBody
 
 
 def begun(*, request_id: str, model: str, n_prompt_tokens: int) -> Message:
@@ -177,10 +154,3 @@ def delta_of(part: Part, piece: str) -> TextDelta | ThinkingDelta | InputDelta:
     if part.kind == "call":
         return InputDelta(piece)
     return TextDelta(piece) if part.kind == "text" else ThinkingDelta(piece)
-
-
-def _error_type(error: AppError) -> str:
-    if isinstance(error, Overloaded):
-        return "overloaded_error"
-    known = _ERROR_TYPES.get(error.status)
-    return known or ("invalid_request_error" if error.status < 500 else "api_error")

@@ -80,7 +80,7 @@ def test_a_question_is_answered(client: anthropic.Anthropic, product: RunningPro
     assert "Paris" in text_of(message)
     assert (message.type, message.role, message.model) == ("message", "assistant", product.model)
     assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
-    assert message.id.startswith("msg-")
+    assert message.id.startswith("msg-") and message._request_id == message.id
     assert message.usage.input_tokens > 0 and 0 < message.usage.output_tokens < 80
     again = client.messages.create(**asked)
     n_read = again.usage.cache_read_input_tokens

@@ -145,6 +145,6 @@ async def test_a_message_whose_engine_dies_ends_in_an_error(
     body = {**MESSAGES, "max_tokens": 8000, "temperature": 0}
     events = await killed_under(http, tmp_path, "/v1/messages", body)
     names = [name for name, _ in events]
-    assert names[:2] == ["message_start", "content_block_start"]
-    assert names[-1] == "error" and set(names[2:-1]) == {"content_block_delta"}
+    assert names[:3] == ["message_start", "ping", "content_block_start"]
+    assert names[-1] == "error" and set(names[3:-1]) == {"content_block_delta"}
     assert events[-1][1]["error"]["type"] == "api_error"

@@ -64,6 +64,32 @@ async def test_what_is_no_http_is_refused_in_the_one_error_body(
     assert body["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("data", "status", "kind"),
+    [
+        (
+            b"POST /v1/messages HTTP/1.1\r\nContent-Length: 99000000\r\n\r\n",
+            413,
+            "request_too_large",
+        ),
+        (
+            b"POST /v1/messages?beta=true HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+            400,
+            "invalid_request_error",
+        ),
+        (b"GET /v1/messages/nothing HTTP/1.1\r\n\r\n", 404, "not_found_error"),
+        (b"GET /v1/messages HTTP/1.1\r\n\r\n", 401, "authentication_error"),
+    ],
+)
+async def test_errors_before_the_view_are_worded_as_the_path_wants_it(
+    server: ServerRun, data: bytes, status: int, kind: str
+) -> None:
+    head, content = await answer(server, data)
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    body = json.loads(content)
+    assert (body["type"], body["error"]["type"]) == ("error", kind)
+
+
 async def test_a_form_is_no_json_however_it_is_written(server: ServerRun, token: ApiToken) -> None:
     for kind in ("multipart/form-data; boundary=x", "application/x-www-form-urlencoded"):
         headers = {"Authorization": f"Bearer {token.secret}", "Content-Type": kind}

@@ -31,6 +31,7 @@ from apps.gateway.messages_schemas import (
 )
 from apps.gateway.rest import messages_wire as wire
 from apps.gateway.rest.messages import MessagesChunks
+from apps.gateway.rest.wording import messages_error
 from apps.gateway.types import MessagesRequest
 
 _decoder = msgspec.json.Decoder(MessagesBody)
@@ -178,7 +179,7 @@ def test_what_is_counted() -> None:
     ],
 )
 def test_error_names(error: AppError, kind: str) -> None:
-    said = json.loads(msgspec.json.encode(wire.error_body(error)))
+    said = json.loads(msgspec.json.encode(messages_error(error)))
     wanted = {"type": kind, "message": error.message}
     if error.param is not None:
         wanted["param"] = error.param
@@ -218,6 +219,7 @@ def test_a_stream_in_its_order() -> None:
     events = events_of(data + telling.end(result()))
     assert [(event["type"], event.get("index")) for event in events] == [
         ("message_start", None),
+        ("ping", None),
         ("content_block_start", 0),
         ("content_block_delta", 0),
         ("content_block_stop", 0),
@@ -231,13 +233,13 @@ def test_a_stream_in_its_order() -> None:
         ("message_stop", None),
     ]
     assert events[0]["message"]["usage"]["input_tokens"] == 5
-    assert [events[at]["content_block"]["type"] for at in (1, 4, 7)] == [
+    assert [events[at]["content_block"]["type"] for at in (2, 5, 8)] == [
         "thinking",
         "text",
         "tool_use",
     ]
-    assert events[7]["content_block"]["input"] == {}
-    assert events[8]["delta"] == {"type": "input_json_delta", "partial_json": '{"a":1}'}
+    assert events[8]["content_block"]["input"] == {}
+    assert events[9]["delta"] == {"type": "input_json_delta", "partial_json": '{"a":1}'}
     assert events[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert events[-2]["usage"] == {
         "input_tokens": 1,
