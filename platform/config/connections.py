@@ -23,6 +23,11 @@ MAX_DROPPED_BYTES: Final = 64 * 1024 * 1024
 BODY_PART_BYTES: Final = 64 * 1024
 QUEUE_HIGH: Final = 64
 QUEUE_LOW: Final = 16
+# Each is held until the last has come, and an empty one adds nothing to the message's size.
+MAX_FRAGMENTS: Final = 4096
+# What an application is told where no code came; never on the wire (RFC 6455, 7.4.1).
+CLOSE_NO_CODE: Final = 1005
+CLOSE_LOST: Final = 1006
 
 
 def error_message(error: AppError, *, path: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
@@ -198,6 +203,7 @@ class BoundedWebSocket(WebSocketProtocol):
         super().__init__(*args, **kwargs)
         self.gate = WriteGate()
         self._is_paused = False
+        self._n_fragments = 0
 
     def drop(self) -> None:
         """Cut the connection of a client that does not read."""
@@ -207,6 +213,18 @@ class BoundedWebSocket(WebSocketProtocol):
         self.transport.unregisterProducer()  # that of the HTTP channel
         self.transport.registerProducer(self.gate, True)
         return super().onConnect(request)
+
+    def onMessageBegin(self, isBinary: bool) -> None:  # noqa: N802, N803
+        super().onMessageBegin(isBinary)
+        self._n_fragments = 0
+
+    def onMessageFrameBegin(self, length: int) -> None:  # noqa: N802
+        super().onMessageFrameBegin(length)
+        self._n_fragments += 1
+        if self._n_fragments > MAX_FRAGMENTS and not self.failedByMe:
+            self._max_message_size_exceeded(
+                self._n_fragments, MAX_FRAGMENTS, f"A message has over {MAX_FRAGMENTS} fragments."
+            )
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:  # noqa: N802, N803
         super().onMessage(payload, isBinary)
@@ -233,7 +251,10 @@ class BoundedWebSocket(WebSocketProtocol):
         super().dropConnection(abort)
         self.gate.stopProducing()
         if hasattr(self, "application_queue"):
-            self.application_queue.put_nowait({"type": "websocket.disconnect", "code": 1000})
+            code = self.remoteCloseCode  # None as well where the client's goodbye named none
+            if code is None:
+                code = CLOSE_NO_CODE if self.wasClean else CLOSE_LOST
+            self.application_queue.put_nowait({"type": "websocket.disconnect", "code": code})
             reactor.callLater(self.server.stall_timeout_s, self.transport.abortConnection)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:  # noqa: N802, N803

@@ -85,6 +85,8 @@ class DrainingServer(Server):
             openHandshakeTimeout=self.websocket_handshake_timeout,
             maxMessagePayloadSize=self.websocket_max_message_size,
             maxFramePayloadSize=self.websocket_max_frame_size,
+            # No compression: a message is never larger than what was sent of it.
+            perMessageCompressionAccept=_no_compression,
         )
         logging.getLogger("twisted").setLevel(logging.ERROR)
         globalLogBeginner.beginLoggingTo(
@@ -192,6 +194,10 @@ class DrainingServer(Server):
             and "application_instance" in details
             and not details["application_instance"].done()
         ]
+
+
+def _no_compression(_offers: Any) -> None:
+    """Accept none of the compressions that a client offers."""
 
 
 def _stop_reactor() -> None:
