@@ -154,9 +154,11 @@ class DrainingServer(Server):
 
     async def _drain(self) -> None:
         from apps.gateway.runtime import gateway_runtime
+        from apps.gateway.websocket.sessions import sessions
 
         runtime = gateway_runtime()
         runtime.is_draining = True
+        sessions.drain()
         logger.info("Draining: %d requests run", len(runtime.live))
         try:
             if self._is_shared:

@@ -2,20 +2,15 @@
 never passes a channel layer: each request sends on its own connection, as fast as that is read."""
 
 import asyncio
-import logging
 from typing import Any, Final
 
 import msgspec
 from channels.generic.websocket import AsyncWebsocketConsumer
 
 from apps.core.exceptions import AppError, AuthenticationFailed, InvalidRequest, PermissionDenied
-from apps.engines.types import GenerationResult
-from apps.gateway.answers import Callers, FinishReason
 from apps.gateway.authentication import MISSING
-from apps.gateway.chat_schemas import chat_request
 from apps.gateway.decoding import decode
-from apps.gateway.exceptions import TooManyOnConnection, app_error_of
-from apps.gateway.rest.wire import usage_of
+from apps.gateway.exceptions import TooManyOnConnection
 from apps.gateway.websocket import frames
 from apps.gateway.websocket.credentials import (
     Credential,
@@ -23,32 +18,49 @@ from apps.gateway.websocket.credentials import (
     TokenCredential,
     check_origin,
 )
-from apps.gateway.websocket.live import LiveRequest
-
-logger = logging.getLogger(__name__)
+from apps.gateway.websocket.exceptions import (
+    ResumeWindowExceeded,
+    SessionNotFound,
+    TooManySessions,
+)
+from apps.gateway.websocket.live import LiveRequests
+from apps.gateway.websocket.opening import Opening, opening_of
+from apps.gateway.websocket.sessions import Session, sessions
+from apps.rbac.types import Principal
 
 AUTH_TIMEOUT_S: Final = 10.0
 MAX_LIVE: Final = 16
 CLOSE_FAILED: Final = 1011
-CLOSE_UNAUTHENTICATED: Final = 4401
-CLOSE_FORBIDDEN: Final = 4403
-
-_NOTHING: Final = GenerationResult(
-    finish_reason="abort", n_prompt_tokens=0, n_cached_tokens=0, n_completion_tokens=0
-)
+CLOSE_REPLACED: Final = 4409
+# How a connection closes that was refused; 1011 where the fault is ours.
+CLOSE_CODES: Final[dict[type[AppError], int]] = {
+    InvalidRequest: 4400,
+    AuthenticationFailed: 4401,
+    PermissionDenied: 4403,
+    SessionNotFound: 4404,
+    ResumeWindowExceeded: 4410,
+    TooManySessions: 4429,
+}
+# No goodbye of the client's: its network broke, or it left without giving a reason.
+LOST_CODES: Final = frozenset({1005, 1006})
 
 
 class StreamConsumer(AsyncWebsocketConsumer):
-    """One connection of ``/v1/stream``."""
+    """One connection of ``/v1/stream``; its requests are its own, or those of a session."""
 
     async def connect(self) -> None:
         self._credential: Credential | None = None
-        self._live: dict[str, LiveRequest] = {}
+        self._opening = Opening()
+        self._session: Session | None = None
+        self._requests = LiveRequests(self._send)
+        self._is_replaced = False
+        self._closing: asyncio.Task[None] | None = None
         self._auth_timer: asyncio.Task[None] | None = None
         await self.accept()
         headers = dict(self.scope["headers"])
         user: Any = self.scope["user"]
         try:
+            self._opening = opening_of(self.scope["query_string"])
             if (authorization := headers.get(b"authorization")) is not None:
                 await self._admit(_token_of(authorization.decode("latin1")))
             elif user.is_authenticated:
@@ -62,13 +74,15 @@ class StreamConsumer(AsyncWebsocketConsumer):
     async def disconnect(self, code: int) -> None:
         if self._auth_timer is not None:
             self._auth_timer.cancel()
-        for request in self._live.values():
-            request.task.cancel()
-        await asyncio.gather(
-            *(request.task for request in self._live.values()), return_exceptions=True
-        )
+        if self._session is None:
+            await self._requests.aclose()
+        else:
+            is_kept = code in LOST_CODES and not sessions.is_draining
+            self._session.detach(self, is_kept=is_kept)
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        if self._is_replaced:
+            return
         if text_data is None:
             await self._error(None, InvalidRequest("Send text frames.", code="invalid_frame"))
             return
@@ -76,7 +90,7 @@ class StreamConsumer(AsyncWebsocketConsumer):
             frame = decode(frames.client_frame_decoder, text_data)
         except InvalidRequest as error:
             client_id = frames.client_id_of(text_data)
-            await self._error(client_id if client_id not in self._live else None, error)
+            await self._error(client_id if client_id not in self._requests else None, error)
             return
         match frame:
             case frames.AuthFrame():
@@ -84,8 +98,7 @@ class StreamConsumer(AsyncWebsocketConsumer):
             case frames.StartFrame():
                 await self._on_start(frame)
             case frames.CancelFrame():
-                if (live := self._live.get(frame.id)) is not None:
-                    live.cancel()
+                self._requests.cancel(frame.id)
             case frames.PingFrame():
                 await self._send(frames.PongFrame(frame.nonce))
 
@@ -103,20 +116,31 @@ class StreamConsumer(AsyncWebsocketConsumer):
 
     async def _admit(self, credential: Credential) -> None:
         principal = await credential.principal()
+        if self._opening.resume or self._opening.session:
+            self._enter_session(principal)
+        else:
+            await self._send(frames.ReadyFrame(tenant=principal.tenant_slug))
         self._credential = credential
         if self._auth_timer is not None:
             self._auth_timer.cancel()
-        await self._send(frames.ReadyFrame(tenant=principal.tenant_slug))
+
+    def _enter_session(self, principal: Principal) -> None:
+        """Speak for a new session or for the one that the query names."""
+        if self._opening.session:
+            session = sessions.find(self._opening.session, principal)
+            last_event = self._opening.last_event
+        else:
+            session = sessions.open(principal, keep_s=self._opening.resume)
+            last_event = 0
+        ready = frames.ReadyFrame(tenant=principal.tenant_slug, session=session.id)
+        session.attach(self, last_event=last_event, ready=msgspec.json.encode(ready))
+        self._session, self._requests = session, session.requests
 
     async def _refuse(self, error: AppError) -> None:
         """End the connection; a fault of ours is not told as the client's."""
         await self._error(None, error)
-        code = CLOSE_FAILED
-        if isinstance(error, AuthenticationFailed):
-            code = CLOSE_UNAUTHENTICATED
-        elif isinstance(error, PermissionDenied):
-            code = CLOSE_FORBIDDEN
-        await self.close(code=code)
+        codes = (code for kind, code in CLOSE_CODES.items() if isinstance(error, kind))
+        await self.close(code=next(codes, CLOSE_FAILED))
 
     async def _refuse_unless_authenticated(self) -> None:
         await asyncio.sleep(AUTH_TIMEOUT_S)
@@ -127,82 +151,32 @@ class StreamConsumer(AsyncWebsocketConsumer):
     async def _on_start(self, frame: frames.StartFrame) -> None:
         if self._credential is None:
             await self._refuse(AuthenticationFailed(MISSING, code="missing_api_key"))
-            return
-        if frame.id in self._live:
+        elif frame.id in self._requests:
             error = InvalidRequest(
                 f"A request with the id {frame.id!r} is running.", code="duplicate_id", param="id"
             )
             await self._error(None, error)
-            return
-        if len(self._live) >= MAX_LIVE:
+        elif len(self._requests) >= MAX_LIVE:
             await self._error(frame.id, TooManyOnConnection(MAX_LIVE))
-            return
-        live = LiveRequest()
-        live.task = asyncio.create_task(self._run(frame, live, self._credential))
-        self._live[frame.id] = live
-
-    async def _run(
-        self, frame: frames.StartFrame, live: LiveRequest, credential: Credential
-    ) -> None:
-        """Run one request to its one terminal frame."""
-        try:
-            end = await self._generate(frame, live, credential)
-        except asyncio.CancelledError:
-            if not live.is_cancelled:
-                raise  # the connection is gone
-            end = _finished(frame.id, _NOTHING)
-        except Exception as error:
-            if not isinstance(error, AppError):
-                logger.error("A request failed", exc_info=error)
-            end = frames.ErrorFrame(id=frame.id, error=app_error_of(error).body()["error"])
-        finally:
-            self._live.pop(frame.id, None)
-        await self._send(end)
-
-    async def _generate(
-        self, frame: frames.StartFrame, live: LiveRequest, credential: Credential
-    ) -> frames.ServerFrame:
-        request = chat_request(frame)
-        stream = await live.start(principal=await credential.principal(), request=request)
-        async with stream:
-            await self._send(
-                frames.StartedFrame(
-                    id=frame.id,
-                    request_id=stream.request_id,
-                    model=stream.model,
-                    n_prompt_tokens=stream.n_prompt_tokens,
-                )
-            )
-            callers, finish_reason = Callers(), None
-            async for delta in stream:
-                finish_reason = callers.finish_reason(delta)
-                shown = finish_reason if stream.n_answers > 1 else None
-                piece = frames.delta_frame(
-                    frame.id, delta, request_id=stream.request_id, finish_reason=shown
-                )
-                if piece is not None:
-                    await self._send(piece)
-        assert stream.result is not None
-        return _finished(frame.id, stream.result, finish_reason=finish_reason)
+        else:
+            self._requests.start(frame, self._credential)
 
     # -- out ---------------------------------------------------------------------------------
 
+    async def send_encoded(self, frame: bytes) -> None:
+        await self.send(text_data=frame.decode())
+
+    def replaced(self) -> None:
+        self._is_replaced = True
+        # Apart, because a client that reads nothing lets it wait.
+        self._closing = asyncio.create_task(self.close(code=CLOSE_REPLACED))
+
     async def _error(self, client_id: str | None, error: AppError) -> None:
-        await self._send(frames.ErrorFrame(id=client_id, error=error.body()["error"]))
+        frame = frames.ErrorFrame(id=client_id, error=error.body()["error"])
+        await (self._send(frame) if client_id is None else self._requests.emit(frame))
 
     async def _send(self, frame: frames.ServerFrame) -> None:
-        await self.send(text_data=msgspec.json.encode(frame).decode())
-
-
-def _finished(
-    client_id: str, result: GenerationResult, *, finish_reason: FinishReason | None = None
-) -> frames.FinishedFrame:
-    reason = finish_reason or result.finish_reason
-    return frames.FinishedFrame(
-        id=client_id,
-        finish_reason="cancelled" if reason == "abort" else reason,
-        usage=usage_of(result),
-    )
+        await self.send_encoded(msgspec.json.encode(frame))
 
 
 def _token_of(authorization: str) -> TokenCredential:

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from apps.engines.types import AnswerDelta
 from apps.gateway.answers import FinishReason
@@ -35,17 +35,26 @@ ClientFrame = AuthFrame | StartFrame | CancelFrame | PingFrame
 
 
 class ReadyFrame(msgspec.Struct, tag_field="type", tag="ready"):
+    """``session`` where the connection may be resumed."""
+
     tenant: str
+    session: str | UnsetType = UNSET
 
 
-class StartedFrame(msgspec.Struct, tag_field="type", tag="started", kw_only=True):
+class _RequestFrame(msgspec.Struct, kw_only=True):
+    """``event`` is the frame's number in a session."""
+
+    event: int | UnsetType = UNSET
+
+
+class StartedFrame(_RequestFrame, tag_field="type", tag="started", kw_only=True):
     id: str
     request_id: str
     model: str
     n_prompt_tokens: int
 
 
-class DeltaFrame(msgspec.Struct, tag_field="type", tag="delta", kw_only=True, omit_defaults=True):
+class DeltaFrame(_RequestFrame, tag_field="type", tag="delta", kw_only=True, omit_defaults=True):
     """``index`` is the answer's, where there are several."""
 
     id: str
@@ -57,13 +66,13 @@ class DeltaFrame(msgspec.Struct, tag_field="type", tag="delta", kw_only=True, om
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None
 
 
-class FinishedFrame(msgspec.Struct, tag_field="type", tag="finished", kw_only=True):
+class FinishedFrame(_RequestFrame, tag_field="type", tag="finished", kw_only=True):
     id: str
     finish_reason: Literal["stop", "length", "tool_calls", "cancelled"]
     usage: Usage
 
 
-class ErrorFrame(msgspec.Struct, tag_field="type", tag="error", kw_only=True):
+class ErrorFrame(_RequestFrame, tag_field="type", tag="error", kw_only=True):
     id: str | None
     error: dict[str, Any]
 
@@ -72,7 +81,8 @@ class PongFrame(msgspec.Struct, tag_field="type", tag="pong"):
     nonce: str | int | None
 
 
-ServerFrame = ReadyFrame | StartedFrame | DeltaFrame | FinishedFrame | ErrorFrame | PongFrame
+RequestFrame = StartedFrame | DeltaFrame | FinishedFrame | ErrorFrame
+ServerFrame = ReadyFrame | RequestFrame | PongFrame
 
 client_frame_decoder: Final = msgspec.json.Decoder(ClientFrame)
 

@@ -5,12 +5,13 @@ import contextlib
 import json
 import zlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from apps.rbac.models import ApiToken
+from tests.integration.gateway.conftest import chat
 from tests.processes import ServerRun
 
 CONTINUATION, TEXT, CLOSE, PING, PONG = 0, 1, 8, 9, 10
@@ -37,11 +38,12 @@ def framed(opcode: int, payload: bytes, *, flags: int = 0, is_last: bool = True)
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """A connection after its handshake."""
+    """A connection after its handshake. ready: its first frame."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     answer: bytes
+    ready: dict[str, Any] = field(default_factory=dict)
 
     async def frame(self) -> tuple[int, bytes]:
         """Read one frame of the server's, not longer than 64 KiB."""
@@ -63,10 +65,12 @@ class Wire:
 
 
 @contextlib.asynccontextmanager
-async def wire_of(server: ServerRun, token: ApiToken, *headers: str) -> AsyncIterator[Wire]:
+async def wire_of(
+    server: ServerRun, token: ApiToken, *headers: str, query: str = ""
+) -> AsyncIterator[Wire]:
     reader, writer = await asyncio.open_connection(server.host, server.port)
     lines = [
-        "GET /v1/stream HTTP/1.1",
+        f"GET /v1/stream{query} HTTP/1.1",
         f"Host: {server.host}",
         "Upgrade: websocket",
         "Connection: Upgrade",
@@ -79,9 +83,10 @@ async def wire_of(server: ServerRun, token: ApiToken, *headers: str) -> AsyncIte
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
         async with asyncio.timeout(10):
             answer = await reader.readuntil(b"\r\n\r\n")
-        wire = Wire(reader, writer, answer)
         assert answer.startswith(b"HTTP/1.1 101 ")
-        assert (await wire.json())["type"] == "ready"
+        wire = Wire(reader, writer, answer)
+        wire.ready.update(await wire.json())
+        assert wire.ready["type"] == "ready"
         yield wire
     finally:
         writer.transport.abort()
@@ -167,3 +172,15 @@ async def test_what_breaks_the_protocol_ends_that_connection_only(
                 assert await wire.closed_with() == code, wrong
         other.writer.write(framed(TEXT, b'{"type": "ping", "nonce": 2}'))
         assert await other.json() == {"type": "pong", "nonce": 2}
+
+
+async def test_a_close_without_a_code_keeps_a_session(server: ServerRun, token: ApiToken) -> None:
+    async with wire_of(server, token, query="?resume=5") as wire:
+        start = {"type": "start", "id": "c1", **chat()}
+        wire.writer.write(framed(TEXT, json.dumps(start).encode()))
+        started = await wire.json()
+        wire.writer.write(framed(CLOSE, b""))
+        session = wire.ready["session"]
+    async with wire_of(server, token, query=f"?session={session}&last_event=0") as wire:
+        assert wire.ready["session"] == session
+        assert await wire.json() == started
