@@ -205,6 +205,11 @@ class BoundedWebSocket(WebSocketProtocol):
         self._is_paused = False
         self._n_fragments = 0
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether messages still go out; not once either side has said goodbye."""
+        return self.state not in (self.STATE_CLOSING, self.STATE_CLOSED)
+
     def drop(self) -> None:
         """Cut the connection of a client that does not read."""
         self.transport.abortConnection()

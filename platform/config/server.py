@@ -124,12 +124,20 @@ class DrainingServer(Server):
 
     async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
         """Send once the client has read enough of what was sent before; cut it off when it does
-        not within the deadline, which its application hears as a disconnect."""
-        if protocol.gate.is_closed and not await protocol.gate.wait(self.stall_timeout_s):
+        not within the deadline, which its application hears as a disconnect.
+
+        Raises:
+            ConnectionResetError: a WebSocket's message can reach nobody any more, as the ASGI
+                specification asks; the disconnect is on the way.
+        """
+        is_read = not protocol.gate.is_closed or await protocol.gate.wait(self.stall_timeout_s)
+        if not is_read:
             logger.info("A client read nothing for %g s and was cut off", self.stall_timeout_s)
             protocol.drop()
-            return
-        await super().handle_reply(protocol, message)
+        if message["type"] == "websocket.send" and not (is_read and protocol.is_heard):
+            raise ConnectionResetError("The client is gone.")
+        if is_read:
+            await super().handle_reply(protocol, message)
 
     def kill_all_applications(self) -> None:
         """Nothing runs any more after draining but what ignored its end."""

@@ -2,6 +2,7 @@
 never passes a channel layer: each request sends on its own connection, as fast as that is read."""
 
 import asyncio
+import contextlib
 from typing import Any, Final
 
 import msgspec
@@ -176,7 +177,8 @@ class StreamConsumer(AsyncWebsocketConsumer):
         await (self._send(frame) if client_id is None else self._requests.emit(frame))
 
     async def _send(self, frame: frames.ServerFrame) -> None:
-        await self.send_encoded(msgspec.json.encode(frame))
+        with contextlib.suppress(ConnectionError):  # its disconnect is on the way
+            await self.send_encoded(msgspec.json.encode(frame))
 
 
 def _token_of(authorization: str) -> TokenCredential:

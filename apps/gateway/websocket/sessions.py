@@ -18,13 +18,13 @@ from apps.gateway.websocket.live import LiveRequests
 from apps.gateway.websocket.window import Bound, EventWindow
 from apps.rbac.types import Principal
 
-# Behind a client that is there: what it may have lost on the way when its connection breaks.
-HISTORY: Final = Bound(n_events=2048, n_bytes=256 * 1024)
+# Behind a client that is there: more than the buffers of a connection hold, for when it breaks.
+HISTORY: Final = Bound(n_events=2048, n_bytes=384 * 1024)
 # While nobody is there: about a minute of one fast answer.
 AWAY: Final = Bound(n_events=8192, n_bytes=1024 * 1024)
 # Events that wait for a connection; requests wait from the first on, until the second.
-UNSENT_HIGH: Final = 64
-UNSENT_LOW: Final = 16
+UNSENT_HIGH: Final = 32
+UNSENT_LOW: Final = 8
 MAX_OWN_SESSIONS: Final = 16
 MAX_SESSIONS: Final = 128
 
@@ -33,14 +33,15 @@ class Connection(Protocol):
     """A socket that a session speaks through."""
 
     async def send_encoded(self, frame: bytes) -> None:
-        """Return once the client has read enough of what was sent before."""
+        """Return once the client has read enough of what was sent before; raises ConnectionError
+        when it will read nothing more."""
 
     def replaced(self) -> None:
         """Another connection speaks for the session now; close, without waiting for it."""
 
 
 class Session:
-    """Made by SessionTable only. It is away while no connection is attached."""
+    """Made by SessionTable only. Its client is away while no connection is attached."""
 
     def __init__(self, table: "SessionTable", *, principal: Principal, keep_s: float) -> None:
         self.id = secrets.token_urlsafe(24)
@@ -49,7 +50,8 @@ class Session:
         self._table = table
         self._keep_s = keep_s
         self._window = EventWindow()
-        self._connection: Connection | None = None
+        self._connection: Connection | None = None  # the last one, also while it is away
+        self._is_away = True
         self._sender: asyncio.Task[None] | None = None
         self._n_sent = 0
         self._news = asyncio.Event()
@@ -75,14 +77,14 @@ class Session:
             self.end()
             raise ResumeWindowExceeded
         self._let_go()
-        self._connection, self._n_sent = connection, last_event
+        self._connection, self._is_away, self._n_sent = connection, False, last_event
         self._sender = asyncio.create_task(self._send_all(connection, ready))
 
     def detach(self, connection: Connection, *, is_kept: bool) -> None:
         """Wait for the client to come back, or end; nothing when another connection took over."""
-        if connection is not self._connection:
+        if connection is not self._connection or self._is_ended:
             return
-        self._connection = None
+        self._is_away = True
         self._let_go()
         if is_kept:
             loop = asyncio.get_running_loop()
@@ -91,7 +93,7 @@ class Session:
             self.end()
 
     def end_if_away(self) -> None:
-        if self._connection is None:
+        if self._is_away:
             self.end()
 
     def end(self) -> None:
@@ -108,7 +110,7 @@ class Session:
             return
         frame.event = self._window.newest + 1
         self._window.append(msgspec.json.encode(frame))
-        if self._connection is None:
+        if self._is_away:
             if self._window.is_over(AWAY):
                 self.end()
             return
@@ -119,25 +121,29 @@ class Session:
 
     async def _send_all(self, connection: Connection, ready: bytes) -> None:
         """Send in the order of numbers what is kept; the only one that sends events."""
-        await connection.send_encoded(ready)
-        while True:
-            while self._n_sent < self._window.newest:
-                await connection.send_encoded(self._window[self._n_sent + 1])
-                self._n_sent += 1
-                if self._window.newest - self._n_sent <= UNSENT_LOW:
-                    self._has_room.set()
-            self._window.trim(HISTORY, up_to=self._n_sent)
-            self._news.clear()
-            await self._news.wait()
+        try:
+            await connection.send_encoded(ready)
+            while True:
+                while self._n_sent < self._window.newest:
+                    await connection.send_encoded(self._window[self._n_sent + 1])
+                    self._n_sent += 1
+                    if self._window.newest - self._n_sent <= UNSENT_LOW:
+                        self._has_room.set()
+                self._window.trim(HISTORY, up_to=self._n_sent)
+                self._news.clear()
+                await self._news.wait()
+        except ConnectionError:
+            # Nothing counts as sent from here on; whether this was a goodbye is told later.
+            self.detach(connection, is_kept=True)
 
     def _let_go(self) -> None:
         if self._expiry is not None:
             self._expiry.cancel()
         if self._sender is not None:
             self._sender.cancel()
-        if self._connection is not None:
+        if self._connection is not None and not self._is_away:
             self._connection.replaced()
-            self._connection = None
+        self._is_away = True
         self._has_room.set()  # requests wait for no connection that is gone
 
 

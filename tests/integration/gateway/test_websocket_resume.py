@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -210,6 +212,34 @@ async def test_too_many_sessions(server: ServerRun, token: ApiToken) -> None:
         return all(ready["type"] == "ready" for _, ready in readies)
 
     await wait_until_async("all to be given back", is_room)
+
+
+@pytest.mark.server_env(GATEWAY_STALL_TIMEOUT_S="1")
+async def test_a_client_that_was_cut_off_for_not_reading_gets_everything(
+    server: ServerRun, token: ApiToken
+) -> None:
+    """What lay in the buffers of the dead connection is in the session's window."""
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.connect((server.host, server.port))
+    raw.setblocking(False)
+    headers = {"Authorization": f"Bearer {token.secret}"}
+    async with connect(f"{server.ws_url}?resume=10", sock=raw, additional_headers=headers) as ws:
+        session = (await receive(ws))["session"]
+        ws.transport.pause_reading()
+        how = {"max_tokens": 400, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
+        await send(ws, type="start", id="c1", **chat(**how))
+        await wait_until_async(
+            "the client to be cut off", lambda: "was cut off" in server.log.read_text()
+        )
+        ws.transport.abort()
+    async with opened(server, token, f"session={session}&last_event=0") as (ws, _):
+        frames = await until(ws, ends("c1"))
+        await ws.close()
+    assert [frame["event"] for frame in frames] == list(range(1, len(frames) + 1))
+    assert frames[-1]["usage"]["completion_tokens"] == 400
+    n_bytes = sum(len(json.dumps(frame)) for frame in frames)
+    assert n_bytes > 500_000, "more than the buffers of a connection hold"
 
 
 @pytest.mark.server_env(GATEWAY_DRAIN_S="60")

@@ -30,7 +30,7 @@ class Client:
 
     def __init__(self) -> None:
         self.frames: list[Any] = []
-        self.is_replaced = False
+        self.is_replaced = self.is_gone = False
         self.reads = asyncio.Event()
         self.reads.set()
 
@@ -40,6 +40,8 @@ class Client:
 
     async def send_encoded(self, frame: bytes) -> None:
         await self.reads.wait()
+        if self.is_gone:
+            raise ConnectionResetError
         self.frames.append(msgspec.json.decode(frame))
 
     def replaced(self) -> None:
@@ -231,6 +233,32 @@ async def test_only_its_owner_finds_a_session(table: SessionTable) -> None:
         with pytest.raises(SessionNotFound) as unknown:
             table.find("x" * 32, other)
         assert foreign.value.body() == unknown.value.body()
+
+
+async def test_what_a_dead_connection_swallows_does_not_count_as_sent(
+    table: SessionTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the loss and the word of it requests run on, and may push nothing out."""
+    monkeypatch.setattr(module, "HISTORY", Bound(n_events=2, n_bytes=10_000))
+    session, client = opened(table)
+    await emit(session, 1)
+    await client.has([1])
+    client.is_gone = True
+    await asyncio.wait_for(emit(session, 100), 5)
+    session.detach(client, is_kept=True)
+    session.attach(second := Client(), last_event=1, ready=READY)
+    await second.has(list(range(2, 102)))
+    assert not client.is_replaced
+
+
+async def test_a_goodbye_that_is_told_after_the_loss_ends_it(table: SessionTable) -> None:
+    session, client = opened(table)
+    client.is_gone = True
+    await emit(session, 1)
+    await wait_until_async("the loss to be seen", lambda: session._is_away)
+    assert len(table) == 1
+    session.detach(client, is_kept=False)
+    assert len(table) == 0
 
 
 # -- bounds ------------------------------------------------------------------------------------
