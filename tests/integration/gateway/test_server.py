@@ -113,11 +113,13 @@ async def test_a_client_that_stops_reading_is_bounded_and_cut_off(
 ) -> None:
     async with connection(server, receive_buffer=4096) as (reader, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
-        writer.write(raw_request(token, chat(stream=True, **LONG)))
-        await wait_until_async("the request to run", lambda: engine_process.stats().n_running == 1)
-        await wait_until_async("the stall to end it", engine_process.is_idle, timeout_s=60)
-        await wait_until_async("the row to be settled", lambda: rows(state="settled"))
+        # Of some kilobytes a token, so that the buffers are full long before the answer is over,
+        # however slow the server is beside the engine.
+        wordy = chat(stream=True, logprobs=True, top_logprobs=20, **LONG)
+        writer.write(raw_request(token, wordy))
+        await wait_until_async("the stall to end it", lambda: rows(state="settled"), timeout_s=60)
         [row] = await rows()
+        await wait_until_async("the engine to be idle", engine_process.is_idle)
         writer.transport.resume_reading()  # type: ignore[attr-defined]
         n_received = 0
         with contextlib.suppress(ConnectionError):
