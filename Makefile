@@ -73,10 +73,13 @@ prove-engine: setup-dev model ## the engine's proof: parity, sampling, schedules
 		tests/faults/test_hostile_requests.py tests/faults/test_engine_memory.py
 	$(BIN)/python -m benchmarks.proof var/prove-engine.xml benchmarks/results/prove-engine.json
 
-prove-api: setup-dev model ## the API document's proof: it validates, and thousands of requests made from it find nothing
+prove-api: setup-dev model ## the API's proof: real clients, schemas, thousands of cases, batches; then the benchmark
 	$(BIN)/pytest -m "" --junit-xml=var/prove-api.xml -o junit_logging=system-out \
-		tests/unit/gateway/test_openapi.py tests/e2e/test_api_reference.py tests/e2e/test_schemathesis.py
+		tests/unit/gateway tests/integration/gateway tests/integration/batches tests/e2e/clients \
+		tests/e2e/test_api_reference.py tests/e2e/test_schemathesis.py tests/e2e/test_batches.py \
+		tests/e2e/test_embeddings.py tests/faults/test_batch_worker_killed.py
 	$(BIN)/python -m benchmarks.proof var/prove-api.xml benchmarks/results/prove-api.json
+	PYTHONPATH=. $(BIN)/python -m benchmarks.engine.structured --rounds 10
 
 lock: setup-dev ## write requirements/*.txt anew from requirements/*.in
 	cd requirements && $(LOCK) --output-file base.txt base.in

@@ -1,6 +1,6 @@
 """Answers that are held to a schema beside free ones, on the same engine.
 
-    python -m benchmarks.engine.structured MODEL_DIR [--rounds 5] [--n-tokens 128]
+    python -m benchmarks.engine.structured [--rounds 5] [--n-tokens 128]
 
 Rounds alternate the two in one process. Both draw at temperature 1 from the same random prompts and
 make the same number of tokens: the schemas ask for more than those. Each round uses another schema.
@@ -23,6 +23,7 @@ from engine_service.frontend import load_tokenizer
 from engine_service.grammar.checker import TokenizerSpec
 from engine_service.grammar.compiler import Constraint, GrammarCompiler
 from engine_service.protocol import OutputFormat
+from tests.models import smollm2_dir
 
 RESULT: Final = Path(__file__).parents[1] / "results" / "structured.json"
 BATCHES: Final = (1, 8, 32)
@@ -38,13 +39,13 @@ _PERSON: Final = {
     "required": ["name", "age", "role", "tags"],
     "additionalProperties": False,
 }
-ITEMS: Final[tuple[dict[str, Any], ...]] = (
-    {"type": "string"},
-    _PERSON,
-    {"type": "number"},
-    {"type": "string", "pattern": "[a-z]{2,12}( [a-z]{2,12}){0,5}"},
-    {"anyOf": [{"type": "boolean"}, {"type": "string", "format": "date"}, _PERSON]},
-)
+ITEMS: Final[dict[str, dict[str, Any]]] = {
+    "string": {"type": "string"},
+    "object": _PERSON,
+    "number": {"type": "number"},
+    "pattern": {"type": "string", "pattern": "[a-z]{2,12}( [a-z]{2,12}){0,5}"},
+    "anyOf": {"anyOf": [{"type": "boolean"}, {"type": "string", "format": "date"}, _PERSON]},
+}
 
 
 def schema(item: dict[str, Any]) -> str:
@@ -53,9 +54,10 @@ def schema(item: dict[str, Any]) -> str:
 
 
 def compare(
-    backend: NativeBackend, constraints: list[Constraint], *, n: int, args: Any
+    backend: NativeBackend, constraints: dict[str, Constraint], *, n: int, args: Any
 ) -> dict[str, Any]:
     rates: dict[str, list[float]] = {"free": [], "held": []}
+    names = list(constraints)
     for round_ in range(args.rounds + 1):  # the first is a warm-up
         for name in ("free", "held") if round_ % 2 else ("held", "free"):
             requests = make_requests(
@@ -66,7 +68,7 @@ def compare(
                 seed=random.Random(round_).randrange(2**31),
             )
             if name == "held":
-                constraint = constraints[round_ % len(constraints)]
+                constraint = constraints[names[round_ % len(names)]]
                 requests = [
                     replace(
                         each,
@@ -79,30 +81,33 @@ def compare(
             if round_:
                 rates[name].append(found.tokens_per_s)
     ratios = [held / free for held, free in zip(rates["held"], rates["free"], strict=True)]
+    by_schema: dict[str, list[float]] = {}
+    for round_, ratio in enumerate(ratios, start=1):
+        by_schema.setdefault(names[round_ % len(names)], []).append(round(ratio, 3))
     return {
         "free_tokens_per_s": round(statistics.median(rates["free"]), 1),
         "held_tokens_per_s": round(statistics.median(rates["held"]), 1),
         "ratio": round(statistics.median(ratios), 3),
-        "ratios": [round(ratio, 3) for ratio in sorted(ratios)],
+        "ratios": by_schema,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model_dir", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--n-tokens", type=int, default=128)
     args = parser.parse_args()
-    backend = NativeBackend(EngineConfig(model_dir=args.model_dir))
+    model_dir = smollm2_dir()
+    backend = NativeBackend(EngineConfig(model_dir=model_dir))
     compiler = GrammarCompiler(
         TokenizerSpec(
-            tokenizer=load_tokenizer(args.model_dir).backend_tokenizer.to_str(),
+            tokenizer=load_tokenizer(model_dir).backend_tokenizer.to_str(),
             vocab_size=backend.info.vocab_size,
             eos_token_ids=tuple(backend.info.eos_token_ids),
         )
     )
-    constraints = []
-    for item in ITEMS:
+    constraints = {}
+    for name, item in ITEMS.items():
         constraint = compiler.constraint(
             output_format=OutputFormat(json_schema=schema(item)),
             tool_use=None,
@@ -110,7 +115,7 @@ def main() -> None:
             reasoning="off",
         )
         assert constraint is not None
-        constraints.append(constraint)
+        constraints[name] = constraint
     result: dict[str, Any] = {"kernels": backend.info.kernels, "rounds": args.rounds}
     for n in BATCHES:
         result[f"{n} at once"] = found = compare(backend, constraints, n=n, args=args)
