@@ -12,10 +12,6 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK := $(abspath $(BIN)/pip-compile) --quiet --generate-hashes --strip-extras --no-emit-index-url \
 	--no-emit-find-links --unsafe-package torch
-# Rooms whose tests touch the database; the others would only run again on the same code.
-DATABASE_TESTS = $(filter-out %/convert %/engine %/wire %/__init__.py %/__pycache__, \
-	$(wildcard tests/integration/*))
-
 .DEFAULT_GOAL := help
 .PHONY: help serve test check bench bench-engine prove-serve prove-engine prove-api lock setup setup-dev kernels model clean
 
@@ -36,7 +32,7 @@ test: setup-dev model ## run every test on SQLite, and those of the database aga
 	@if $(BIN)/python -c 'import sys, psycopg; psycopg.connect(sys.argv[1], dbname="postgres", connect_timeout=3)' \
 		"$(POSTGRES_URL)" 2>/dev/null; then \
 		echo "Again on PostgreSQL:"; \
-		DATABASE_URL="$(POSTGRES_URL)" $(BIN)/pytest $(DATABASE_TESTS); \
+		DATABASE_URL="$(POSTGRES_URL)" $(BIN)/pytest --database-only tests/integration; \
 	else \
 		echo "No PostgreSQL answers at $(POSTGRES_URL): its tests were left out"; \
 	fi

@@ -24,6 +24,28 @@ if os.environ.get("CI"):
     hypothesis_settings.load_profile("ci")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--database-only", action="store_true", help="leave out tests that touch no database"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What a test asks for says whether it touches the database, so that no list can go stale."""
+    if not config.getoption("database_only"):
+        return
+    others = [item for item in items if not touches_database(item)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if touches_database(item)]
+
+
+def touches_database(item: pytest.Item) -> bool:
+    fixtures = getattr(item, "fixturenames", ())
+    return item.get_closest_marker("django_db") is not None or any(
+        name in fixtures for name in ("db", "transactional_db", "django_db_setup")
+    )
+
+
 @pytest.fixture
 def actor() -> Actor:
     """Who acts when it does not matter who."""
