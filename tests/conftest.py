@@ -1,10 +1,13 @@
 """Fixtures for every test. Rows come from tests.factories, processes from tests.processes."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.conf import settings
+from django.db.backends.postgresql.operations import DatabaseOperations as PostgresOperations
 from django.test import Client
 from hypothesis import settings as hypothesis_settings
 
@@ -44,6 +47,25 @@ def touches_database(item: pytest.Item) -> bool:
     return item.get_closest_marker("django_db") is not None or any(
         name in fixtures for name in ("db", "transactional_db", "django_db_setup")
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_flushes() -> Iterator[None]:
+    """Empty PostgreSQL's tables by DELETE: TRUNCATE makes new files for each table and index and
+    waits for the disk, which took most of the time of tests that leave a few rows."""
+    truncate = PostgresOperations.sql_flush
+
+    def sql_flush(
+        self: PostgresOperations, style: Any, tables: list[str], **options: bool
+    ) -> list[str]:
+        if options.get("reset_sequences"):
+            return truncate(self, style, tables, **options)
+        # In any order, since foreign keys are checked at the end of the transaction.
+        return [f"DELETE FROM {self.quote_name(table)}" for table in tables]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PostgresOperations, "sql_flush", sql_flush)
+        yield
 
 
 @pytest.fixture
