@@ -83,6 +83,7 @@ class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     user: str | None = None
     # Accepted, without effect.
     store: bool | None = None
+    client_metadata: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
@@ -105,7 +106,8 @@ _NEUTRAL: Final[Neutral] = {
     "background": (False,),
     "context_management": ([],),
     "conversation": (),
-    "include": ([],),
+    # Reasoning comes readable, and is taken back so: there is none to encrypt.
+    "include": ([], ["reasoning.encrypted_content"]),
     "max_tool_calls": (),
     "moderation": (),
     "previous_response_id": (),

@@ -202,6 +202,33 @@ def test_an_answer_that_obeys_a_schema(client: openai.OpenAI, product: RunningPr
     assert isinstance(parsed.output_parsed, City)
 
 
+def test_an_agents_turn(client: openai.OpenAI, product: RunningProduct) -> None:
+    """What coding agents send with each turn, and the turn before given back whole."""
+    items: list[Any] = [
+        {"role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
+        {"role": "user", "content": [{"type": "input_text", "text": "Time?"}]},
+        {"type": "reasoning", "summary": [], "content": None, "encrypted_content": None},
+        {"type": "function_call", "call_id": "c", "name": "get_time", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "It is 09:41."},
+    ]
+    asked = fields(
+        product,
+        items,
+        tools=[TOOL],
+        tool_choice="auto",
+        parallel_tool_calls=False,
+        store=False,
+        include=["reasoning.encrypted_content"],
+        prompt_cache_key="session",
+        extra_body={"client_metadata": {"session": "s"}},
+        max_output_tokens=8,
+    )
+    stream: Any = client.responses.create(**asked, stream=True)
+    last = list(stream)[-1]
+    assert last.type in {"response.completed", "response.incomplete"}
+    assert last.response.output and last.response.store is False
+
+
 async def test_asynchronously(async_client: openai.AsyncOpenAI, product: RunningProduct) -> None:
     whole = await async_client.responses.create(**fields(product))
     async with async_client.responses.stream(**fields(product)) as stream:

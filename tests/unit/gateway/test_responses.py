@@ -64,7 +64,8 @@ def test_fields_reach_the_request() -> None:
         user="u",
         truncation="disabled",
         background=False,
-        include=[],
+        include=["reasoning.encrypted_content"],
+        client_metadata={"session": "s"},
     )
     assert request.prompt.messages[0] == ChatMessage(role="system", content="Be brief.")
     assert (request.max_tokens, request.sampling.temperature, request.sampling.top_p) == (5, 0, 0.5)
@@ -144,7 +145,7 @@ def test_tools_and_formats() -> None:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"background": True}, "background"),
         ({"conversation": "c"}, "conversation"),
-        ({"include": ["reasoning.encrypted_content"]}, "include"),
+        ({"include": ["message.output_text.logprobs"]}, "include"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"truncation": "auto"}, "truncation"),
