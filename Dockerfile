@@ -39,7 +39,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     VAR=/var/lib/nano-llm
 # Production settings want a key and hosts before they load anything; these reach no running server.
 RUN SECRET_KEY=only-while-collecting-static-files-0123456789-abcdefghijk \
-    ALLOWED_HOSTS=build.invalid ALLOW_SQLITE=1 \
+    ALLOWED_HOSTS=build.invalid ALLOW_SQLITE=1 ALLOW_LOCAL_CACHE=1 \
     python manage.py collectstatic --noinput \
     && python -m compileall -q apps platform engine_service
 USER 10001

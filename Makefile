@@ -45,6 +45,7 @@ check: setup-dev ## lint, types, import contracts, Django's own checks
 	DJANGO_SETTINGS_MODULE=config.settings.production \
 		SECRET_KEY=only-for-this-check-0123456789-abcdefghijklmnopqrstuvwxyz \
 		ALLOWED_HOSTS=example.org DATABASE_URL=postgresql://nobody@localhost/nothing \
+		CACHE_URL=redis://localhost \
 		$(BIN)/python manage.py check --deploy --fail-level WARNING
 	DJANGO_SETTINGS_MODULE=config.settings.test \
 		$(BIN)/python manage.py makemigrations --check --dry-run

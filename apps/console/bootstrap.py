@@ -24,14 +24,16 @@ from apps.registry.services import import_model
 from apps.registry.types import ImportEvent, ImportProgress
 from apps.routing.selectors import snapshot
 from apps.routing.services import route_create
-from apps.tenants.selectors import tenant_by_slug
+from apps.tenants.selectors import plan_by_slug, tenant_by_slug
 from apps.tenants.services import membership_add, tenant_create
 
 ADMIN_USERNAME: Final = "admin"
 TENANT_SLUG: Final = "default"
+PLAN_SLUG: Final = "enterprise"
 
 if TYPE_CHECKING:
     from apps.registry.models import ModelVersion
+    from apps.tenants.models import Tenant
 
 Report = Callable[[str], None]
 
@@ -174,7 +176,7 @@ def _admin_password(known: dict[str, Any], *, report: Report) -> str | None:
     )
     tenant = tenant_by_slug(TENANT_SLUG)
     if tenant is None:
-        tenant = tenant_create(name="Default", slug=TENANT_SLUG, actor=SYSTEM)
+        tenant = _tenant_create()
     membership_add(tenant=tenant, user=created, actor=SYSTEM)
     return password
 
@@ -188,10 +190,17 @@ def _api_token(known: dict[str, Any], *, report: Report) -> str:
             return secret
     tenant = tenant_by_slug(TENANT_SLUG)
     if tenant is None:
-        tenant = tenant_create(name="Default", slug=TENANT_SLUG, actor=SYSTEM)
+        tenant = _tenant_create()
     if known:
         report("The API token of bootstrap.json is no longer good: issuing a new one")
     return api_token_issue(tenant=tenant, name="bootstrap", actor=SYSTEM).secret
+
+
+def _tenant_create() -> "Tenant":
+    """Make the tenant of whoever runs the machine, whom nothing limits."""
+    return tenant_create(
+        name="Default", slug=TENANT_SLUG, plan=plan_by_slug(PLAN_SLUG), actor=SYSTEM
+    )
 
 
 def _file_read(file: Path) -> dict[str, Any]:

@@ -19,6 +19,13 @@ from unfold.views import ChangeList
 from apps.core.exceptions import AppError
 
 COUNT_BOUND = 10_000
+# How a form shows ``core.limits.LimitFields``.
+LIMIT_ROWS = (
+    ("requests_per_minute", "max_concurrent_requests"),
+    ("tokens_per_day", "tokens_per_month"),
+    "max_context_tokens",
+    "allowed_routes",
+)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

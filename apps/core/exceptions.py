@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 class AppError(Exception):
     """Base. A subclass sets status, type, code and default text; an instance may add ``param``.
 
+    should_retry: what clients are told of trying again; None means yes if there is a time for it.
     ``body`` is OpenAI's shape: ``{"error": {message, type, param, code}}``.
     """
 
@@ -13,6 +14,7 @@ class AppError(Exception):
     type: ClassVar[str] = "server_error"
     default_code: ClassVar[str] = "internal_error"
     default_message: ClassVar[str] = "The server had an error while processing the request."
+    should_retry: ClassVar[bool | None] = None
 
     def __init__(
         self,

@@ -220,6 +220,7 @@ def chat_request(body: ChatFields) -> ChatRequest:
         max_tokens=max_tokens,
         max_tokens_param=max_tokens_param,
         output_format=_output_format(body.response_format),
+        end_user=body.user or None,
         stream=stream,
         include_usage=include_usage,
     )

@@ -6,6 +6,7 @@ what is charged, and what a model cannot take is refused before there is a row.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -18,8 +19,9 @@ from apps.engines.exceptions import EngineClientError, EngineRequestError
 from apps.engines.types import EngineInfo
 from apps.gateway.exceptions import WRONG_TASK, RequestTimedOut, app_error_of
 from apps.gateway.ledger import LedgerEntry
+from apps.gateway.limits import UNHURRIED_DOORS, Admitted
 from apps.gateway.runtime import GatewayRuntime, gateway_runtime
-from apps.metering.types import Outcome, Reservation, Settlement
+from apps.metering.types import Budget, Ending, Outcome, Reservation
 from apps.rbac.types import Principal
 from apps.routing.selectors import Lease
 
@@ -38,25 +40,30 @@ class EmbeddingRequest:
     inputs: tuple[EmbedInput, ...]
     is_single: bool
     dimensions: int | None
+    end_user: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingAnswer:
-    """vectors: in the order of the inputs, each ``size`` numbers as little-endian float32."""
+    """vectors: in the order of the inputs, each ``size`` numbers as little-endian float32.
+    requests, tokens: what its limits leave, as of a ``GenerationStream``."""
 
     request_id: str
     model: str
     vectors: tuple[bytes, ...]
     size: int
     n_prompt_tokens: int
+    requests: Budget | None = None
+    tokens: Budget | None = None
 
 
 async def embed(*, principal: Principal, request: EmbeddingRequest, door: str) -> EmbeddingAnswer:
     """Return the vectors of a request, settled.
 
     Raises:
-        ModelNotFound: no route has that name.
-        InvalidRequest: the model cannot honour it; ``param`` names the field.
+        ModelNotFound: no route has that name, or its limits do not allow it.
+        LimitExceeded: too many requests, or too little left of a budget.
+        InvalidRequest: the model cannot honour it, or its limits; ``param`` names the field.
         Overloaded: a bounded queue is full.
         RequestTimedOut: it took longer than one request may take.
         Unavailable: no engine is ready, the ledger cannot be written, or this process is stopping.
@@ -64,9 +71,19 @@ async def embed(*, principal: Principal, request: EmbeddingRequest, door: str) -
     runtime = gateway_runtime()
     runtime.check_admitting()
     await runtime.ready()
-    lease = runtime.table.lease(request.model)
+    admitted = await runtime.limits.admit(
+        principal=principal,
+        model=request.model,
+        end_user=request.end_user,
+        is_counted=door not in UNHURRIED_DOORS,
+    )
     return await _Embedding(
-        runtime=runtime, lease=lease, principal=principal, request=request, door=door
+        runtime=runtime,
+        admitted=admitted,
+        lease=runtime.table.lease(request.model),
+        principal=principal,
+        request=request,
+        door=door,
     ).run()
 
 
@@ -77,6 +94,7 @@ class _Embedding:
         self,
         *,
         runtime: GatewayRuntime,
+        admitted: Admitted,
         lease: Lease,
         principal: Principal,
         request: EmbeddingRequest,
@@ -84,6 +102,7 @@ class _Embedding:
     ) -> None:
         self.request_id = new_id("embd")
         self._runtime = runtime
+        self._admitted = admitted
         self._lease = lease
         self._principal = principal
         self._request = request
@@ -132,14 +151,27 @@ class _Embedding:
         self._entry = LedgerEntry(
             runtime=self._runtime, reservation=self._reservation(n_prompt_tokens)
         )
-        await self._entry.reserve()
+        self._check_context(inputs)
+        grant = await self._entry.reserve()
         return EmbeddingAnswer(
             request_id=self.request_id,
             model=self._lease.target.name,
             vectors=await self._vectors(client, inputs),
             size=size,
             n_prompt_tokens=n_prompt_tokens,
+            requests=self._admitted.requests,
+            tokens=grant.budget,
         )
+
+    def _check_context(self, inputs: Sequence[Sequence[int]]) -> None:
+        cap = self._admitted.max_context_tokens
+        for index, token_ids in enumerate(inputs):
+            if cap is not None and len(token_ids) > cap:
+                raise InvalidRequest(
+                    f"Your limits allow {cap} tokens of context; this input has {len(token_ids)}.",
+                    code="context_length_exceeded",
+                    param="input" if self._request.is_single else f"input[{index}]",
+                )
 
     async def _vectors(
         self, client: EngineClient, inputs: tuple[tuple[int, ...], ...]
@@ -159,7 +191,7 @@ class _Embedding:
     async def _close(self, failure: BaseException | None) -> None:
         try:
             if self._entry is not None:
-                await self._entry.settle(self._settlement(failure))
+                await self._entry.settle(self._ending(failure))
         finally:
             self._lease.release()
 
@@ -177,17 +209,19 @@ class _Embedding:
             engine_epoch=endpoint.epoch,
             n_prompt_tokens=n_prompt_tokens,
             n_reserved_tokens=n_prompt_tokens,
+            n_least_tokens=n_prompt_tokens,
+            scopes=self._admitted.scopes,
+            is_open=self._door not in UNHURRIED_DOORS,
             lifetime_s=self._timeout_s + ORPHAN_GRACE_S,
         )
 
-    def _settlement(self, failure: BaseException | None) -> Settlement:
+    def _ending(self, failure: BaseException | None) -> Ending:
         outcome, code = Outcome.COMPLETED, ""
         if isinstance(failure, Exception):
             outcome, code = Outcome.FAILED, app_error_of(failure).code
         elif failure is not None:
             outcome, code = Outcome.ABORTED, "client_disconnected"
-        return Settlement(
-            request_id=self.request_id,
+        return Ending(
             outcome=outcome,
             n_completion_tokens=0,
             error_code=code,

@@ -13,7 +13,7 @@ from apps.engines.types import AnswerDelta, EngineInfo, GenerationResult
 from apps.gateway.exceptions import RequestTimedOut, app_error_of
 from apps.gateway.ledger import LedgerEntry
 from apps.gateway.runtime import GatewayRuntime
-from apps.metering.types import Outcome, Reservation, Settlement
+from apps.metering.types import Budget, Ending, Outcome, Reservation
 from apps.routing.selectors import Lease
 
 NOTHING = AnswerDelta()
@@ -22,8 +22,10 @@ NOTHING = AnswerDelta()
 class GenerationStream:
     """Made by admission only. Iterate over it in one task, inside ``async with``.
 
-    result: set before iteration ends well, once the ledger row is settled; a ``finish_reason`` of
-    ``abort`` means that ``cancel`` was called. An error is raised by iterating, settled as well.
+    requests, tokens: what its limits leave, in the minute and of the tightest budget; None where
+    none limits it. result: set before iteration ends well, once the ledger row is settled; a
+    ``finish_reason`` of ``abort`` means that ``cancel`` was called. An error is raised by
+    iterating, settled as well.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class GenerationStream:
         lease: Lease,
         client: EngineClient,
         reservation: Reservation,
+        requests: Budget | None,
         n_answers: int,
         max_new_tokens: int,
         started_s: float,
@@ -46,6 +49,8 @@ class GenerationStream:
         self.n_answers = n_answers
         self.system_fingerprint = _fingerprint(reservation.model_version_id, info)
         self.result: GenerationResult | None = None
+        self.requests = requests
+        self.tokens: Budget | None = None
         self._runtime = runtime
         self._lease = lease
         self._client = client
@@ -64,9 +69,14 @@ class GenerationStream:
         """Reserve, then dispatch; on any failure nothing is left behind, here or in the engine."""
         self._runtime.live.add(self)
         try:
-            await self._entry.reserve()
+            grant = await self._entry.reserve()
             self._raise_interruption()
-            self._engine = await self._client.start(self.request_id, self._max_new_tokens)
+            self.tokens = grant.budget
+            # A budget may leave less than was asked for: the answers end at what it pays.
+            n_paid = (grant.n_tokens - self.n_prompt_tokens) // self.n_answers
+            self._engine = await self._client.start(
+                self.request_id, min(self._max_new_tokens, n_paid)
+            )
         except BaseException as error:
             await self._end(error)
             raise
@@ -150,12 +160,12 @@ class GenerationStream:
                 await self._engine.abort()
             else:
                 self._client.discard(self.request_id)
-            await self._entry.settle(self._settlement(error))
+            await self._entry.settle(self._ending(error))
         finally:
             self._lease.release()
             self._runtime.live.discard(self)
 
-    def _settlement(self, error: BaseException | None) -> Settlement:
+    def _ending(self, error: BaseException | None) -> Ending:
         result = self._engine.result if self._engine is not None else None
         engine_error = self._engine.error if self._engine is not None else None
         fault = self._interrupted or error or engine_error
@@ -168,8 +178,7 @@ class GenerationStream:
         else:
             outcome, code = Outcome.COMPLETED, ""
         ttft_s = None if self._first_token_s is None else self._first_token_s - self._started_s
-        return Settlement(
-            request_id=self.request_id,
+        return Ending(
             outcome=outcome,
             n_completion_tokens=self._engine.n_completion_tokens if self._engine else 0,
             n_cached_tokens=result.n_cached_tokens if result else 0,

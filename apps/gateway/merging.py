@@ -9,6 +9,7 @@ from typing import Protocol, Self
 from apps.core.exceptions import AppError
 from apps.engines.types import AnswerDelta, GenerationResult
 from apps.gateway.generation import NOTHING, GenerationStream
+from apps.metering.types import Budget
 
 
 class Stream(Protocol):
@@ -19,6 +20,8 @@ class Stream(Protocol):
     created: int
     system_fingerprint: str
     n_answers: int
+    requests: Budget | None
+    tokens: Budget | None
     result: GenerationResult | None
 
     async def __aenter__(self) -> Self: ...
@@ -47,6 +50,8 @@ class MergedStream:
         self.model = first.model
         self.created = first.created
         self.system_fingerprint = first.system_fingerprint
+        # The last one was admitted after the others.
+        self.requests, self.tokens = streams[-1].requests, streams[-1].tokens
         self.n_answers = sum(stream.n_answers for stream in streams)
         self.result: GenerationResult | None = None
         self._streams = streams

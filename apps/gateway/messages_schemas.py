@@ -15,7 +15,7 @@ from apps.gateway.chat_schemas import (
     chat_request,
 )
 from apps.gateway.messages_blocks import TextBlock, Turn, messages_of
-from apps.gateway.schemas import Count, Neutral, refuse_unbuilt
+from apps.gateway.schemas import Count, EndUser, Neutral, refuse_unbuilt
 from apps.gateway.types import MessagesRequest
 
 
@@ -67,7 +67,7 @@ class Thinking(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Metadata(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    user_id: str | None = None
+    user_id: EndUser | None = None
 
 
 class CountBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -133,6 +133,7 @@ def messages_request(body: MessagesBody) -> MessagesRequest:
         )
     fields = _chat_fields(body)
     fields.max_tokens = body.max_tokens
+    fields.user = body.metadata.user_id if body.metadata is not None else None
     fields.temperature, fields.top_p, fields.top_k = body.temperature, body.top_p, body.top_k
     fields.stop = body.stop_sequences
     return MessagesRequest.made_of(chat_request(fields), stream=bool(body.stream))

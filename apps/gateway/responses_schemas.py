@@ -19,7 +19,7 @@ from apps.gateway.chat_schemas import (
     chat_request,
 )
 from apps.gateway.responses_input import Item, messages_of
-from apps.gateway.schemas import Count, Neutral, refuse_unbuilt
+from apps.gateway.schemas import Count, EndUser, Neutral, refuse_unbuilt
 from apps.gateway.types import ResponsesRequest
 
 NO_SCHEMA: Final = msgspec.Raw(b"null")
@@ -80,7 +80,7 @@ class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     metadata: dict[str, str] | None = None
-    user: str | None = None
+    user: EndUser | None = None
     # Accepted, without effect.
     store: bool | None = None
     client_metadata: Any = None
@@ -151,6 +151,7 @@ def responses_request(body: ResponsesBody) -> ResponsesRequest:
             tool_choice=_tool_choice(body.tool_choice),
             parallel_tool_calls=body.parallel_tool_calls,
             reasoning_effort=reasoning.effort,
+            user=body.user,
         )
     )
     return ResponsesRequest.made_of(

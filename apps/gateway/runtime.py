@@ -5,7 +5,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from django.db import DatabaseError, InterfaceError
 
@@ -14,10 +14,13 @@ from apps.core.hop import database_hop
 from apps.core.stamps import StampWatcher
 from apps.gateway.engines import EnginePool
 from apps.gateway.exceptions import Draining
+from apps.gateway.limits import LimitCheck
 from apps.rbac.authentication import TokenCache
 from apps.routing.selectors import RoutingTable, snapshot
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _ROUTING_STAMPS = ("routes", "deployments", "replicas")
 
@@ -34,6 +37,7 @@ class GatewayRuntime:
 
     def __init__(self) -> None:
         self.tokens = TokenCache()
+        self.limits = LimitCheck()
         self.table = RoutingTable()
         self.engines = EnginePool(name=f"gateway-{os.getpid()}")
         self.live: set[LiveWork] = set()
@@ -44,6 +48,7 @@ class GatewayRuntime:
         self._is_stale = False
         self._background: set[asyncio.Task[Any]] = set()
         self._watcher.subscribe("access", self.tokens.forget)
+        self._watcher.subscribe("access", self.limits.forget)
         for name in _ROUTING_STAMPS:
             self._watcher.subscribe(name, self._on_routing_change)
 
@@ -62,7 +67,7 @@ class GatewayRuntime:
         if self.is_draining:
             raise Draining
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    def spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Run work that must end even when the request that asked for it is cancelled."""
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)

@@ -15,6 +15,8 @@ from apps.engines.client import SamplingParams, TextPrompt, TokenPrompt
 from apps.gateway.types import CompletionRequest
 
 # The wire to the engine carries 64 bits; what else is wrong with a number, the engine says.
+# Whom the client serves, as it calls them: limits may be theirs.
+EndUser = Annotated[str, Meta(max_length=512)]
 Count = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -46,8 +48,8 @@ class Fields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     min_tokens: Count | None = None
     n: Count | None = None
     ignore_eos: bool | None = None
+    user: EndUser | None = None
     # Accepted, without effect.
-    user: Any = None
     metadata: Any = None
     store: Any = None
     service_tier: Any = None
@@ -123,6 +125,7 @@ def completion_requests(body: CompletionBody) -> tuple[CompletionRequest, ...]:
             max_tokens=1 if is_echo_only else max_tokens,
             echo=echo,
             is_echo_only=is_echo_only,
+            end_user=body.user or None,
             stream=stream,
             include_usage=include_usage,
         )

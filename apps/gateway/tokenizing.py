@@ -11,6 +11,7 @@ from apps.engines.client import ChatPrompt, EngineClient, TextPrompt
 from apps.engines.exceptions import EngineClientError
 from apps.gateway.exceptions import app_error_of
 from apps.gateway.runtime import gateway_runtime
+from apps.rbac.types import Principal
 
 TIMEOUT_S: Final = 30.0
 
@@ -33,13 +34,14 @@ class TokenizeAnswer:
     max_model_len: int
 
 
-async def tokenize(request: TokenizeRequest) -> TokenizeAnswer:
+async def tokenize(request: TokenizeRequest, *, principal: Principal) -> TokenizeAnswer:
     """Return the token ids of a prompt, also of one that is longer than the model's context.
 
     Raises:
-        ModelNotFound, InvalidRequest, Overloaded, Unavailable: as ``admission.start`` does.
+        ModelNotFound, LimitExceeded, InvalidRequest, Overloaded, Unavailable: as
+            ``admission.start`` does.
     """
-    async with _engine_of(request.model) as client:
+    async with _engine_of(request.model, principal=principal) as client:
         found = await client.tokenize(
             request_id=new_id("tok"),
             prompt=request.prompt,
@@ -54,19 +56,29 @@ async def tokenize(request: TokenizeRequest) -> TokenizeAnswer:
         )
 
 
-async def detokenize(*, model: str, token_ids: tuple[int, ...]) -> str:
-    """Return the text of token ids, special ones included; raises as ``tokenize`` does."""
-    async with _engine_of(model) as client:
+async def detokenize(
+    *, model: str, token_ids: tuple[int, ...], principal: Principal, is_counted: bool = True
+) -> str:
+    """Return the text of token ids, special ones included; raises as ``tokenize`` does.
+
+    is_counted: it is a request of its own, not a part of one.
+    """
+    async with _engine_of(model, principal=principal, is_counted=is_counted) as client:
         return await client.detokenize(
             request_id=new_id("tok"), token_ids=token_ids, timeout_s=TIMEOUT_S
         )
 
 
 @asynccontextmanager
-async def _engine_of(model: str) -> AsyncIterator[EngineClient]:
+async def _engine_of(
+    model: str, *, principal: Principal, is_counted: bool = True
+) -> AsyncIterator[EngineClient]:
     runtime = gateway_runtime()
     runtime.check_admitting()
     await runtime.ready()
+    await runtime.limits.admit(
+        principal=principal, model=model, end_user=None, is_counted=is_counted
+    )
     lease = runtime.table.lease(model)
     try:
         yield await runtime.engines.client(lease.endpoint)

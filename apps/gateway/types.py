@@ -11,7 +11,7 @@ class ChatRequest:
     """A conversation to continue.
 
     max_tokens: None means as much as the context leaves. max_tokens_param: the name under which
-    the client gave it, for errors about it.
+    the client gave it, for errors about it. end_user: whom the client serves, as it calls them.
     """
 
     endpoint: ClassVar[str] = "chat.completions"
@@ -23,6 +23,7 @@ class ChatRequest:
     max_tokens: int | None
     max_tokens_param: str = "max_tokens"
     output_format: OutputFormat | None = None
+    end_user: str | None = None
     stream: bool = False
     include_usage: bool = False
 
@@ -67,6 +68,7 @@ class CompletionRequest:
     max_tokens_param: str = "max_tokens"
     echo: bool = False
     is_echo_only: bool = False
+    end_user: str | None = None
     stream: bool = False
     include_usage: bool = False
 

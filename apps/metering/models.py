@@ -1,5 +1,6 @@
-"""The usage ledger: one row per request, reserved before dispatch and settled once. It stores ids
-and names and has no foreign keys, so that it outlives what it speaks of."""
+"""The usage ledger: one row per request, reserved before dispatch and settled once; and the meters
+that its rows move. They store ids and names and have no foreign keys, so that they outlive what
+they speak of."""
 
 from django.db import models
 from django.db.models import Q
@@ -35,6 +36,8 @@ class UsageRecord(models.Model):
     n_reserved_tokens = models.PositiveIntegerField(
         help_text="Prompt and the most the engine may produce."
     )
+    meter_ids = models.JSONField(default=list, help_text="The meters that hold the reservation.")
+    n_charged_tokens = models.PositiveIntegerField(default=0)
     n_cached_tokens = models.PositiveIntegerField(default=0)
     n_completion_tokens = models.PositiveIntegerField(default=0)
     ttft_ms = models.FloatField(null=True, blank=True)
@@ -62,3 +65,21 @@ class UsageRecord(models.Model):
 
     def __str__(self) -> str:
         return self.request_id
+
+
+class Meter(models.Model):
+    """What one scope (a tenant, a key, an end user) has used and holds within one period: tokens of
+    a day or a month, or requests that are open. Moved only by ``metering.meters``."""
+
+    scope = models.CharField(max_length=80)
+    period = models.CharField(max_length=16)
+    n_used = models.PositiveBigIntegerField(default=0)
+    n_held = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["scope", "period"], name="meter_scope_period_uniq")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.scope} {self.period}"

@@ -1,11 +1,16 @@
-"""Reads of the ledger, each answered from an index."""
+"""Whose limits hold for a request; and reads of the ledger, each answered from an index."""
 
+import hashlib
 from datetime import datetime
 
 from django.db.models import Count, Q, Sum
 
+from apps.core.limits import UNLIMITED, Limits
 from apps.metering.models import UsageRecord
-from apps.metering.types import UsageTotals
+from apps.metering.types import Scope, UsageTotals
+from apps.rbac.types import Principal
+
+_FAILURES = (UsageRecord.Outcome.FAILED, UsageRecord.Outcome.INTERRUPTED)
 
 
 def usage_since(since: datetime) -> UsageTotals:
@@ -24,4 +29,20 @@ def open_reservations() -> int:
     return UsageRecord.objects.filter(state=UsageRecord.State.RESERVED).count()
 
 
-_FAILURES = (UsageRecord.Outcome.FAILED, UsageRecord.Outcome.INTERRUPTED)
+def scopes_of(principal: Principal) -> tuple[Scope, ...]:
+    """Return the tenant's scope, which is always counted, and the key's if it has limits."""
+    tenant = Scope(
+        key=f"tenant:{principal.tenant_id}", said="Your organization", limits=principal.limits
+    )
+    if principal.key_limits == UNLIMITED:
+        return (tenant,)
+    key = Scope(
+        key=f"key:{principal.api_token_id}", said="This API key", limits=principal.key_limits
+    )
+    return tenant, key
+
+
+def end_user_scope(*, tenant_id: int, identifier: str, limits: Limits) -> Scope:
+    """Return the scope of one whom a tenant serves. Its name does not say who that is."""
+    digest = hashlib.sha256(identifier.encode()).hexdigest()[:32]
+    return Scope(key=f"user:{tenant_id}:{digest}", said="This end user", limits=limits)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from apps.core.limits import Limits
 from apps.rbac.types import Principal
 
 
@@ -13,11 +14,38 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """Whose limits, what they are, and how an error speaks of whom they bind.
+
+    key: names its meters.
+    """
+
+    key: str
+    said: str
+    limits: Limits
+
+    def allows(self, route_name: str) -> bool:
+        allowed = self.limits.allowed_routes
+        return allowed is None or route_name in allowed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What is left of one limit. n_left: neither used nor held. resets_in_s: until all of it is
+    there again."""
+
+    limit: int
+    n_left: int
+    resets_in_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
     """Who asks what of which engine, and the most that it may cost.
 
-    n_reserved_tokens: prompt and the most the engine may produce. lifetime_s: after that long a
-    row that nobody settled is an orphan.
+    n_reserved_tokens: prompt and the most the engine may produce. n_least_tokens: what is of use
+    where a budget leaves less. scopes: whose limits hold. is_open: it counts among the requests
+    that may be open at a time. lifetime_s: after that long a row that nobody settled is an orphan.
     """
 
     request_id: str
@@ -31,14 +59,28 @@ class Reservation:
     engine_epoch: int
     n_prompt_tokens: int
     n_reserved_tokens: int
+    n_least_tokens: int
+    scopes: tuple[Scope, ...] = ()
+    is_open: bool = True
     lifetime_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
-    """How a request ended and what it really cost."""
+class Grant:
+    """What a reservation got. n_tokens: as many as were reserved, or what a budget left.
 
-    request_id: str
+    budget: the tightest one after it; None where no budget limits its scopes.
+    """
+
+    n_tokens: int
+    meter_ids: tuple[int, ...] = ()
+    budget: Budget | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a request ended and what its engine did for it."""
+
     outcome: Outcome
     n_completion_tokens: int
     n_cached_tokens: int = 0
@@ -46,6 +88,24 @@ class Settlement:
     error_code: str = ""
     ttft_ms: float | None = None
     total_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What closes a row: how its request ended, and what its reservation holds."""
+
+    request_id: str
+    grant: Grant
+    n_prompt_tokens: int
+    ending: Ending
+
+    @property
+    def n_charged_tokens(self) -> int:
+        """Prompt and answer; nothing where the platform failed before there was an answer."""
+        n_made = self.ending.n_completion_tokens
+        if self.ending.outcome == Outcome.FAILED and not n_made:
+            return 0
+        return self.n_prompt_tokens + n_made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,8 @@ from django.utils import timezone
 from unfold.enums import ActionVariant
 
 from apps.audit.selectors import actor_of
-from apps.core.admin import ServiceModelAdmin, action, dialog_redirect, display
+from apps.core.admin import LIMIT_ROWS, ServiceModelAdmin, action, dialog_redirect, display
+from apps.core.limits import LIMIT_NAMES
 from apps.rbac.forms import ServicePasswordForm, UserAddForm, UserEditForm
 from apps.rbac.models import ApiToken, User
 from apps.rbac.selectors import permission_names
@@ -33,6 +34,7 @@ from apps.rbac.services import (
 # Roles come with permissions of their own; bare groups would be a second way beside them.
 admin.site.unregister(Group)
 
+_OWN_LIMITS = ("Limits of its own (empty: none but the tenant's)", {"fields": LIMIT_ROWS})
 _POWERS = ("is_staff", "is_superuser", "user_permissions")
 
 
@@ -159,9 +161,10 @@ class ApiTokenAdmin(ServiceModelAdmin):
     autocomplete_fields = ("tenant",)
     actions_detail = ("revoke",)
     actions_row = ("revoke",)
-    add_fieldsets = ((None, {"fields": ("tenant", "name", "expires_at")}),)
+    add_fieldsets = ((None, {"fields": ("tenant", "name", "expires_at")}), _OWN_LIMITS)
     fieldsets = (
         (None, {"fields": (("name", "tenant"), "shown_prefix", "expires_at")}),
+        _OWN_LIMITS,
         ("Life", {"fields": (("created_by", "created_at"), ("last_used_at", "revoked_at"))}),
     )
 
@@ -171,7 +174,7 @@ class ApiTokenAdmin(ServiceModelAdmin):
         fixed = (
             "tenant", "shown_prefix", "created_by", "created_at", "last_used_at", "revoked_at"
         )  # fmt: skip
-        return fixed if obj.revoked_at is None else (*fixed, "name", "expires_at")
+        return fixed if obj.revoked_at is None else (*fixed, "name", "expires_at", *LIMIT_NAMES)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -188,6 +191,7 @@ class ApiTokenAdmin(ServiceModelAdmin):
             expires_at=obj.expires_at,
             created_by=request.user if isinstance(request.user, User) else None,
             actor=actor,
+            **{name: getattr(obj, name) for name in LIMIT_NAMES},
         )
         obj.issued_secret = issued.secret
         return issued.token

@@ -5,6 +5,7 @@ from django.contrib.auth.models import AbstractUser
 from django.db import models
 from django.utils import timezone
 
+from apps.core.limits import LimitFields
 from apps.core.models import TimestampedModel
 
 
@@ -12,9 +13,10 @@ class User(AbstractUser):
     """A person. Custom from the start, because it cannot be swapped in later."""
 
 
-class ApiToken(TimestampedModel):
+class ApiToken(TimestampedModel, LimitFields):
     """A secret shown once. Only a lookup prefix and the SHA-256 of the whole are kept; the secret
-    is 256 random bits, so a slow hash would protect nothing."""
+    is 256 random bits, so a slow hash would protect nothing. Its limits hold beside its
+    tenant's."""
 
     tenant = models.ForeignKey(
         "tenants.Tenant", on_delete=models.CASCADE, related_name="api_tokens"

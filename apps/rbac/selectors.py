@@ -11,9 +11,10 @@ from django.db.models import Q
 from django.utils import timezone
 
 from apps.core.exceptions import AuthenticationFailed, PermissionDenied, Unavailable
+from apps.core.limits import Limits
 from apps.rbac.models import ApiToken, User
 from apps.rbac.types import SECRET_MARK, Principal
-from apps.tenants.selectors import tenant_of_user
+from apps.tenants.selectors import tenant_limits, tenant_of_user
 
 TOUCH_EVERY = timedelta(minutes=5)
 _SECRET_MAX_CHARS = 128
@@ -43,7 +44,9 @@ def grant_of_secret(secret: str) -> TokenGrant:
         raise AuthenticationFailed
     try:
         token = (
-            ApiToken.objects.select_related("tenant").filter(digest=secret_digest(secret)).first()
+            ApiToken.objects.select_related("tenant__plan")
+            .filter(digest=secret_digest(secret))
+            .first()
         )
     except (DatabaseError, InterfaceError) as error:
         raise Unavailable("The key cannot be checked at the moment.") from error
@@ -70,6 +73,9 @@ def _principal_of_live(token: ApiToken, *, now: datetime) -> Principal:
         tenant_slug=token.tenant.slug,
         cache_salt=token.tenant.cache_salt,
         label=str(token),
+        limits=tenant_limits(token.tenant),
+        key_limits=Limits.of(token),
+        weight=token.tenant.plan.weight,
         api_token_id=token.pk,
     )
 
@@ -80,7 +86,7 @@ def principal_of_token(token_id: int) -> Principal:
     Raises:
         AuthenticationFailed: gone, revoked or expired, or its tenant is switched off.
     """
-    token = ApiToken.objects.select_related("tenant").filter(pk=token_id).first()
+    token = ApiToken.objects.select_related("tenant__plan").filter(pk=token_id).first()
     if token is None:
         raise AuthenticationFailed
     return _principal_of_live(token, now=timezone.now())
@@ -111,6 +117,8 @@ def principal_of_user(user: AbstractBaseUser) -> Principal:
         tenant_slug=tenant.slug,
         cache_salt=tenant.cache_salt,
         label=user.get_username(),
+        limits=tenant_limits(tenant),
+        weight=tenant.plan.weight,
         user_id=user.pk,
     )
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth.models import Permission
 from django.contrib.auth.password_validation import validate_password
@@ -17,6 +17,7 @@ from django.utils import timezone
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.exceptions import Conflict, InvalidRequest
+from apps.core.limits import LIMIT_NAMES
 from apps.core.services import change_stamp_bump, model_changes
 from apps.rbac.models import ApiToken, User
 from apps.rbac.selectors import TOUCH_EVERY, secret_digest
@@ -38,8 +39,10 @@ def api_token_issue(
     actor: Actor,
     created_by: User | None = None,
     expires_at: datetime | None = None,
+    **limits: Any,
 ) -> IssuedToken:
-    """Make a token. Its secret is in what is returned and nowhere else."""
+    """Make a token. Its secret is in what is returned and nowhere else. limits: of its own, by the
+    names of ``core.limits.LimitFields``."""
     if expires_at is not None and expires_at <= timezone.now():
         raise InvalidRequest("The time of expiry lies in the past.", param="expires_at")
     secret = _secret_draw()
@@ -50,6 +53,7 @@ def api_token_issue(
         digest=secret_digest(secret),
         created_by=created_by,
         expires_at=expires_at,
+        **limits,
     )
     token.full_clean()
     token.save()
@@ -58,7 +62,11 @@ def api_token_issue(
         actor=actor,
         obj=token,
         tenant_id=tenant.pk,
-        changes={"name": name, "expires_at": expires_at.isoformat() if expires_at else None},
+        changes={
+            "name": name,
+            "expires_at": expires_at.isoformat() if expires_at else None,
+            **{key: value for key, value in limits.items() if value not in (None, "")},
+        },
     )
     change_stamp_bump("access")
     return IssuedToken(token=token, secret=secret)
@@ -73,7 +81,7 @@ def _secret_draw() -> str:
 
 @transaction.atomic
 def api_token_update(*, token: ApiToken, actor: Actor) -> ApiToken:
-    """Save the name and the time of expiry that ``token`` carries."""
+    """Save the name, the time of expiry and the limits that ``token`` carries."""
     stored = ApiToken.objects.select_for_update().get(pk=token.pk)
     if stored.tenant_id != token.tenant_id:
         raise InvalidRequest("A token stays with its tenant.", param="tenant")
@@ -81,7 +89,7 @@ def api_token_update(*, token: ApiToken, actor: Actor) -> ApiToken:
     if not changes:
         return token
     token.full_clean()
-    token.save(update_fields=["name", "expires_at", "updated_at"])
+    token.save(update_fields=["name", "expires_at", *LIMIT_NAMES, "updated_at"])
     event_record(
         action="api_token.updated",
         actor=actor,

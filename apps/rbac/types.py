@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from apps.core.limits import UNLIMITED, Limits
+
 if TYPE_CHECKING:
     from apps.rbac.models import ApiToken
 
@@ -13,13 +15,17 @@ SECRET_MARK = "sk-nano-"  # noqa: S105 - how a secret begins, not one
 class Principal:
     """An authenticated caller inside one tenant: a program's token or a person in the admin.
 
-    cache_salt: the tenant's, given to the engine to seed its prefix cache.
+    cache_salt: the tenant's, given to the engine to seed its prefix cache. weight: its plan's share
+    of a busy engine. limits: of its plan and its own. key_limits: of the key alone.
     """
 
     tenant_id: int
     tenant_slug: str
     cache_salt: str
     label: str
+    limits: Limits
+    key_limits: Limits = UNLIMITED
+    weight: float = 1.0
     api_token_id: int | None = None
     user_id: int | None = None
 

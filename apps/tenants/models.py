@@ -1,13 +1,36 @@
-"""Who the platform serves: tenants and the people in them."""
+"""Who the platform serves: tenants by plan, the people in them, and whom those serve."""
 
 from django.conf import settings
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 
+from apps.core.limits import LimitFields
 from apps.core.models import TimestampedModel
 
 
-class Tenant(TimestampedModel):
-    """A customer or team; every token, request and ledger row belongs to one."""
+class Plan(TimestampedModel, LimitFields):
+    """A tier: what a tenant may use."""
+
+    name = models.CharField(max_length=60, unique=True)
+    slug = models.SlugField(max_length=60, unique=True)
+    weight = models.FloatField(
+        default=1.0,
+        validators=[MinValueValidator(0.01), MaxValueValidator(100.0)],
+        help_text="Share of a busy engine, beside tenants of other plans.",
+    )
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Tenant(TimestampedModel, LimitFields):
+    """A customer or team; every token, request and ledger row belongs to one. Its own limits stand
+    in place of its plan's."""
+
+    plan = models.ForeignKey(Plan, on_delete=models.PROTECT, related_name="tenants")
 
     name = models.CharField(max_length=120, unique=True)
     slug = models.SlugField(max_length=60, unique=True)
@@ -41,3 +64,27 @@ class Membership(TimestampedModel):
 
     def __str__(self) -> str:
         return f"{self.user} in {self.tenant}"
+
+
+class EndUser(TimestampedModel, LimitFields):
+    """Whom a tenant's program serves, as it says in the field ``user`` of its requests. A row is
+    needed only for limits of their own."""
+
+    EVERYONE = "*"
+
+    tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="end_users")
+    identifier = models.CharField(
+        max_length=512,
+        help_text='What requests say in "user"; * for everyone without limits of their own.',
+    )
+
+    class Meta:
+        ordering = ["tenant", "identifier"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["tenant", "identifier"], name="enduser_tenant_identifier_uniq"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.identifier} of {self.tenant}"

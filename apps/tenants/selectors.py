@@ -2,13 +2,15 @@
 
 from django.contrib.auth.base_user import AbstractBaseUser
 
-from apps.tenants.models import Tenant
+from apps.core.limits import UNLIMITED, Limits
+from apps.tenants.models import EndUser, Plan, Tenant
 
 
 def tenant_of_user(user: AbstractBaseUser) -> Tenant | None:
     """Return the tenant that the user works in: the first active one they joined, or None."""
     return (
-        Tenant.objects.filter(memberships__user_id=user.pk, is_active=True)
+        Tenant.objects.select_related("plan")
+        .filter(memberships__user_id=user.pk, is_active=True)
         .order_by("memberships__id")
         .first()
     )
@@ -26,3 +28,30 @@ def tenant_choices(*, limit: int) -> list[tuple[int, str]]:
 
 def tenant_by_slug(slug: str) -> Tenant | None:
     return Tenant.objects.filter(slug=slug).first()
+
+
+def plan_by_slug(slug: str) -> Plan:
+    """Raises Plan.DoesNotExist."""
+    return Plan.objects.get(slug=slug)
+
+
+def tenant_limits(tenant: Tenant) -> Limits:
+    """Return what holds for a tenant: its plan's limits, or its own in their place."""
+    return Limits.of(tenant.plan).overridden_by(Limits.of(tenant))
+
+
+def has_end_users(tenant_id: int) -> bool:
+    """Return whether anyone whom the tenant serves has limits."""
+    return EndUser.objects.filter(tenant_id=tenant_id).exists()
+
+
+def end_user_limits(*, tenant_id: int, identifier: str) -> Limits:
+    """Return what holds for one whom a tenant serves: their own limits in place of everyone's."""
+    rows = {
+        row.identifier: Limits.of(row)
+        for row in EndUser.objects.filter(
+            tenant_id=tenant_id, identifier__in=(identifier, EndUser.EVERYONE)
+        )
+    }
+    everyone = rows.get(EndUser.EVERYONE, UNLIMITED)
+    return everyone.overridden_by(rows.get(identifier, UNLIMITED))

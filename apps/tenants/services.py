@@ -1,6 +1,7 @@
 """Writes of the tenants room. A tenant is switched off, never deleted: the ledger speaks of it."""
 
 import secrets
+from typing import Any, Final
 
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import transaction
@@ -8,20 +9,98 @@ from django.db import transaction
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.services import change_stamp_bump, model_changes
-from apps.tenants.models import Membership, Tenant
+from apps.tenants.models import EndUser, Membership, Plan, Tenant
+
+# Requests a minute and tokens a day; operators change them as they please.
+_TIERS: Final[dict[str, dict[str, Any]]] = {
+    "free": {"requests_per_minute": 60, "tokens_per_day": 10_000},
+    "pro": {"requests_per_minute": 600, "tokens_per_day": 100_000, "weight": 2.0},
+    "enterprise": {"weight": 4.0},
+}
 
 
 @transaction.atomic
-def tenant_create(*, name: str, slug: str, actor: Actor, is_active: bool = True) -> Tenant:
-    tenant = Tenant(name=name, slug=slug, is_active=is_active, cache_salt=secrets.token_hex(32))
+def plans_seed() -> None:
+    """Put the standard plans in place, unless somebody made plans of their own."""
+    known = set(Plan.objects.values_list("slug", flat=True))
+    if not known - {"enterprise"}:
+        Plan.objects.bulk_create(
+            Plan(name=slug.capitalize(), slug=slug, **fields)
+            for slug, fields in _TIERS.items()
+            if slug not in known
+        )
+
+
+@transaction.atomic
+def plan_save(*, plan: Plan, actor: Actor) -> Plan:
+    """Make or change a plan; every tenant that has it feels it within the poll of the stamps."""
+    stored = Plan.objects.select_for_update().filter(pk=plan.pk).first()
+    changes = model_changes(obj=plan, stored=stored or Plan())
+    if not changes:
+        return plan
+    plan.full_clean()
+    plan.save()
+    action = "plan.created" if stored is None else "plan.updated"
+    event_record(action=action, actor=actor, obj=plan, changes=changes)
+    change_stamp_bump("access")
+    return plan
+
+
+@transaction.atomic
+def plan_delete(*, plan: Plan, actor: Actor) -> None:
+    """Raises ProtectedError while a tenant has it."""
+    event_record(action="plan.deleted", actor=actor, obj=plan, changes={"slug": plan.slug})
+    plan.delete()
+
+
+@transaction.atomic
+def end_user_save(*, end_user: EndUser, actor: Actor) -> EndUser:
+    """Make or change the limits of one whom a tenant serves."""
+    stored = EndUser.objects.select_for_update().filter(pk=end_user.pk).first()
+    changes = model_changes(obj=end_user, stored=stored or EndUser())
+    if not changes:
+        return end_user
+    end_user.full_clean()
+    end_user.save()
+    event_record(
+        action="end_user.created" if stored is None else "end_user.updated",
+        actor=actor,
+        obj=end_user,
+        tenant_id=end_user.tenant_id,
+        changes=changes,
+    )
+    change_stamp_bump("access")
+    return end_user
+
+
+@transaction.atomic
+def end_user_delete(*, end_user: EndUser, actor: Actor) -> None:
+    """From now on what holds for everyone holds for them."""
+    event_record(
+        action="end_user.deleted",
+        actor=actor,
+        obj=end_user,
+        tenant_id=end_user.tenant_id,
+        changes={"identifier": end_user.identifier},
+    )
+    end_user.delete()
+    change_stamp_bump("access")
+
+
+@transaction.atomic
+def tenant_create(*, name: str, slug: str, plan: Plan, actor: Actor, **fields: Any) -> Tenant:
+    """Make a tenant. fields: others of the model's, such as limits of its own."""
+    tenant = Tenant(name=name, slug=slug, plan=plan, **fields)
+    tenant.cache_salt = secrets.token_hex(32)
     tenant.full_clean()
+    changes = model_changes(obj=tenant, stored=Tenant())
     tenant.save()
     event_record(
         action="tenant.created",
         actor=actor,
         obj=tenant,
         tenant_id=tenant.pk,
-        changes={"name": name, "slug": slug, "is_active": is_active},
+        changes=changes,
     )
     return tenant
 

@@ -2,7 +2,9 @@
 
 from tests.factories.access import (
     ApiTokenFactory,
+    EndUserFactory,
     MembershipFactory,
+    PlanFactory,
     TenantFactory,
     UserFactory,
 )
@@ -19,9 +21,11 @@ __all__ = [
     "BatchFactory",
     "BatchItemFactory",
     "DeploymentFactory",
+    "EndUserFactory",
     "EngineProcessFactory",
     "MembershipFactory",
     "ModelVersionFactory",
+    "PlanFactory",
     "RegisteredModelFactory",
     "ReplicaFactory",
     "RouteFactory",

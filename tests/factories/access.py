@@ -7,7 +7,17 @@ import factory
 from factory.django import DjangoModelFactory
 
 from apps.rbac.models import ApiToken, User
-from apps.tenants.models import Membership, Tenant
+from apps.tenants.models import EndUser, Membership, Plan, Tenant
+
+
+class PlanFactory(DjangoModelFactory[Plan]):
+    """Without limits."""
+
+    class Meta:
+        model = Plan
+
+    name = factory.Sequence(lambda n: f"Plan {n}")
+    slug = factory.Sequence(lambda n: f"plan-{n}")
 
 
 class TenantFactory(DjangoModelFactory[Tenant]):
@@ -17,6 +27,15 @@ class TenantFactory(DjangoModelFactory[Tenant]):
     name = factory.Sequence(lambda n: f"Tenant {n}")
     slug = factory.Sequence(lambda n: f"tenant-{n}")
     cache_salt = factory.Sequence(lambda n: f"{n:064x}")
+    plan = factory.SubFactory(PlanFactory)
+
+
+class EndUserFactory(DjangoModelFactory[EndUser]):
+    class Meta:
+        model = EndUser
+
+    tenant = factory.SubFactory(TenantFactory)
+    identifier = factory.Sequence(lambda n: f"person-{n}")
 
 
 class UserFactory(DjangoModelFactory[User]):

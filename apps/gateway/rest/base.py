@@ -2,6 +2,7 @@
 rendering and error handling; none of them touches the database on the event loop."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, ClassVar, Self, TypeVar
 
@@ -28,7 +29,9 @@ from apps.core.exceptions import (
 from apps.gateway.authentication import principal_of_header, principal_of_secret
 from apps.gateway.decoding import decode
 from apps.gateway.exceptions import MethodNotAllowed, UnsupportedMediaType
+from apps.gateway.limits import error_headers
 from apps.gateway.rest.operations import Operation
+from apps.metering.exceptions import LimitExceeded
 from apps.rbac.types import Principal
 
 logger = logging.getLogger(__name__)
@@ -206,9 +209,15 @@ def error_response(
     known = _app_error(error)
     response = Response(body_of_error(known), status=known.status)
     if known.retry_after_s is not None:
-        response["Retry-After"] = str(max(1, round(known.retry_after_s)))
+        response["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))
+    should_retry = known.should_retry
+    if should_retry is None:
+        should_retry = known.retry_after_s is not None
     # The official clients retry by this, over their own rules about the status.
-    response["X-Should-Retry"] = "false" if known.retry_after_s is None else "true"
+    response["X-Should-Retry"] = "true" if should_retry else "false"
+    if isinstance(known, LimitExceeded):
+        for name, value in error_headers(known).items():
+            response[name] = value
     if isinstance(known, AuthenticationFailed):
         response["WWW-Authenticate"] = "Bearer"
     return response

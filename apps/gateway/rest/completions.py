@@ -20,6 +20,7 @@ from apps.gateway.rest.streaming import DONE, event
 from apps.gateway.schemas import CompletionBody, completion_requests
 from apps.gateway.tokenizing import detokenize
 from apps.gateway.types import CompletionRequest
+from apps.rbac.types import Principal
 
 
 class CompletionView(GenerationView):
@@ -36,7 +37,7 @@ class CompletionView(GenerationView):
 
     async def answer(self, body: CompletionBody) -> HttpResponseBase:
         requests = completion_requests(body)
-        prompts = [await _echoed(request) for request in requests]
+        prompts = [await _echoed(request, principal=self.principal) for request in requests]
         stream = await self._start_all(requests)
         chunks = TextChunks(stream, requests, prompts=prompts)
         if requests[0].stream:
@@ -149,10 +150,15 @@ class TextChunks:
         )
 
 
-async def _echoed(request: CompletionRequest) -> str:
+async def _echoed(request: CompletionRequest, *, principal: Principal) -> str:
     """Return how the answers of a request begin."""
     if not request.echo:
         return ""
     if isinstance(request.prompt, TextPrompt):
         return request.prompt.text
-    return await detokenize(model=request.model, token_ids=request.prompt.token_ids)
+    return await detokenize(
+        model=request.model,
+        token_ids=request.prompt.token_ids,
+        principal=principal,
+        is_counted=False,
+    )

@@ -13,8 +13,10 @@ from msgspec import Meta
 from apps.core.exceptions import InvalidRequest
 from apps.engines.client import MAX_TOKENIZE_INPUTS, EmbedInput, TextPrompt, TokenPrompt
 from apps.gateway.embedding import EmbeddingAnswer, EmbeddingRequest, embed
+from apps.gateway.limits import rate_headers
 from apps.gateway.rest.base import AnsweringView
 from apps.gateway.rest.operations import Operation
+from apps.gateway.schemas import EndUser
 
 MAX_INPUTS: Final = MAX_TOKENIZE_INPUTS
 # One part of a large answer; numbers in it take up to some twenty characters each.
@@ -31,7 +33,7 @@ class EmbeddingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     input: str | list[str | TokenId | list[TokenId]]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
-    user: str | None = None  # accepted, without effect
+    user: EndUser | None = None
 
 
 class Embedding(msgspec.Struct, kw_only=True):
@@ -73,6 +75,8 @@ class EmbeddingView(AnsweringView):
             answer_parts(answer, is_base64=body.encoding_format == "base64"), answer
         )
         response["X-Request-Id"] = answer.request_id
+        for name, value in rate_headers(requests=answer.requests, tokens=answer.tokens).items():
+            response[name] = value
         return response
 
 
@@ -90,7 +94,11 @@ def embedding_request(body: EmbeddingBody) -> EmbeddingRequest:
     else:
         inputs, is_single = _many(found), False
     return EmbeddingRequest(
-        model=body.model, inputs=inputs, is_single=is_single, dimensions=body.dimensions
+        model=body.model,
+        inputs=inputs,
+        is_single=is_single,
+        dimensions=body.dimensions,
+        end_user=body.user or None,
     )
 
 

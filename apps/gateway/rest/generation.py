@@ -8,6 +8,7 @@ from rest_framework.response import Response
 from apps.engines.types import AnswerDelta, GenerationResult
 from apps.gateway import admission
 from apps.gateway.generation import GenerationStream
+from apps.gateway.limits import rate_headers
 from apps.gateway.merging import Stream
 from apps.gateway.rest.base import AnsweringView
 from apps.gateway.rest.streaming import Chunks, EventStreamResponse
@@ -47,4 +48,6 @@ class GenerationView(AnsweringView):
 
 def _identified(response: HttpResponseBase, stream: Stream) -> HttpResponseBase:
     response["X-Request-Id"] = stream.request_id
+    for name, value in rate_headers(requests=stream.requests, tokens=stream.tokens).items():
+        response[name] = value
     return response

@@ -95,7 +95,8 @@ class CountTokensView(MessagesErrors):
         found = await tokenize(
             TokenizeRequest(
                 model=asked.model, prompt=asked.prompt, add_special_tokens=None, with_strings=False
-            )
+            ),
+            principal=self.principal,
         )
         return Response(wire.TokenCount(len(found.token_ids)))
 

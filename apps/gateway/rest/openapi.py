@@ -63,8 +63,8 @@ ALWAYS: Final = ("X-Request-Id", "OpenAI-Processing-Ms")
 MAY_COME_AGAIN: Final = frozenset({429, 503})
 EVENTS_DESCRIPTION: Final = (
     'Where the body says `"stream": true`: server-sent events, the data of each a JSON object of '
-    "`x-event-schemas`; after the last comes `data: [DONE]`. A failure on the way is an event with "
-    "the error body."
+    "`x-event-schemas`; chats and completions end with `data: [DONE]`, the others with an event of "
+    "their own. A failure on the way is an event with the error body."
 )
 
 

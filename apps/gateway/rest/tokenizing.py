@@ -57,7 +57,7 @@ class TokenizeView(InferenceView):
 
     async def post(self, request: Request) -> Response:
         body = body_of(request, TokenizeBody)
-        found = await tokenize(tokenize_request(body))
+        found = await tokenize(tokenize_request(body), principal=self.principal)
         return Response(
             Tokens(
                 count=len(found.token_ids),
@@ -81,7 +81,9 @@ class DetokenizeView(InferenceView):
 
     async def post(self, request: Request) -> Response:
         body = body_of(request, DetokenizeBody)
-        text = await detokenize(model=body.model, token_ids=tuple(body.tokens))
+        text = await detokenize(
+            model=body.model, token_ids=tuple(body.tokens), principal=self.principal
+        )
         return Response(Text(prompt=text))
 
 

@@ -5,10 +5,12 @@ from typing import ClassVar
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from apps.gateway.limits import is_allowed
 from apps.gateway.rest import wire
 from apps.gateway.rest.base import InferenceView
 from apps.gateway.rest.operations import Operation
 from apps.gateway.runtime import gateway_runtime
+from apps.routing.exceptions import ModelNotFound
 from apps.routing.types import RouteTarget
 
 
@@ -25,7 +27,15 @@ class ModelListView(InferenceView):
     async def get(self, request: Request) -> Response:
         runtime = gateway_runtime()
         await runtime.ready()
-        return Response(wire.ModelList(data=tuple(_card(each) for each in runtime.table.targets())))
+        return Response(
+            wire.ModelList(
+                data=tuple(
+                    _card(each)
+                    for each in runtime.table.targets()
+                    if is_allowed(self.principal, each.name)
+                )
+            )
+        )
 
 
 class ModelView(InferenceView):
@@ -41,7 +51,10 @@ class ModelView(InferenceView):
     async def get(self, request: Request, name: str) -> Response:
         runtime = gateway_runtime()
         await runtime.ready()
-        return Response(_card(runtime.table.target(name)))
+        target = runtime.table.target(name)
+        if not is_allowed(self.principal, name):
+            raise ModelNotFound(name)
+        return Response(_card(target))
 
 
 def _card(target: RouteTarget) -> wire.ModelCard:

@@ -77,6 +77,10 @@ TEMPLATES = [
 DATABASES = {"default": env.database("DATABASE_URL", sqlite_default=VAR_DIR / "db.sqlite3")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
+# Requests per minute are counted here: processes that share no cache would each allow all of them.
+CACHES = {"default": env.cache("CACHE_URL")}
+RATELIMIT_USE_CACHE = "default"
+
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
 AUTH_USER_MODEL = "rbac.User"

@@ -91,6 +91,24 @@ def broker(name: str, *, directory_default: Path) -> Broker:
     )
 
 
+def cache(name: str) -> dict[str, Any]:
+    """Return a ``CACHES`` entry from ``redis://…``; this process's memory when it is not set."""
+    raw = os.environ.get(name)
+    if not raw:
+        return {
+            "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+            # Past it the library throws counters away, and with them limits.
+            "OPTIONS": {"MAX_ENTRIES": 100_000},
+        }
+    if urlsplit(raw).scheme not in {"redis", "rediss"}:
+        raise ImproperlyConfigured(f"{name} is not understood; expected redis:// or rediss://")
+    return {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": raw,
+        "OPTIONS": {"socket_connect_timeout": 1, "socket_timeout": 1},
+    }
+
+
 def database(name: str, *, sqlite_default: Path) -> dict[str, Any]:
     """Return a ``DATABASES`` entry from ``postgresql://user:password@host:port/name?option=…`` or
     ``sqlite:///path``."""

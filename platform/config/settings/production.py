@@ -4,7 +4,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from config.settings import env
 from config.settings.base import *  # noqa: F403
-from config.settings.base import DATABASES
+from config.settings.base import CACHES, DATABASES
 
 DEBUG = False
 if env.boolean("DEBUG", default=False):
@@ -21,6 +21,12 @@ if not ALLOWED_HOSTS or "*" in ALLOWED_HOSTS:
 if "sqlite" in DATABASES["default"]["ENGINE"] and not env.boolean("ALLOW_SQLITE", default=False):
     raise ImproperlyConfigured(
         "DATABASE_URL is not set to PostgreSQL; set ALLOW_SQLITE=1 to run on SQLite knowingly"
+    )
+
+if "locmem" in CACHES["default"]["BACKEND"] and not env.boolean("ALLOW_LOCAL_CACHE", default=False):
+    raise ImproperlyConfigured(
+        "CACHE_URL is not set to Redis, by which processes share their limits; set "
+        "ALLOW_LOCAL_CACHE=1 to run a single server process knowingly"
     )
 
 CSRF_TRUSTED_ORIGINS = env.strings("CSRF_TRUSTED_ORIGINS")

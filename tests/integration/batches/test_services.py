@@ -20,6 +20,7 @@ from apps.batches.exceptions import (
 from apps.batches.models import Batch, UploadedFile
 from apps.batches.services import batch_cancel, batch_create, file_create, file_delete
 from apps.core.exceptions import PermissionDenied
+from apps.core.limits import UNLIMITED
 from apps.rbac.types import Principal
 from tests.factories import BatchFactory, UploadedFileFactory
 from tests.integration.batches.conftest import ENDPOINT, Submit, request_line, store, upload
@@ -104,7 +105,12 @@ def test_results_are_no_input(principal: Principal) -> None:
 def test_a_person_without_a_token_makes_no_batch(principal: Principal) -> None:
     row = store(principal, b"x")
     person = Principal(
-        tenant_id=principal.tenant_id, tenant_slug="t", cache_salt="s", label="p", user_id=1
+        tenant_id=principal.tenant_id,
+        tenant_slug="t",
+        cache_salt="s",
+        label="p",
+        limits=UNLIMITED,
+        user_id=1,
     )
     with pytest.raises(PermissionDenied):
         batch_create(principal=person, input_file_id=row.file_id, endpoint=ENDPOINT, metadata=None)

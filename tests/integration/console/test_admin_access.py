@@ -8,12 +8,13 @@ from django.test import Client
 from django.urls import reverse
 
 from apps.audit.models import AuditEvent
-from apps.rbac.models import User
-from apps.tenants.models import Membership, Tenant
+from apps.rbac.models import ApiToken, User
+from apps.tenants.models import EndUser, Membership, Plan, Tenant
 from tests.factories import (
     ApiTokenFactory,
     AuditEventFactory,
     MembershipFactory,
+    PlanFactory,
     RouteFactory,
     TenantFactory,
     UsageRecordFactory,
@@ -144,6 +145,7 @@ class TestTenants:
         return {
             "name": row.name,
             "slug": row.slug,
+            "plan": str(row.plan_id),
             "is_active": "on",
             "memberships-TOTAL_FORMS": "1",
             "memberships-INITIAL_FORMS": str(n_initial),
@@ -152,9 +154,11 @@ class TestTenants:
 
     def test_add_with_a_member(self, admin_client: Client) -> None:
         user = UserFactory()
-        form = self._form(Tenant(name="Acme", slug="acme"), user=user.pk)
+        row = Tenant(name="Acme", slug="acme", plan=PlanFactory())
+        form = {**self._form(row, user=user.pk), "tokens_per_day": "500"}
         admin_client.post(reverse("admin:tenants_tenant_add"), form)
         tenant = Tenant.objects.get()
+        assert tenant.tokens_per_day == 500
         assert len(tenant.cache_salt) == 64
         assert [member.user for member in tenant.memberships.all()] == [user]
         assert actions() == ["tenant.created", "membership.added"]
@@ -192,6 +196,67 @@ class TestTenants:
         assert list(response.context["adminform"].form.errors) == ["name"]
         assert Tenant.objects.get(pk=tenant.pk).name == "Bolt"
         assert actions() == []
+
+
+class TestPlans:
+    FORM = {"name": "Team", "slug": "team", "weight": "2", "requests_per_minute": "30"}
+
+    def test_add_change_and_delete(self, admin_client: Client) -> None:
+        admin_client.post(reverse("admin:tenants_plan_add"), self.FORM)
+        plan = Plan.objects.get(slug="team")
+        assert (plan.requests_per_minute, plan.tokens_per_day, plan.weight) == (30, None, 2.0)
+        form = {**self.FORM, "tokens_per_day": "1000", "requests_per_minute": ""}
+        admin_client.post(reverse("admin:tenants_plan_change", args=[plan.pk]), form)
+        plan.refresh_from_db()
+        assert (plan.requests_per_minute, plan.tokens_per_day) == (None, 1000)
+        admin_client.post(reverse("admin:tenants_plan_delete", args=[plan.pk]), {"post": "yes"})
+        assert not Plan.objects.filter(slug="team").exists()
+        assert actions() == ["plan.created", "plan.updated", "plan.deleted"]
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [("requests_per_minute", "0"), ("tokens_per_day", "-1"), ("weight", "0")],
+    )
+    def test_a_limit_that_is_none_is_a_form_error(
+        self, field: str, value: str, admin_client: Client
+    ) -> None:
+        response = admin_client.post(reverse("admin:tenants_plan_add"), {**self.FORM, field: value})
+        assert list(response.context["adminform"].form.errors) == [field]
+        assert actions() == []
+
+    def test_a_plan_that_tenants_have_stays(self, admin_client: Client) -> None:
+        plan = TenantFactory().plan
+        url = reverse("admin:tenants_plan_delete", args=[plan.pk])
+        admin_client.post(url, {"post": "yes"})
+        assert Plan.objects.filter(pk=plan.pk).exists()
+        assert actions() == []
+
+
+def test_end_user_is_added_changed_and_deleted(admin_client: Client) -> None:
+    tenant = TenantFactory()
+    form = {"tenant": tenant.pk, "identifier": "ada", "tokens_per_day": "100"}
+    admin_client.post(reverse("admin:tenants_enduser_add"), form)
+    row = EndUser.objects.get()
+    url = reverse("admin:tenants_enduser_change", args=[row.pk])
+    admin_client.post(url, {**form, "tokens_per_day": "200"})
+    row.refresh_from_db()
+    assert row.tokens_per_day == 200
+    admin_client.post(reverse("admin:tenants_enduser_delete", args=[row.pk]), {"post": "yes"})
+    assert not EndUser.objects.exists()
+    assert actions() == ["end_user.created", "end_user.updated", "end_user.deleted"]
+
+
+def test_a_token_has_limits_of_its_own(admin_client: Client) -> None:
+    tenant = TenantFactory()
+    form = {"tenant": tenant.pk, "name": "ci", "requests_per_minute": "5"}
+    admin_client.post(reverse("admin:rbac_apitoken_add"), form)
+    token = ApiToken.objects.get()
+    assert token.requests_per_minute == 5
+    edit = {"name": "ci", "requests_per_minute": "7", "max_context_tokens": "100"}
+    admin_client.post(reverse("admin:rbac_apitoken_change", args=[token.pk]), edit)
+    token.refresh_from_db()
+    assert (token.requests_per_minute, token.max_context_tokens) == (7, 100)
+    assert actions() == ["api_token.issued", "api_token.updated"]
 
 
 @pytest.mark.parametrize("name", ["tenants_tenant", "rbac_user", "rbac_apitoken"])
@@ -232,6 +297,7 @@ def test_history_is_the_audit_trail_of_the_object(admin_client: Client) -> None:
         form = {
             "name": name,
             "slug": row.slug,
+            "plan": str(row.plan_id),
             "memberships-TOTAL_FORMS": "0",
             "memberships-INITIAL_FORMS": "0",
         }

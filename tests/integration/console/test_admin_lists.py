@@ -17,9 +17,11 @@ from tests.factories import (
     AuditEventFactory,
     BatchFactory,
     DeploymentFactory,
+    EndUserFactory,
     EngineProcessFactory,
     MembershipFactory,
     ModelVersionFactory,
+    PlanFactory,
     RegisteredModelFactory,
     ReplicaFactory,
     RouteFactory,
@@ -37,7 +39,9 @@ N_ROWS = 50
 
 MAKERS: dict[str, Callable[..., Any]] = {
     "audit_auditevent": AuditEventFactory,
+    "tenants_plan": PlanFactory,
     "tenants_tenant": MembershipFactory,
+    "tenants_enduser": EndUserFactory,
     "rbac_user": UserFactory,
     "rbac_apitoken": ApiTokenFactory,
     "registry_registeredmodel": RegisteredModelFactory,

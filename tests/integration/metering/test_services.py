@@ -7,19 +7,27 @@ from typing import Any
 
 import pytest
 from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
-from pytest_django import DjangoAssertNumQueries
 
-from apps.metering.models import UsageRecord
+from apps.core.limits import Limits
+from apps.metering.models import Meter, UsageRecord
+from apps.metering.selectors import scopes_of
 from apps.metering.services import orphans_close, reserve, settle
-from apps.metering.types import Outcome, Reservation, Settlement
+from apps.metering.types import Ending, Grant, Outcome, Reservation, Settlement
 from apps.rbac.types import Principal
 
+PRINCIPAL = Principal(
+    tenant_id=7,
+    tenant_slug="t",
+    cache_salt="s",
+    label="token",
+    limits=Limits(tokens_per_day=100),
+    api_token_id=3,
+)
 RESERVATION = Reservation(
     request_id="chatcmpl-1",
-    principal=Principal(
-        tenant_id=7, tenant_slug="t", cache_salt="s", label="token", api_token_id=3
-    ),
+    principal=PRINCIPAL,
     door="rest",
     endpoint="chat.completions",
     route_name="m",
@@ -29,10 +37,11 @@ RESERVATION = Reservation(
     engine_epoch=4,
     n_prompt_tokens=10,
     n_reserved_tokens=30,
+    n_least_tokens=11,
+    scopes=scopes_of(PRINCIPAL),
     lifetime_s=60.0,
 )
-SETTLEMENT = Settlement(
-    request_id="chatcmpl-1",
+ENDING = Ending(
     outcome=Outcome.COMPLETED,
     finish_reason="stop",
     n_completion_tokens=12,
@@ -42,11 +51,35 @@ SETTLEMENT = Settlement(
 )
 
 
+def settlement(grant: Grant, *, request_id: str = "chatcmpl-1", **fields: Any) -> Settlement:
+    return Settlement(
+        request_id=request_id, grant=grant, n_prompt_tokens=10, ending=replace(ENDING, **fields)
+    )
+
+
+def meters() -> dict[str, tuple[int, int]]:
+    """What is used and held, by the length of the period: a day's or a month's."""
+    return {
+        "day" if len(row.period) == 10 else "month": (row.n_used, row.n_held)
+        for row in Meter.objects.all()
+    }
+
+
+def statements(queries: CaptureQueriesContext) -> list[str]:
+    return [
+        query["sql"]
+        for query in queries.captured_queries
+        if not query["sql"].startswith(("SAVEPOINT", "RELEASE"))
+    ]
+
+
 @pytest.mark.django_db
-def test_reserve_is_one_statement(django_assert_num_queries: DjangoAssertNumQueries) -> None:
-    with django_assert_num_queries(1):
+def test_reserve_is_two_statements_once_its_meters_are_there() -> None:
+    reserve(replace(RESERVATION, request_id="first"))
+    with CaptureQueriesContext(connection) as queries:
         reserve(RESERVATION)
-    row = UsageRecord.objects.get()
+    assert len(statements(queries)) == 2
+    row = UsageRecord.objects.get(request_id="chatcmpl-1")
     assert (row.state, row.outcome, row.settled_at) == ("reserved", "", None)
     assert (row.tenant_id, row.api_token_id, row.user_id) == (7, 3, None)
     assert (row.n_prompt_tokens, row.n_reserved_tokens, row.n_completion_tokens) == (10, 30, 0)
@@ -62,13 +95,14 @@ def test_an_id_is_reserved_once() -> None:
 
 
 @pytest.mark.django_db
-def test_settle_is_one_statement_and_counts_once(
-    django_assert_num_queries: DjangoAssertNumQueries,
-) -> None:
-    reserve(RESERVATION)
-    with django_assert_num_queries(1):
-        assert settle(SETTLEMENT) is True
-    assert settle(replace(SETTLEMENT, n_completion_tokens=99)) is False
+def test_settle_is_two_statements_and_counts_once() -> None:
+    grant = reserve(RESERVATION)
+    assert meters() == {"day": (0, 30), "month": (0, 30)}
+    with CaptureQueriesContext(connection) as queries:
+        assert settle(settlement(grant)) is True
+    assert len(statements(queries)) == 2
+    assert settle(settlement(grant, n_completion_tokens=99)) is False
+    assert meters() == {"day": (22, 0), "month": (22, 0)}
     row = UsageRecord.objects.get()
     assert (row.state, row.outcome, row.finish_reason) == ("settled", "completed", "stop")
     assert (row.n_completion_tokens, row.n_cached_tokens) == (12, 8)
@@ -77,25 +111,46 @@ def test_settle_is_one_statement_and_counts_once(
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("outcome", "n_made", "n_charged"),
+    [
+        (Outcome.ABORTED, 3, 13),
+        (Outcome.ABORTED, 0, 10),
+        (Outcome.FAILED, 3, 13),
+        (Outcome.FAILED, 0, 0),
+    ],
+)
+def test_what_the_platform_failed_at_costs_nothing(
+    outcome: Outcome, n_made: int, n_charged: int
+) -> None:
+    grant = reserve(RESERVATION)
+    settle(settlement(grant, outcome=outcome, n_completion_tokens=n_made))
+    assert UsageRecord.objects.get().n_charged_tokens == n_charged
+    assert meters()["day"] == (n_charged, 0)
+
+
+@pytest.mark.django_db
 def test_what_was_not_reserved_is_not_settled() -> None:
-    assert settle(SETTLEMENT) is False
+    assert settle(settlement(Grant(n_tokens=30))) is False
     assert UsageRecord.objects.count() == 0
 
 
 @pytest.mark.django_db(transaction=True)
 def test_of_many_at_once_one_settles() -> None:
-    reserve(RESERVATION)
+    grant = reserve(RESERVATION)
 
     def one(n_tokens: int) -> bool:
         try:
-            return settle(replace(SETTLEMENT, n_completion_tokens=n_tokens))
+            return settle(settlement(grant, n_completion_tokens=n_tokens))
         finally:
             connection.close()
 
     with ThreadPoolExecutor(4) as pool:
         won = list(pool.map(one, range(1, 13)))
     assert sum(won) == 1
-    assert UsageRecord.objects.get().n_completion_tokens == won.index(True) + 1
+    row = UsageRecord.objects.get()
+    assert row.n_completion_tokens == won.index(True) + 1
+    assert meters()["day"] == (row.n_charged_tokens, 0)
 
 
 @pytest.mark.django_db
@@ -103,15 +158,16 @@ def test_orphans_are_closed_as_interrupted() -> None:
     now = timezone.now()
     for index, lifetime_s in enumerate((-1.0, 60.0)):
         reserve(replace(RESERVATION, request_id=f"r{index}", lifetime_s=lifetime_s))
-    reserve(replace(RESERVATION, request_id="done", lifetime_s=-1.0))
-    settle(replace(SETTLEMENT, request_id="done"))
+    grant = reserve(replace(RESERVATION, request_id="done", lifetime_s=-1.0))
+    settle(settlement(grant, request_id="done"))
     assert orphans_close(now) == 1
     assert orphans_close(now) == 0
     orphan = UsageRecord.objects.get(request_id="r0")
     assert (orphan.state, orphan.outcome, orphan.settled_at) == ("settled", "interrupted", now)
     assert UsageRecord.objects.get(request_id="r1").state == "reserved"
     assert UsageRecord.objects.get(request_id="done").outcome == "completed"
-    assert settle(replace(SETTLEMENT, request_id="r0")) is False
+    assert settle(settlement(grant, request_id="r0")) is False
+    assert meters()["day"] == (22 + 10, 30)
 
 
 @pytest.mark.django_db

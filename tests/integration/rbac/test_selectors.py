@@ -7,6 +7,7 @@ from django.db import OperationalError
 from django.utils import timezone
 
 from apps.core.exceptions import AuthenticationFailed, PermissionDenied, Unavailable
+from apps.core.limits import UNLIMITED, Limits
 from apps.rbac.selectors import principal_of_secret, principal_of_user
 from apps.rbac.types import Principal
 from tests.factories import ApiTokenFactory, MembershipFactory, UserFactory
@@ -15,7 +16,9 @@ pytestmark = pytest.mark.django_db
 
 
 def test_a_live_token_is_found_in_one_query(django_assert_num_queries: Any) -> None:
-    token = ApiTokenFactory(name="ci", tenant__slug="acme")
+    token = ApiTokenFactory(
+        name="ci", tenant__slug="acme", tenant__plan__weight=3.0, tokens_per_day=5
+    )
     with django_assert_num_queries(1):
         principal = principal_of_secret(token.secret)
     assert principal == Principal(
@@ -23,6 +26,9 @@ def test_a_live_token_is_found_in_one_query(django_assert_num_queries: Any) -> N
         tenant_slug="acme",
         cache_salt=token.tenant.cache_salt,
         label=f"ci ({token.prefix}…)",
+        limits=UNLIMITED,
+        key_limits=Limits(tokens_per_day=5),
+        weight=3.0,
         api_token_id=token.pk,
     )
 
@@ -80,6 +86,7 @@ def test_a_member_acts_in_their_tenant() -> None:
         tenant_slug=tenant.slug,
         cache_salt=tenant.cache_salt,
         label="bob",
+        limits=UNLIMITED,
         user_id=membership.user_id,
     )
 

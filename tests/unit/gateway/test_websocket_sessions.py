@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from apps.core.exceptions import InvalidRequest
+from apps.core.limits import UNLIMITED
 from apps.gateway.websocket import sessions as module
 from apps.gateway.websocket.exceptions import (
     ResumeWindowExceeded,
@@ -21,7 +22,9 @@ from apps.gateway.websocket.window import Bound, EventWindow
 from apps.rbac.types import Principal
 from tests.waiting import wait_until_async
 
-ANN = Principal(tenant_id=1, tenant_slug="a", cache_salt="s", label="ann", api_token_id=1)
+ANN = Principal(
+    tenant_id=1, tenant_slug="a", cache_salt="s", label="ann", limits=UNLIMITED, api_token_id=1
+)
 READY = b'"ready"'
 
 

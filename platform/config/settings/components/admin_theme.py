@@ -97,6 +97,8 @@ UNFOLD: dict[str, Any] = {
                 "separator": True,
                 "items": [
                     _list("Tenants", "apartment", "tenants", "tenant"),
+                    _list("Plans", "speed", "tenants", "plan"),
+                    _list("End users", "person_pin", "tenants", "enduser"),
                     _list("Users", "group", "rbac", "user"),
                     _list("API tokens", "key", "rbac", "apitoken"),
                 ],

@@ -1,0 +1,143 @@
+"""What limits a request before it has an engine: whose limits hold, whether they allow the model,
+and whether there is room for it in the minute. What it may cost is the ledger's to say."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, ParamSpec, TypeVar
+
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError
+
+from apps.core.exceptions import Unavailable
+from apps.core.hop import database_hop
+from apps.core.limits import UNLIMITED, Limits
+from apps.core.memory import Memory
+from apps.metering.exceptions import LimitExceeded
+from apps.metering.selectors import end_user_scope, scopes_of
+from apps.metering.services import count_request
+from apps.metering.types import Budget, Scope
+from apps.rbac.types import Principal
+from apps.routing.exceptions import ModelNotFound
+from apps.tenants.selectors import end_user_limits, has_end_users
+
+# Their requests wait for others and are not many at a time: no minute and no crowd limits them.
+UNHURRIED_DOORS: Final = frozenset({"batch"})
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_cache_executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cache")
+_LOCAL_CACHE: Final = "django.core.cache.backends.locmem.LocMemCache"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """scopes: whose limits hold. requests: what the tightest of them leaves of the minute."""
+
+    scopes: tuple[Scope, ...]
+    requests: Budget | None
+
+    @property
+    def max_context_tokens(self) -> int | None:
+        """The least that a scope allows a request to be; None allows what the model can."""
+        caps = [scope.limits.max_context_tokens for scope in self.scopes]
+        return min((cap for cap in caps if cap is not None), default=None)
+
+
+class LimitCheck:
+    """Of one event loop. Subscribe ``forget`` to the stamp ``access``."""
+
+    def __init__(self) -> None:
+        self._end_users: Memory[tuple[int, str | None], Limits | None] = Memory()
+        self.forget = self._end_users.forget
+
+    async def admit(
+        self, *, principal: Principal, model: str, end_user: str | None, is_counted: bool
+    ) -> Admitted:
+        """Return whose limits hold for a request to ``model``.
+
+        is_counted: it takes a place in the minute.
+
+        Raises:
+            ModelNotFound: a scope does not allow it, which looks as if there were none.
+            RateLimited: too many within the minute.
+            Unavailable: the limits cannot be read, or the count cannot.
+        """
+        scopes = scopes_of(principal)
+        if end_user is not None:
+            scopes += await self._end_user_scopes(principal, end_user)
+        for scope in scopes:
+            if not scope.allows(model):
+                raise ModelNotFound(model)
+        if not is_counted or all(each.limits.requests_per_minute is None for each in scopes):
+            return Admitted(scopes=scopes, requests=None)
+        return Admitted(scopes=scopes, requests=await _counted(scopes))
+
+    async def _end_user_scopes(self, principal: Principal, end_user: str) -> tuple[Scope, ...]:
+        tenant_id = principal.tenant_id
+        if await self._end_users.get((tenant_id, None), lambda: _any_limits(tenant_id)) is None:
+            return ()
+        limits = await self._end_users.get(
+            (tenant_id, end_user), lambda: _limits_of(tenant_id, end_user)
+        )
+        if limits is None or limits == UNLIMITED:
+            return ()
+        return (end_user_scope(tenant_id=tenant_id, identifier=end_user, limits=limits),)
+
+
+def is_allowed(principal: Principal, route_name: str) -> bool:
+    """Return whether the tenant's and the key's limits allow a route."""
+    return all(scope.allows(route_name) for scope in scopes_of(principal))
+
+
+def rate_headers(*, requests: Budget | None, tokens: Budget | None) -> Mapping[str, str]:
+    """Return what is left, in the headers that OpenAI's clients know."""
+    headers = {}
+    for name, budget in (("requests", requests), ("tokens", tokens)):
+        if budget is not None:
+            headers[f"X-RateLimit-Limit-{name}"] = str(budget.limit)
+            headers[f"X-RateLimit-Remaining-{name}"] = str(budget.n_left)
+            headers[f"X-RateLimit-Reset-{name}"] = duration(budget.resets_in_s)
+    return headers
+
+
+def error_headers(error: LimitExceeded) -> Mapping[str, str]:
+    """Return the same of the limit that refused."""
+    is_requests = error.type == "requests"
+    return rate_headers(
+        requests=error.budget if is_requests else None,
+        tokens=None if is_requests else error.budget,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a time such as ``1h2m3s``, in whole seconds."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "m"), (rest, "s")]
+    return "".join(f"{number}{unit}" for number, unit in parts if number) or "0s"
+
+
+async def _counted(scopes: tuple[Scope, ...]) -> Budget | None:
+    cache = settings.CACHES[settings.RATELIMIT_USE_CACHE]
+    if cache["BACKEND"] == _LOCAL_CACHE:  # a dictionary: a hop would cost more than the look
+        return count_request(scopes)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_cache_executor, count_request, scopes)
+
+
+async def _any_limits(tenant_id: int) -> tuple[Limits | None, None]:
+    return (UNLIMITED if await _read(has_end_users, tenant_id) else None), None
+
+
+async def _limits_of(tenant_id: int, identifier: str) -> tuple[Limits | None, None]:
+    return await _read(end_user_limits, tenant_id=tenant_id, identifier=identifier), None
+
+
+async def _read(selector: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    try:
+        return await database_hop(selector, *args, **kwargs)
+    except (DatabaseError, InterfaceError) as error:
+        raise Unavailable("The limits cannot be read at the moment.", retry_after_s=1.0) from error
