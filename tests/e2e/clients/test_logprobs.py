@@ -61,7 +61,8 @@ def test_sampled_tokens_have_theirs(asker: Asker) -> None:
     for choice in answer.choices:
         assert choice.logprobs is not None and choice.logprobs.content is not None
         check(choice.logprobs.content, n_top=2)
-        assert "".join(e.token for e in choice.logprobs.content) == choice.message.content
+        joined = b"".join(bytes(entry.bytes or ()) for entry in choice.logprobs.content)
+        assert joined.decode(errors="replace") == choice.message.content
     first = [choice.logprobs.content for choice in answer.choices if choice.logprobs is not None]
     tops = [
         [(t.token, round(t.logprob, 3)) for t in each[0].top_logprobs] for each in first if each
