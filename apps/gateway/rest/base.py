@@ -64,6 +64,11 @@ class StructParser(BaseParser):
     def parse(
         self, stream: IO[Any], media_type: str | None = None, parser_context: Any = None
     ) -> Any:
+        encoding = parser_context["request"].META.get("HTTP_CONTENT_ENCODING", "").strip().lower()
+        if encoding not in ("", "identity"):
+            raise UnsupportedMediaType(
+                f"The body must come as it is: 'Content-Encoding: {encoding[:40]}' is not taken."
+            )
         return decode(parser_context["view"].decoder, stream.read())
 
 
