@@ -20,6 +20,11 @@ EndUser = Annotated[str, Meta(max_length=512)]
 Count = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
+# An engine's own bounds. What is over them ends here: a body full of it would hold the loop that
+# everybody shares for tenths of a second on its way to the wire.
+LogitBias = Annotated[dict[str, float], Meta(max_length=1024)]
+StopTokenIds = Annotated[list[Count], Meta(max_length=64)]
+
 COMPLETION_MAX_TOKENS: Final = 16  # what the API promises when the client names none
 MAX_PROMPTS: Final = 64
 
@@ -41,10 +46,10 @@ class Fields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: LogitBias | None = None
     seed: Seed | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[Count] | None = None
+    stop_token_ids: StopTokenIds | None = None
     min_tokens: Count | None = None
     n: Count | None = None
     ignore_eos: bool | None = None
