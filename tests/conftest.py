@@ -12,6 +12,7 @@ from django.test import Client
 from hypothesis import settings as hypothesis_settings
 
 from apps.audit.types import Actor
+from apps.metering.models import Meter
 from apps.rbac.models import User
 from tests.factories import UserFactory
 from tests.serve import product
@@ -60,8 +61,14 @@ def small_flushes() -> Iterator[None]:
     ) -> list[str]:
         if options.get("reset_sequences"):
             return truncate(self, style, tables, **options)
-        # In any order, since foreign keys are checked at the end of the transaction.
-        return [f"DELETE FROM {self.quote_name(table)}" for table in tables]
+        # Foreign keys are checked at the end of the transaction, so that the order does not matter;
+        # but a server that still reserves and settles locks meters after its row, by their ids.
+        meters = Meter._meta.db_table
+        statements = [
+            f"DELETE FROM {self.quote_name(table)}" for table in tables if table != meters
+        ]
+        lock = f"SELECT id FROM {meters} ORDER BY id FOR UPDATE"
+        return [*statements, f"DELETE FROM {meters} WHERE id IN ({lock})"]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PostgresOperations, "sql_flush", sql_flush)
