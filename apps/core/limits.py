@@ -6,8 +6,6 @@ from typing import Self
 from django.core.validators import MinValueValidator
 from django.db import models
 
-MAX_COUNT = 2**53  # what JSON's readers still tell apart
-
 _AT_LEAST_ONE = (MinValueValidator(1),)
 
 

@@ -100,12 +100,16 @@ async def _prepare(
         output_format=request.output_format,
     )
     n_prompt_tokens, n_answers = prepared.n_prompt_tokens, request.sampling.n
-    max_new_tokens = _within_context(
-        request,
-        n_prompt_tokens=n_prompt_tokens,
-        max_new_tokens=prepared.max_new_tokens,
-        cap=admitted.max_context_tokens,
-    )
+    try:
+        max_new_tokens = _within_context(
+            request,
+            n_prompt_tokens=n_prompt_tokens,
+            max_new_tokens=prepared.max_new_tokens,
+            cap=admitted.max_context_tokens,
+        )
+    except InvalidRequest:
+        client.discard(request_id)  # an engine keeps a bounded number of prompts that wait
+        raise
     return GenerationStream(
         runtime=runtime,
         lease=lease,

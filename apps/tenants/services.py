@@ -1,7 +1,7 @@
 """Writes of the tenants room. A tenant is switched off, never deleted: the ledger speaks of it."""
 
 import secrets
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import transaction
@@ -10,6 +10,8 @@ from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.services import change_stamp_bump, model_changes
 from apps.tenants.models import EndUser, Membership, Plan, Tenant
+
+T = TypeVar("T", Plan, EndUser)
 
 # Requests a minute and tokens a day; operators change them as they please.
 _TIERS: Final[dict[str, dict[str, Any]]] = {
@@ -31,19 +33,9 @@ def plans_seed() -> None:
         )
 
 
-@transaction.atomic
 def plan_save(*, plan: Plan, actor: Actor) -> Plan:
     """Make or change a plan; every tenant that has it feels it within the poll of the stamps."""
-    stored = Plan.objects.select_for_update().filter(pk=plan.pk).first()
-    changes = model_changes(obj=plan, stored=stored or Plan())
-    if not changes:
-        return plan
-    plan.full_clean()
-    plan.save()
-    action = "plan.created" if stored is None else "plan.updated"
-    event_record(action=action, actor=actor, obj=plan, changes=changes)
-    change_stamp_bump("access")
-    return plan
+    return _save(plan, kind="plan", actor=actor)
 
 
 @transaction.atomic
@@ -53,24 +45,9 @@ def plan_delete(*, plan: Plan, actor: Actor) -> None:
     plan.delete()
 
 
-@transaction.atomic
 def end_user_save(*, end_user: EndUser, actor: Actor) -> EndUser:
     """Make or change the limits of one whom a tenant serves."""
-    stored = EndUser.objects.select_for_update().filter(pk=end_user.pk).first()
-    changes = model_changes(obj=end_user, stored=stored or EndUser())
-    if not changes:
-        return end_user
-    end_user.full_clean()
-    end_user.save()
-    event_record(
-        action="end_user.created" if stored is None else "end_user.updated",
-        actor=actor,
-        obj=end_user,
-        tenant_id=end_user.tenant_id,
-        changes=changes,
-    )
-    change_stamp_bump("access")
-    return end_user
+    return _save(end_user, kind="end_user", actor=actor, tenant_id=end_user.tenant_id)
 
 
 @transaction.atomic
@@ -148,3 +125,23 @@ def membership_remove(*, membership: Membership, actor: Actor) -> None:
     )
     membership.delete()
     change_stamp_bump("access")
+
+
+@transaction.atomic
+def _save(row: T, *, kind: str, actor: Actor, tenant_id: int | None = None) -> T:
+    """Save a new row or a changed one, with its event, and let every process feel it."""
+    stored = type(row)._default_manager.select_for_update().filter(pk=row.pk).first()
+    changes = model_changes(obj=row, stored=stored or type(row)())
+    if not changes:
+        return row
+    row.full_clean()
+    row.save()
+    event_record(
+        action=f"{kind}.{'created' if stored is None else 'updated'}",
+        actor=actor,
+        obj=row,
+        tenant_id=tenant_id,
+        changes=changes,
+    )
+    change_stamp_bump("access")
+    return row

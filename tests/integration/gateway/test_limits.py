@@ -14,6 +14,7 @@ from apps.core.hop import database_hop
 from apps.metering.models import Meter, UsageRecord
 from apps.rbac.models import ApiToken
 from apps.tenants.models import Plan
+from engine_service.server.limits import Limits as EngineLimits
 from tests.factories import EndUserFactory
 from tests.integration.gateway.conftest import MODEL, chat
 from tests.waiting import wait_until_async
@@ -181,6 +182,16 @@ async def test_the_context_that_is_allowed(
         await client.chat.completions.create(**chat("Hello" if fields else "Hello" * 9, **fields))
     assert (refusal.value.code, refusal.value.param) == ("context_length_exceeded", param)
     assert len(await rows()) == 1
+
+
+async def test_prompts_that_are_over_the_limit_leave_no_trace_in_the_engine(
+    client: openai.AsyncOpenAI, token: ApiToken
+) -> None:
+    await limit(token, max_context_tokens=N_PROMPT + 8)
+    for _ in range(EngineLimits().max_prepared + 1):  # more than it keeps
+        with pytest.raises(openai.BadRequestError):
+            await client.chat.completions.create(**chat("Hello, hello"))
+    await client.chat.completions.create(**chat())
 
 
 async def test_each_end_user_has_a_budget(client: openai.AsyncOpenAI, token: ApiToken) -> None:
