@@ -37,6 +37,7 @@ async def start(
     """
     started_s = time.monotonic()
     runtime = gateway_runtime()
+    access_generation = runtime.access.generation
     runtime.check_admitting()
     await runtime.ready()
     admitted = await runtime.limits.admit(
@@ -54,6 +55,7 @@ async def start(
             door=door,
             priority=priority,
             lease=lease,
+            access_generation=access_generation,
             started_s=started_s,
         )
     except EngineClientError as error:
@@ -77,6 +79,7 @@ async def _prepare(
     door: str,
     priority: int,
     lease: Lease,
+    access_generation: int,
     started_s: float,
 ) -> GenerationStream:
     runtime = gateway_runtime()
@@ -134,6 +137,7 @@ async def _prepare(
         requests=admitted.requests,
         n_answers=n_answers,
         max_new_tokens=max_new_tokens,
+        access_generation=access_generation,
         started_s=started_s,
         timeout_s=timeout_s,
     )

@@ -70,6 +70,7 @@ async def embed(*, principal: Principal, request: EmbeddingRequest, door: str) -
     """
     runtime = gateway_runtime()
     runtime.check_admitting()
+    access_generation = runtime.access.generation
     await runtime.ready()
     admitted = await runtime.limits.admit(
         principal=principal,
@@ -84,6 +85,7 @@ async def embed(*, principal: Principal, request: EmbeddingRequest, door: str) -
         principal=principal,
         request=request,
         door=door,
+        access_generation=access_generation,
     ).run()
 
 
@@ -99,14 +101,16 @@ class _Embedding:
         principal: Principal,
         request: EmbeddingRequest,
         door: str,
+        access_generation: int,
     ) -> None:
         self.request_id = new_id("embd")
+        self.principal = principal
         self._runtime = runtime
         self._admitted = admitted
         self._lease = lease
-        self._principal = principal
         self._request = request
         self._door = door
+        self._access_generation = access_generation
         self._started_s = time.monotonic()
         self._timeout_s = float(settings.GATEWAY_REQUEST_TIMEOUT_S)
         self._deadline = asyncio.timeout(self._timeout_s)
@@ -153,6 +157,7 @@ class _Embedding:
         )
         self._check_context(inputs)
         grant = await self._entry.reserve()
+        await self._runtime.access.confirm(self.principal, since=self._access_generation)
         return EmbeddingAnswer(
             request_id=self.request_id,
             model=self._lease.target.name,
@@ -199,7 +204,7 @@ class _Embedding:
         endpoint, target = self._lease.endpoint, self._lease.target
         return Reservation(
             request_id=self.request_id,
-            principal=self._principal,
+            principal=self.principal,
             door=self._door,
             endpoint=self._request.endpoint,
             route_name=target.name,

@@ -4,7 +4,13 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from apps.core.exceptions import AppError, InvalidRequest, Overloaded, Unavailable
+from apps.core.exceptions import (
+    AppError,
+    AuthenticationFailed,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+)
 from apps.engines.exceptions import (
     EngineClientError,
     EngineDead,
@@ -31,6 +37,13 @@ class Draining(Unavailable):
 
     def __init__(self) -> None:
         super().__init__(retry_after_s=2.0)
+
+
+class AccessRevoked(AuthenticationFailed):
+    """The access of a request was withdrawn while it ran."""
+
+    default_code = "access_revoked"
+    default_message = "The access that this was started with has been revoked."
 
 
 class MethodNotAllowed(AppError):

@@ -38,10 +38,12 @@ class GenerationStream:
         requests: Budget | None,
         n_answers: int,
         max_new_tokens: int,
+        access_generation: int,
         started_s: float,
         timeout_s: float,
     ) -> None:
         info = client.info
+        self.principal = reservation.principal
         self.request_id = reservation.request_id
         self.model = lease.target.name
         self.created = int(time.time())
@@ -56,6 +58,7 @@ class GenerationStream:
         self._client = client
         self._entry = LedgerEntry(runtime=runtime, reservation=reservation)
         self._max_new_tokens = max_new_tokens
+        self._access_generation = access_generation
         self._started_s = started_s
         self._deadline_s = asyncio.get_running_loop().time() + timeout_s
         self._first_token_s: float | None = None
@@ -70,6 +73,7 @@ class GenerationStream:
         self._runtime.live.add(self)
         try:
             grant = await self._entry.reserve()
+            await self._runtime.access.confirm(self.principal, since=self._access_generation)
             self._raise_interruption()
             self.tokens = grant.budget
             # A budget may leave less than was asked for: the answers end at what it pays.

@@ -5,16 +5,17 @@ import asyncio
 import logging
 import os
 from collections.abc import Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from django.db import DatabaseError, InterfaceError
 
-from apps.core.exceptions import AppError, Unavailable
+from apps.core.exceptions import Unavailable
 from apps.core.hop import database_hop
 from apps.core.stamps import StampWatcher
 from apps.gateway.engines import EnginePool
 from apps.gateway.exceptions import Draining
 from apps.gateway.limits import LimitCheck
+from apps.gateway.revocation import AccessWatch, Held
 from apps.rbac.authentication import TokenCache
 from apps.routing.selectors import RoutingTable, snapshot
 
@@ -25,13 +26,6 @@ T = TypeVar("T")
 _ROUTING_STAMPS = ("routes", "deployments", "replicas")
 
 
-class LiveWork(Protocol):
-    """A request that an engine works on, or its answer is on the way."""
-
-    def interrupt(self, error: AppError) -> None:
-        """End it for a reason of ours, which its client is told; idempotent."""
-
-
 class GatewayRuntime:
     """One per process and event loop: see ``gateway_runtime``."""
 
@@ -40,7 +34,9 @@ class GatewayRuntime:
         self.limits = LimitCheck()
         self.table = RoutingTable()
         self.engines = EnginePool(name=f"gateway-{os.getpid()}")
-        self.live: set[LiveWork] = set()
+        self.live: set[Held] = set()  # requests: an engine works on them, or answers are sent
+        self.connections: set[Held] = set()  # that wait for requests
+        self.access = AccessWatch(self.live, self.connections, spawn=self.spawn)
         self.is_draining = False
         self._watcher = StampWatcher()
         self._loading: asyncio.Task[None] | None = None
@@ -49,12 +45,17 @@ class GatewayRuntime:
         self._background: set[asyncio.Task[Any]] = set()
         self._watcher.subscribe("access", self.tokens.forget)
         self._watcher.subscribe("access", self.limits.forget)
+        self._watcher.subscribe("access", self.access.check)
         for name in _ROUTING_STAMPS:
             self._watcher.subscribe(name, self._on_routing_change)
 
+    def watch(self) -> None:
+        """Hear of changes from now on, on the running loop."""
+        self._watcher.start()
+
     async def ready(self) -> None:
         """Return once routes were read at least once; raises Unavailable when they cannot be."""
-        self._watcher.start()
+        self.watch()
         if self._is_loaded:
             return
         try:

@@ -1,6 +1,7 @@
 """Who comes in: the checks of tokens and users. A read that fails is never a refusal."""
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,7 +14,7 @@ from django.utils import timezone
 from apps.core.exceptions import AuthenticationFailed, PermissionDenied, Unavailable
 from apps.core.limits import Limits
 from apps.rbac.models import ApiToken, User
-from apps.rbac.types import SECRET_MARK, Principal
+from apps.rbac.types import SECRET_MARK, Identity, Principal
 from apps.tenants.selectors import tenant_limits, tenant_of_user
 
 TOUCH_EVERY = timedelta(minutes=5)
@@ -121,6 +122,31 @@ def principal_of_user(user: AbstractBaseUser) -> Principal:
         weight=tenant.plan.weight,
         user_id=user.pk,
     )
+
+
+def identities_in_force(identities: Collection[Identity]) -> set[Identity]:
+    """Return those that still have access, in two queries. One whose token expired meanwhile still
+    counts: what was begun in time may end; what was revoked may not."""
+    tokens = set(
+        ApiToken.objects.filter(
+            pk__in={each.api_token_id for each in identities if each.api_token_id is not None},
+            revoked_at=None,
+            tenant__is_active=True,
+        ).values_list("pk", "tenant_id")
+    )
+    members = set(
+        User.objects.filter(
+            pk__in={each.user_id for each in identities if each.user_id is not None},
+            is_active=True,
+            memberships__tenant__is_active=True,
+        ).values_list("pk", "memberships__tenant_id")
+    )
+    return {
+        each
+        for each in identities
+        if (each.api_token_id is None or (each.api_token_id, each.tenant_id) in tokens)
+        and (each.user_id is None or (each.user_id, each.tenant_id) in members)
+    }
 
 
 def permission_names(user: User) -> set[str]:

@@ -1,7 +1,7 @@
 """Who a request comes from, as every door hands it to admission."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apps.core.limits import UNLIMITED, Limits
 
@@ -9,6 +9,14 @@ if TYPE_CHECKING:
     from apps.rbac.models import ApiToken
 
 SECRET_MARK = "sk-nano-"  # noqa: S105 - how a secret begins, not one
+
+
+class Identity(NamedTuple):
+    """What stays the same of a principal, however its token or tenant is renamed or limited."""
+
+    tenant_id: int
+    api_token_id: int | None
+    user_id: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +36,10 @@ class Principal:
     weight: float = 1.0
     api_token_id: int | None = None
     user_id: int | None = None
+
+    @property
+    def identity(self) -> "Identity":
+        return Identity(self.tenant_id, self.api_token_id, self.user_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

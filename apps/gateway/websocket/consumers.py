@@ -12,6 +12,7 @@ from apps.core.exceptions import AppError, AuthenticationFailed, InvalidRequest,
 from apps.gateway.authentication import MISSING
 from apps.gateway.decoding import decode
 from apps.gateway.exceptions import TooManyOnConnection
+from apps.gateway.runtime import gateway_runtime
 from apps.gateway.websocket import frames
 from apps.gateway.websocket.credentials import (
     Credential,
@@ -31,6 +32,7 @@ from apps.rbac.types import Principal
 
 AUTH_TIMEOUT_S: Final = 10.0
 MAX_LIVE: Final = 16
+LAST_WORDS_S: Final = 0.5
 CLOSE_FAILED: Final = 1011
 CLOSE_REPLACED: Final = 4409
 # How a connection closes that was refused; 1011 where the fault is ours.
@@ -56,6 +58,7 @@ class StreamConsumer(AsyncWebsocketConsumer):
         self._requests = LiveRequests(self._send)
         self._is_replaced = False
         self._closing: asyncio.Task[None] | None = None
+        self._principal: Principal | None = None
         self._auth_timer: asyncio.Task[None] | None = None
         await self.accept()
         headers = dict(self.scope["headers"])
@@ -73,6 +76,7 @@ class StreamConsumer(AsyncWebsocketConsumer):
             await self._refuse(error)
 
     async def disconnect(self, code: int) -> None:
+        gateway_runtime().connections.discard(self)
         if self._auth_timer is not None:
             self._auth_timer.cancel()
         if self._session is None:
@@ -116,7 +120,12 @@ class StreamConsumer(AsyncWebsocketConsumer):
             await self._refuse(error)
 
     async def _admit(self, credential: Credential) -> None:
-        principal = await credential.principal()
+        runtime = gateway_runtime()
+        runtime.watch()
+        generation = runtime.access.generation
+        self._principal = principal = await credential.principal()
+        runtime.connections.add(self)
+        await runtime.access.confirm(principal, since=generation)
         if self._opening.resume or self._opening.session:
             self._enter_session(principal)
         else:
@@ -124,6 +133,20 @@ class StreamConsumer(AsyncWebsocketConsumer):
         self._credential = credential
         if self._auth_timer is not None:
             self._auth_timer.cancel()
+
+    @property
+    def principal(self) -> Principal:
+        assert self._principal is not None
+        return self._principal
+
+    def interrupt(self, error: AppError) -> None:
+        """Close because of ``error``, after what runs was told of it."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._refuse_at_last(error))
+
+    async def _refuse_at_last(self, error: AppError) -> None:
+        await self._requests.ended(within_s=LAST_WORDS_S)
+        await self._refuse(error)
 
     def _enter_session(self, principal: Principal) -> None:
         """Speak for a new session or for the one that the query names."""

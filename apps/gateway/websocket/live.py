@@ -77,6 +77,11 @@ class LiveRequests:
         if (live := self._live.get(client_id)) is not None:
             live.cancel()
 
+    async def ended(self, *, within_s: float) -> None:
+        """Return when none is left, at the latest after ``within_s``."""
+        if tasks := [request.task for request in self._live.values()]:
+            await asyncio.wait(tasks, timeout=within_s)
+
     async def aclose(self) -> None:
         """Abort all, because their client is gone; return once they are settled."""
         tasks = [request.task for request in self._live.values()]

@@ -45,7 +45,7 @@ class Session:
 
     def __init__(self, table: "SessionTable", *, principal: Principal, keep_s: float) -> None:
         self.id = secrets.token_urlsafe(24)
-        self.owner = _owner_of(principal)
+        self.owner = principal.identity
         self.requests = LiveRequests(self.emit)
         self._table = table
         self._keep_s = keep_s
@@ -174,7 +174,7 @@ class SessionTable:
     def find(self, session_id: str, principal: Principal) -> Session:
         """Return a session of this principal; raises SessionNotFound."""
         session = self._sessions.get(session_id)
-        if session is None or session.owner != _owner_of(principal):
+        if session is None or session.owner != principal.identity:
             raise SessionNotFound
         return session
 
@@ -190,11 +190,6 @@ class SessionTable:
         self.is_draining = True
         for session in list(self._sessions.values()):
             session.end_if_away()
-
-
-def _owner_of(principal: Principal) -> tuple[int, int | None, int | None]:
-    """What stays the same of a principal, however its token or tenant is renamed meanwhile."""
-    return principal.tenant_id, principal.api_token_id, principal.user_id
 
 
 sessions: Final = SessionTable()
