@@ -3,17 +3,15 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from django.conf import settings
-from django.db.backends.postgresql.operations import DatabaseOperations as PostgresOperations
-from django.test import Client
+from django.test import Client, TransactionTestCase
 from hypothesis import settings as hypothesis_settings
 
 from apps.audit.types import Actor
-from apps.metering.models import Meter
 from apps.rbac.models import User
+from tests.emptying import fixture_teardown
 from tests.factories import UserFactory
 from tests.serve import product
 
@@ -51,27 +49,9 @@ def touches_database(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def small_flushes() -> Iterator[None]:
-    """Empty PostgreSQL's tables by DELETE: TRUNCATE makes new files for each table and index and
-    waits for the disk, which took most of the time of tests that leave a few rows."""
-    truncate = PostgresOperations.sql_flush
-
-    def sql_flush(
-        self: PostgresOperations, style: Any, tables: list[str], **options: bool
-    ) -> list[str]:
-        if options.get("reset_sequences"):
-            return truncate(self, style, tables, **options)
-        # Foreign keys are checked at the end of the transaction, so that the order does not matter;
-        # but a server that still reserves and settles locks meters after its row, by their ids.
-        meters = Meter._meta.db_table
-        statements = [
-            f"DELETE FROM {self.quote_name(table)}" for table in tables if table != meters
-        ]
-        lock = f"SELECT id FROM {meters} ORDER BY id FOR UPDATE"
-        return [*statements, f"DELETE FROM {meters} WHERE id IN ({lock})"]
-
+def quick_emptying() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PostgresOperations, "sql_flush", sql_flush)
+        patch.setattr(TransactionTestCase, "_fixture_teardown", fixture_teardown)
         yield
 
 

@@ -11,12 +11,13 @@ from django.utils.safestring import SafeString
 
 from apps.audit.models import AuditEvent
 from apps.core.admin import ReadOnlyAdmin, display
+from apps.core.scoped_admin import TenantScoped
 
 _OBJECT_LOOKUPS = {"object_type", "object_id", "actor_id", "tenant_id", "action"}
 
 
 @admin.register(AuditEvent)
-class AuditEventAdmin(ReadOnlyAdmin):
+class AuditEventAdmin(ReadOnlyAdmin, TenantScoped):
     list_display = ("when", "actor", "action_label", "object_column", "summary")
     list_display_links = ("when",)
     list_filter = ("actor_kind",)
@@ -31,9 +32,6 @@ class AuditEventAdmin(ReadOnlyAdmin):
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
         return lookup in _OBJECT_LOOKUPS or super().lookup_allowed(lookup, value, request)
-
-    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return request.user.has_perm("audit.view_auditevent")
 
     @display(description="When", ordering="id")
     def when(self, event: AuditEvent) -> datetime:

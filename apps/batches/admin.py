@@ -13,6 +13,7 @@ from apps.batches.models import Batch, UploadedFile
 from apps.batches.services import batch_cancel
 from apps.core.admin import ReadOnlyAdmin, action, dialog_redirect, display, refused
 from apps.core.exceptions import AppError
+from apps.core.scoped_admin import TenantScoped
 
 _STATE_LABELS = {
     "Validating": "info",
@@ -27,7 +28,7 @@ _STATE_LABELS = {
 
 
 @admin.register(Batch)
-class BatchAdmin(ReadOnlyAdmin):
+class BatchAdmin(ReadOnlyAdmin, TenantScoped):
     list_display = ("batch_id", "tenant", "state", "endpoint", "progress", "created_at")
     list_filter = ("status", "endpoint")
     list_select_related = ("tenant",)
@@ -67,7 +68,7 @@ class BatchAdmin(ReadOnlyAdmin):
         },
     )
     def cancel(self, request: HttpRequest, form: Any, object_id: str) -> HttpResponse:
-        batch = get_object_or_404(Batch, pk=object_id)
+        batch = get_object_or_404(self.get_queryset(request), pk=object_id)
         location = reverse("admin:batches_batch_changelist")
         try:
             batch_cancel(batch=batch, actor=actor_of(request))
@@ -78,7 +79,7 @@ class BatchAdmin(ReadOnlyAdmin):
         return dialog_redirect(request, location)
 
     def has_cancel_permission(self, request: HttpRequest, object_id: Any = None) -> bool:
-        return request.user.has_perm("batches.change_batch")
+        return self._may(request, "change", object_id)
 
     @display(description="State", label=_STATE_LABELS)
     def state(self, batch: Batch) -> str:
@@ -90,7 +91,7 @@ class BatchAdmin(ReadOnlyAdmin):
 
 
 @admin.register(UploadedFile)
-class UploadedFileAdmin(ReadOnlyAdmin):
+class UploadedFileAdmin(ReadOnlyAdmin, TenantScoped):
     list_display = ("file_id", "filename", "tenant", "purpose", "size", "created_at")
     list_filter = ("purpose",)
     list_select_related = ("tenant",)

@@ -29,6 +29,7 @@ _BATCHES_AT_MOST: Final = 100
 
 
 class FileListView(InferenceView):
+    scope = "batches"
     parser_classes = [UploadParser]
     operations: ClassVar = {
         "get": Operation(
@@ -86,6 +87,7 @@ class FileListView(InferenceView):
 
 
 class FileView(InferenceView):
+    scope = "batches"
     http_method_names = ["get", "delete"]
     operations: ClassVar = {
         "get": Operation(
@@ -108,6 +110,7 @@ class FileView(InferenceView):
 
 
 class FileContentView(InferenceView):
+    scope = "batches"
     http_method_names = ["get"]
     operations: ClassVar = {
         "get": Operation(
@@ -137,6 +140,7 @@ class FileContentView(InferenceView):
 
 
 class BatchListView(InferenceView):
+    scope = "batches"
     decoder: ClassVar = msgspec.json.Decoder(wire.BatchBody)
     operations: ClassVar = {
         "get": Operation(
@@ -184,6 +188,7 @@ class BatchListView(InferenceView):
 
 
 class BatchView(InferenceView):
+    scope = "batches"
     http_method_names = ["get"]
     operations: ClassVar = {
         "get": Operation(
@@ -199,6 +204,7 @@ class BatchView(InferenceView):
 
 
 class BatchCancelView(InferenceView):
+    scope = "batches"
     http_method_names = ["post"]
     operations: ClassVar = {
         "post": Operation(

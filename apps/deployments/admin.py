@@ -9,7 +9,8 @@ from django.http import HttpRequest
 
 from apps.audit.selectors import actor_of
 from apps.core.admin import ReadOnlyAdmin, ReadOnlyInline, ServiceModelAdmin, action, display
-from apps.deployments.models import Deployment, Replica
+from apps.core.scoped_admin import GivenInline, ObjectScoped
+from apps.deployments.models import Deployment, DeploymentUserObjectPermission, Replica
 from apps.deployments.selectors import live_state
 from apps.deployments.services import (
     deployment_create,
@@ -21,6 +22,8 @@ from apps.deployments.services import (
 )
 from apps.deployments.types import LIVE_STATE_LABELS, DeploymentFields
 from apps.engines.types import STATE_LABELS
+from apps.rbac.selectors import person_of
+from apps.rbac.services import object_permissions_change
 
 
 class ReplicaInline(ReadOnlyInline):
@@ -42,8 +45,12 @@ class ReplicaInline(ReadOnlyInline):
         return replica.engine_process.last_error or "-"
 
 
+class DeploymentGivenInline(GivenInline):
+    model = DeploymentUserObjectPermission
+
+
 @admin.register(Deployment)
-class DeploymentAdmin(ServiceModelAdmin):
+class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
     list_display = (
         "name",
         "model_version",
@@ -74,11 +81,11 @@ class DeploymentAdmin(ServiceModelAdmin):
             },
         ),
     )
-    inlines = (ReplicaInline,)
+    inlines = (ReplicaInline, DeploymentGivenInline)
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Deployment]:
         replicas = Replica.objects.select_related("engine_process")
-        return (  # type: ignore[no-any-return]
+        return (
             super().get_queryset(request).prefetch_related(Prefetch("replicas", queryset=replicas))
         )
 
@@ -102,6 +109,19 @@ class DeploymentAdmin(ServiceModelAdmin):
         if change:
             return deployment_update(deployment=obj, actor=actor_of(request), **fields)
         return deployment_create(actor=actor_of(request), **fields)
+
+    def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
+        if formset.model is not DeploymentUserObjectPermission:
+            super().save_formset(request, form, formset, change)
+        else:
+            added = formset.save(commit=False)
+            object_permissions_change(
+                obj=form.instance,
+                added=added,
+                removed=formset.deleted_objects,
+                by=person_of(request),
+                actor=actor_of(request),
+            )
 
     def service_delete(self, request: HttpRequest, obj: Any) -> None:
         deployment_delete(deployment=obj, actor=actor_of(request))
@@ -138,19 +158,19 @@ class DeploymentAdmin(ServiceModelAdmin):
 
     @action(description="Start the selected deployments", permissions=["change"])
     def start_selected(self, request: HttpRequest, queryset: Any) -> None:
-        for deployment in queryset:
+        for deployment in self.changeable(request, queryset):
             deployment_start(deployment=deployment, actor=actor_of(request))
         messages.success(request, "They are told to run.")
 
     @action(description="Stop the selected deployments", permissions=["change"])
     def stop_selected(self, request: HttpRequest, queryset: Any) -> None:
-        for deployment in queryset:
+        for deployment in self.changeable(request, queryset):
             deployment_stop(deployment=deployment, actor=actor_of(request))
         messages.success(request, "They drain, then stop.")
 
     @action(description="Restart the selected deployments", permissions=["change"])
     def restart_selected(self, request: HttpRequest, queryset: Any) -> None:
-        for deployment in queryset:
+        for deployment in self.changeable(request, queryset):
             deployment_restart(deployment=deployment, actor=actor_of(request))
         messages.success(request, "Their engines drain and are replaced.")
 

@@ -1,8 +1,10 @@
 """What should run (Deployment) and what runs (Replica)."""
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
+from guardian.models import UserObjectPermissionBase
 
 from apps.core.models import TimestampedModel
 
@@ -86,6 +88,13 @@ class Deployment(TimestampedModel):
                 )
         if errors:
             raise ValidationError(errors)
+
+
+class DeploymentUserObjectPermission(UserObjectPermissionBase):
+    """What a person may do with one deployment. It goes with the deployment, and the person."""
+
+    content_object = models.ForeignKey(Deployment, on_delete=models.CASCADE)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
 
 
 class Replica(TimestampedModel):

@@ -46,7 +46,7 @@ async def start(
         end_user=request.end_user,
         is_counted=door not in UNHURRIED_DOORS,
     )
-    lease = runtime.table.lease(request.model)
+    lease = runtime.table.lease(request.model, principal=principal)
     try:
         stream = await _prepare(
             admitted=admitted,

@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from apps.core.exceptions import AuthenticationFailed
+from apps.core.addresses import Address, is_within
+from apps.core.exceptions import AuthenticationFailed, PermissionDenied
 from apps.gateway.runtime import gateway_runtime
 from apps.rbac.types import Principal
 
@@ -11,11 +12,12 @@ MISSING: Final = (
 )
 
 
-async def principal_of_header(value: str | None) -> Principal:
-    """Return who an ``Authorization`` header names.
+async def principal_of_header(value: str | None, *, address: Address | None) -> Principal:
+    """Return who an ``Authorization`` header names. address: where the request comes from.
 
     Raises:
         AuthenticationFailed: missing, malformed, unknown, expired or revoked.
+        PermissionDenied: the token may not be used from there.
         Unavailable: the database cannot be asked.
     """
     if not value:
@@ -23,11 +25,24 @@ async def principal_of_header(value: str | None) -> Principal:
     scheme, _, secret = value.partition(" ")
     if scheme.lower() != "bearer":
         raise AuthenticationFailed(MISSING, code="missing_api_key")
-    return await principal_of_secret(secret.strip())
+    return await principal_of_secret(secret.strip(), address=address)
 
 
-async def principal_of_secret(secret: str) -> Principal:
+async def principal_of_secret(secret: str, *, address: Address | None) -> Principal:
     """Return who a token belongs to; raises as ``principal_of_header`` does."""
     if not secret.isascii():
         raise AuthenticationFailed
-    return await gateway_runtime().tokens.authenticate(secret)
+    principal = await gateway_runtime().tokens.authenticate(secret)
+    if principal.networks and (address is None or not is_within(address, principal.networks)):
+        raise PermissionDenied(
+            "This API key may not be used from this address.", code="network_not_allowed"
+        )
+    return principal
+
+
+def check_scope(principal: Principal, scope: str) -> None:
+    """Raise PermissionDenied where a principal may not use what ``scope`` names."""
+    if scope not in principal.scopes:
+        raise PermissionDenied(
+            f"This needs the scope {scope!r}, which you do not have.", code="insufficient_scope"
+        )

@@ -81,7 +81,7 @@ async def embed(*, principal: Principal, request: EmbeddingRequest, door: str) -
     return await _Embedding(
         runtime=runtime,
         admitted=admitted,
-        lease=runtime.table.lease(request.model),
+        lease=runtime.table.lease(request.model, principal=principal),
         principal=principal,
         request=request,
         door=door,

@@ -79,7 +79,7 @@ async def _engine_of(
     await runtime.limits.admit(
         principal=principal, model=model, end_user=None, is_counted=is_counted
     )
-    lease = runtime.table.lease(model)
+    lease = runtime.table.lease(model, principal=principal)
     try:
         yield await runtime.engines.client(lease.endpoint)
     except EngineClientError as error:

@@ -11,6 +11,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from apps.core.admin import ReadOnlyAdmin, display
+from apps.core.scoped_admin import TenantScoped
 from apps.metering.models import UsageRecord
 from apps.tenants.selectors import tenant_choices, tenant_names
 
@@ -53,7 +54,7 @@ def _count(title: str, field: str) -> Callable[[Any, UsageRecord], str]:
 
 
 @admin.register(UsageRecord)
-class UsageRecordAdmin(ReadOnlyAdmin):
+class UsageRecordAdmin(ReadOnlyAdmin, TenantScoped):
     list_display = (
         "when",
         "short_id",

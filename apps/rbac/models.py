@@ -1,16 +1,130 @@
-"""Who may come in: users of the admin and API tokens of programs."""
+"""Who may come in, and what they may do: people, their roles, and API tokens of programs."""
+
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractUser
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils import timezone
 
+from apps.core.access import Access
 from apps.core.limits import LimitFields
 from apps.core.models import TimestampedModel
+from apps.rbac.permissions import access_of
+from apps.rbac.types import SCOPES, networks_of
 
 
 class User(AbstractUser):
-    """A person. Custom from the start, because it cannot be swapped in later."""
+    """A person, or a service account: a member of a tenant that never signs in and owns tokens."""
+
+    is_service = models.BooleanField(
+        "service account",
+        default=False,
+        editable=False,
+        help_text="Has no password; programs use its tokens.",
+    )
+
+    @property
+    def access(self) -> Access:
+        """What they hold, read once for as long as this instance is kept: a request."""
+        if not hasattr(self, "_access"):
+            self._access = access_of(self)
+        return self._access
+
+    def refresh_from_db(self, *args: Any, **kwargs: Any) -> None:
+        self.__dict__.pop("_access", None)
+        super().refresh_from_db(*args, **kwargs)
+
+
+class Role(TimestampedModel):
+    """A named set of permissions. Those that come with the platform stay as they are."""
+
+    name = models.CharField(max_length=60, unique=True)
+    slug = models.SlugField(max_length=60, unique=True)
+    description = models.CharField(max_length=300, blank=True)
+    is_builtin = models.BooleanField(default=False, editable=False)
+    permissions = models.ManyToManyField("auth.Permission", blank=True, related_name="roles")
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class RoleGrant(TimestampedModel):
+    """Somebody has a role: everywhere (``user``), or in one tenant while they are a member of it
+    (``membership``)."""
+
+    role = models.ForeignKey(Role, on_delete=models.PROTECT, related_name="grants")
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="role_grants",
+    )
+    membership = models.ForeignKey(
+        "tenants.Membership",
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="role_grants",
+    )
+    granted_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        editable=False,
+    )
+
+    class Meta:
+        ordering = ["id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(user=None) ^ models.Q(membership=None),
+                name="rolegrant_user_or_membership",
+            ),
+            models.UniqueConstraint(fields=["user", "role"], name="rolegrant_user_role_uniq"),
+            models.UniqueConstraint(
+                fields=["membership", "role"], name="rolegrant_membership_role_uniq"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        place = f"in {self.membership.tenant}" if self.membership is not None else "everywhere"
+        return f"{self.role} of {self.holder} {place}"
+
+    @property
+    def holder(self) -> User:
+        user: User | None = self.user if self.membership is None else self.membership.user
+        assert user is not None  # by the constraint
+        return user
+
+    @property
+    def tenant_id(self) -> int | None:
+        """The tenant that it is good in; None is everywhere."""
+        return None if self.membership is None else self.membership.tenant_id
+
+
+def all_scopes() -> list[str]:
+    return list(SCOPES)
+
+
+def validate_scopes(value: Any) -> None:
+    known = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    if not known or not value or set(value) - set(SCOPES):
+        raise ValidationError(f"A list of one or more of: {', '.join(SCOPES)}.")
+
+
+def validate_networks(value: str) -> None:
+    try:
+        networks_of(value)
+    except ValueError as error:
+        raise ValidationError(f"Not an address or a network: {error}.") from error
 
 
 class ApiToken(TimestampedModel, LimitFields):
@@ -30,6 +144,28 @@ class ApiToken(TimestampedModel, LimitFields):
         null=True,
         blank=True,
         related_name="+",
+        editable=False,
+    )
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="api_tokens",
+        help_text="Whose token it is: it never does more than they may. Empty: the tenant's own.",
+    )
+    scopes = models.JSONField(default=all_scopes, validators=[validate_scopes])
+    allowed_networks = models.TextField(
+        blank=True,
+        validators=[validate_networks],
+        help_text="Addresses or networks such as 192.0.2.0/24, one a line. Empty: from anywhere.",
+    )
+    replaces = models.ForeignKey(
+        "self",
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="replacements",
         editable=False,
     )
     expires_at = models.DateTimeField(null=True, blank=True, help_text="Empty: never expires.")

@@ -5,16 +5,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from django.contrib.auth.base_user import AbstractBaseUser
-from django.contrib.auth.models import Permission
 from django.db import DatabaseError, InterfaceError
-from django.db.models import Q
+from django.http import HttpRequest
 from django.utils import timezone
 
+from apps.core.access import Access
 from apps.core.exceptions import AuthenticationFailed, PermissionDenied, Unavailable
 from apps.core.limits import Limits
 from apps.rbac.models import ApiToken, User
-from apps.rbac.types import SECRET_MARK, Identity, Principal
+from apps.rbac.permissions import held_by, holders_of
+from apps.rbac.types import SCOPES, SECRET_MARK, USE_ROUTE, Identity, Principal, networks_of
 from apps.tenants.selectors import tenant_limits, tenant_of_user
 
 TOUCH_EVERY = timedelta(minutes=5)
@@ -30,12 +30,18 @@ class TokenGrant:
     is_touch_due: bool
 
 
+def person_of(request: HttpRequest) -> User:
+    """Return who is signed in; the admin lets nobody else in."""
+    assert isinstance(request.user, User)
+    return request.user
+
+
 def secret_digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def grant_of_secret(secret: str) -> TokenGrant:
-    """Return what the secret admits, in one query.
+    """Return what the secret admits: in one query, and three more where the token has an owner.
 
     Raises:
         AuthenticationFailed: unknown, revoked or expired, or its tenant is switched off.
@@ -45,16 +51,16 @@ def grant_of_secret(secret: str) -> TokenGrant:
         raise AuthenticationFailed
     try:
         token = (
-            ApiToken.objects.select_related("tenant__plan")
+            ApiToken.objects.select_related("tenant__plan", "owner")
             .filter(digest=secret_digest(secret))
             .first()
         )
+        now = timezone.now()
+        if token is None:
+            raise AuthenticationFailed
+        principal = _principal_of_live(token, now=now)
     except (DatabaseError, InterfaceError) as error:
         raise Unavailable("The key cannot be checked at the moment.") from error
-    now = timezone.now()
-    if token is None:
-        raise AuthenticationFailed
-    principal = _principal_of_live(token, now=now)
     return TokenGrant(
         principal=principal,
         expires_at=token.expires_at,
@@ -69,6 +75,10 @@ def _principal_of_live(token: ApiToken, *, now: datetime) -> Principal:
         raise AuthenticationFailed("This API key has expired.")
     if not token.tenant.is_active:
         raise AuthenticationFailed("The tenant of this API key is not active.")
+    scopes, access = frozenset(token.scopes), None
+    if token.owner is not None:
+        access = _access_of_member(token.owner, tenant_id=token.tenant_id)
+        scopes &= _scopes_of(access, tenant_id=token.tenant_id)
     return Principal(
         tenant_id=token.tenant_id,
         tenant_slug=token.tenant.slug,
@@ -78,6 +88,27 @@ def _principal_of_live(token: ApiToken, *, now: datetime) -> Principal:
         key_limits=Limits.of(token),
         weight=token.tenant.plan.weight,
         api_token_id=token.pk,
+        subject_id=token.owner_id,
+        scopes=scopes,
+        uses_every_route=access is not None and access.may(USE_ROUTE),
+        networks=networks_of(token.allowed_networks),
+    )
+
+
+def _access_of_member(owner: User, *, tenant_id: int) -> Access:
+    """Return what the owner of a token may do now; raises AuthenticationFailed once they left."""
+    if not owner.is_active:
+        raise AuthenticationFailed("The owner of this API key is not active.")
+    if not owner.memberships.filter(tenant_id=tenant_id).exists():
+        raise AuthenticationFailed("The owner of this API key is no member of its tenant.")
+    return owner.access
+
+
+def _scopes_of(access: Access, *, tenant_id: int) -> frozenset[str]:
+    return frozenset(
+        scope
+        for scope, permissions in SCOPES.items()
+        if access.covers(permissions, tenant_id=tenant_id)
     )
 
 
@@ -87,7 +118,7 @@ def principal_of_token(token_id: int) -> Principal:
     Raises:
         AuthenticationFailed: gone, revoked or expired, or its tenant is switched off.
     """
-    token = ApiToken.objects.select_related("tenant__plan").filter(pk=token_id).first()
+    token = ApiToken.objects.select_related("tenant__plan", "owner").filter(pk=token_id).first()
     if token is None:
         raise AuthenticationFailed
     return _principal_of_live(token, now=timezone.now())
@@ -98,17 +129,19 @@ def principal_of_secret(secret: str) -> Principal:
     return grant_of_secret(secret).principal
 
 
-def principal_of_user(user: AbstractBaseUser) -> Principal:
+def principal_of_user(user: User) -> Principal:
     """Return the principal of a signed-in person, in the tenant that they work in.
 
     Raises:
-        PermissionDenied: switched off, or a member of no active tenant.
+        PermissionDenied: switched off, or a member of no active tenant. That they may use nothing
+            there is said by their ``scopes``.
         Unavailable: the database cannot be asked.
     """
     if not user.is_active:
         raise PermissionDenied("This user is not active.")
     try:
         tenant = tenant_of_user(user)
+        access = user.access
     except (DatabaseError, InterfaceError) as error:
         raise Unavailable("The user cannot be checked at the moment.") from error
     if tenant is None:
@@ -121,37 +154,47 @@ def principal_of_user(user: AbstractBaseUser) -> Principal:
         limits=tenant_limits(tenant),
         weight=tenant.plan.weight,
         user_id=user.pk,
+        subject_id=user.pk,
+        scopes=_scopes_of(access, tenant_id=tenant.pk),
+        uses_every_route=access.may(USE_ROUTE),
     )
 
 
 def identities_in_force(identities: Collection[Identity]) -> set[Identity]:
-    """Return those that still have access, in two queries. One whose token expired meanwhile still
-    counts: what was begun in time may end; what was revoked may not."""
-    tokens = set(
-        ApiToken.objects.filter(
+    """Return those that may still use models, in four queries. One whose token expired meanwhile
+    still counts: what was begun in time may end; what was revoked may not."""
+    owners = {
+        token_id: (tenant_id, owner_id)
+        for token_id, tenant_id, owner_id in ApiToken.objects.filter(
             pk__in={each.api_token_id for each in identities if each.api_token_id is not None},
             revoked_at=None,
             tenant__is_active=True,
-        ).values_list("pk", "tenant_id")
-    )
+        ).values_list("pk", "tenant_id", "owner_id")
+    }
+    people = {each.user_id for each in identities if each.user_id is not None}
+    people |= {owner_id for _, owner_id in owners.values() if owner_id is not None}
     members = set(
         User.objects.filter(
-            pk__in={each.user_id for each in identities if each.user_id is not None},
-            is_active=True,
-            memberships__tenant__is_active=True,
+            pk__in=people, is_active=True, memberships__tenant__is_active=True
         ).values_list("pk", "memberships__tenant_id")
     )
-    return {
-        each
-        for each in identities
-        if (each.api_token_id is None or (each.api_token_id, each.tenant_id) in tokens)
-        and (each.user_id is None or (each.user_id, each.tenant_id) in members)
-    }
+    holders = holders_of(USE_ROUTE, people)
+
+    def is_in_force(identity: Identity) -> bool:
+        tenant_id, person = identity.tenant_id, identity.user_id
+        if identity.api_token_id is not None:
+            token_tenant_id, person = owners.get(identity.api_token_id, (None, None))
+            if token_tenant_id != tenant_id:
+                return False
+        if person is None:
+            return True  # the tenant's own token
+        return (person, tenant_id) in members and holders.include(person, tenant_id=tenant_id)
+
+    return {each for each in identities if is_in_force(each)}
 
 
 def permission_names(user: User) -> set[str]:
-    """Return what a user was given, by themselves or by a group, as ``app.codename``; also while
+    """Return what a user was given, everywhere or in some tenant, as ``app.codename``; also while
     they are switched off."""
-    given = Permission.objects.filter(Q(user=user) | Q(group__user=user))
-    pairs = given.values_list("content_type__app_label", "codename")
-    return {f"{label}.{codename}" for label, codename in pairs}
+    held = held_by(user)
+    return set(held.platform.union(*held.tenants.values()))

@@ -1,14 +1,34 @@
 """Who a request comes from, as every door hands it to admission."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from apps.core.addresses import Network
 from apps.core.limits import UNLIMITED, Limits
 
 if TYPE_CHECKING:
     from apps.rbac.models import ApiToken
 
-SECRET_MARK = "sk-nano-"  # noqa: S105 - how a secret begins, not one
+USE_ROUTE: Final = "routing.use_route"
+ADD_TOKEN: Final = "rbac.add_apitoken"  # noqa: S105 - a permission
+# What a token may be used for, and the permissions that its owner must have for it.
+SCOPES: Final[Mapping[str, frozenset[str]]] = {
+    "inference": frozenset({USE_ROUTE}),
+    "batches": frozenset({USE_ROUTE, "batches.add_batch"}),
+}
+SECRET_MARK: Final = "sk-nano-"  # noqa: S105 - how a secret begins, not one
+
+
+def scope_permissions(scopes: Iterable[str]) -> frozenset[str]:
+    """Return what somebody must be allowed to do for these scopes, by names in ``SCOPES``."""
+    return frozenset().union(*(SCOPES[scope] for scope in scopes))
+
+
+def networks_of(text: str) -> tuple[Network, ...]:
+    """Return the networks of a text, one a line; raises ValueError."""
+    return tuple(ip_network(line) for line in text.split())
 
 
 class Identity(NamedTuple):
@@ -23,6 +43,9 @@ class Identity(NamedTuple):
 class Principal:
     """An authenticated caller inside one tenant: a program's token or a person in the admin.
 
+    scopes: what it may be used for. subject_id: the person, or the owner of the token if it has
+    one; routes that are not for everyone know them. uses_every_route: such routes included.
+    networks: from where it may be used; empty is anywhere.
     cache_salt: the tenant's, given to the engine to seed its prefix cache. weight: its plan's share
     of a busy engine. limits: of its plan and its own. key_limits: of the key alone.
     """
@@ -36,6 +59,10 @@ class Principal:
     weight: float = 1.0
     api_token_id: int | None = None
     user_id: int | None = None
+    subject_id: int | None = None
+    scopes: frozenset[str] = frozenset()
+    uses_every_route: bool = False
+    networks: tuple[Network, ...] = ()
 
     @property
     def identity(self) -> "Identity":

@@ -8,20 +8,31 @@ from django.http import HttpRequest
 
 from apps.audit.selectors import actor_of
 from apps.core.admin import ServiceModelAdmin, display
-from apps.routing.models import Route
+from apps.core.scoped_admin import GivenInline, ObjectScoped
+from apps.rbac.selectors import person_of
+from apps.rbac.services import object_permissions_change
+from apps.routing.models import Route, RouteUserObjectPermission
 from apps.routing.services import route_create, route_delete, route_update
 from apps.routing.types import RouteFields
 
 
+class RouteGivenInline(GivenInline):
+    model = RouteUserObjectPermission
+
+
 @admin.register(Route)
-class RouteAdmin(ServiceModelAdmin):
+class RouteAdmin(ObjectScoped, ServiceModelAdmin):
     list_display = ("name", "deployment", "state", "description", "updated_at")
     list_filter = ("is_active",)
     list_select_related = ("deployment",)
     search_fields = ("name", "description", "deployment__name")
     ordering = ("name",)
-    fields = (("name", "deployment"), "description", "is_active")
-    autocomplete_fields = ("deployment",)
+    fieldsets = (
+        (None, {"fields": (("name", "deployment"), "description", "is_active")}),
+        ("For whom", {"fields": ("is_restricted", "tenants")}),
+    )
+    autocomplete_fields = ("deployment", "tenants")
+    inlines = (RouteGivenInline,)
 
     def service_save(
         self, request: HttpRequest, obj: Any, *, form: Any, change: bool
@@ -31,10 +42,24 @@ class RouteAdmin(ServiceModelAdmin):
             deployment=obj.deployment,
             is_active=obj.is_active,
             description=obj.description,
+            is_restricted=obj.is_restricted,
         )
+        tenants = form.cleaned_data["tenants"]
         if change:
-            return route_update(route=obj, actor=actor_of(request), **fields)
-        return route_create(actor=actor_of(request), **fields)
+            return route_update(route=obj, actor=actor_of(request), tenants=tenants, **fields)
+        return route_create(actor=actor_of(request), tenants=tenants, **fields)
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        """The service has saved the tenants; what is left is who was given the route."""
+        for formset in formsets:
+            added = formset.save(commit=False)
+            object_permissions_change(
+                obj=form.instance,
+                added=added,
+                removed=formset.deleted_objects,
+                by=person_of(request),
+                actor=actor_of(request),
+            )
 
     def service_delete(self, request: HttpRequest, obj: Any) -> None:
         route_delete(route=obj, actor=actor_of(request))

@@ -1,7 +1,9 @@
 """Public model names and where their traffic goes."""
 
+from django.conf import settings
 from django.core.validators import RegexValidator
 from django.db import models
+from guardian.models import UserObjectPermissionBase
 
 from apps.core.models import TimestampedModel
 
@@ -24,9 +26,23 @@ class Route(TimestampedModel):
     )
     is_active = models.BooleanField(default=True)
     description = models.CharField(max_length=300, blank=True)
+    is_restricted = models.BooleanField(
+        "only for some",
+        default=False,
+        help_text="For the tenants below and people who were given it; for others it is not there.",
+    )
+    tenants = models.ManyToManyField("tenants.Tenant", blank=True, related_name="routes")
 
     class Meta:
         ordering = ["name"]
+        permissions = [("use_route", "Can send requests to route")]
 
     def __str__(self) -> str:
         return self.name
+
+
+class RouteUserObjectPermission(UserObjectPermissionBase):
+    """What a person may do with one route. It goes with the route, and with the person."""
+
+    content_object = models.ForeignKey(Route, on_delete=models.CASCADE)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")

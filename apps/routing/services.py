@@ -1,6 +1,9 @@
 """Writes of routes. Each is one transaction with its audit event and its change stamp."""
 
-from typing import Unpack
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Unpack
 
 from django.db import transaction
 
@@ -10,23 +13,39 @@ from apps.core.services import change_stamp_bump, fields_set, plain
 from apps.routing.models import Route
 from apps.routing.types import ROUTES_STAMP, RouteFields
 
+if TYPE_CHECKING:
+    from apps.tenants.models import Tenant
+
 
 @transaction.atomic
-def route_create(*, actor: Actor, **fields: Unpack[RouteFields]) -> Route:
+def route_create(
+    *, actor: Actor, tenants: Iterable[Tenant] = (), **fields: Unpack[RouteFields]
+) -> Route:
+    """Make a route. tenants: for whom it is, if it is restricted."""
     route = Route(**fields)
     route.full_clean()
     route.save()
     facts = {name: plain(value) for name, value in fields.items()}
+    facts |= _tenants_set(route, tenants)
     event_record(action="route.created", actor=actor, obj=route, changes=facts)
     change_stamp_bump(ROUTES_STAMP)
     return route
 
 
 @transaction.atomic
-def route_update(*, route: Route, actor: Actor, **fields: Unpack[RouteFields]) -> Route:
-    """Set the given fields; running requests keep the engine that they have."""
+def route_update(
+    *,
+    route: Route,
+    actor: Actor,
+    tenants: Iterable[Tenant] | None = None,
+    **fields: Unpack[RouteFields],
+) -> Route:
+    """Set the given fields; running requests keep the engine that they have. tenants: for whom it
+    is, if it is restricted; None leaves them."""
     current = _route_lock(route)
     changes = fields_set(current, fields)
+    if tenants is not None:
+        changes |= _tenants_set(current, tenants)
     if not changes:
         return current
     current.full_clean()
@@ -42,6 +61,15 @@ def route_delete(*, route: Route, actor: Actor) -> None:
     event_record(action="route.deleted", actor=actor, obj=current)
     current.delete()
     change_stamp_bump(ROUTES_STAMP)
+
+
+def _tenants_set(route: Route, tenants: Iterable[Tenant]) -> dict[str, list[list[str]]]:
+    before = {tenant.slug: tenant for tenant in route.tenants.all()}
+    after = {tenant.slug: tenant for tenant in tenants}
+    if set(before) == set(after):
+        return {}
+    route.tenants.set(after.values())
+    return {"tenants": [sorted(before), sorted(after)]}
 
 
 def _route_lock(route: Route) -> Route:

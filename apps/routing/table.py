@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from apps.deployments.types import ReplicaEndpoint
+from apps.rbac.types import Principal
 from apps.routing.exceptions import ModelNotFound, NoReplicaReady
 from apps.routing.types import RouteTarget, RoutingSnapshot
 
@@ -43,24 +44,27 @@ class RoutingTable:
         """Use a newer snapshot; leases that are held stay counted."""
         self._snapshot = snapshot
 
-    def targets(self) -> list[RouteTarget]:
-        """Return every active route, by name."""
-        return sorted(self._snapshot.routes.values(), key=lambda target: target.name)
+    def targets(self, *, principal: Principal) -> list[RouteTarget]:
+        """Return the active routes that are for a caller, by name."""
+        found = (each for each in self._snapshot.routes.values() if each.is_for(principal))
+        return sorted(found, key=lambda target: target.name)
 
-    def target(self, name: str) -> RouteTarget:
-        try:
-            return self._snapshot.routes[name]
-        except KeyError:
-            raise ModelNotFound(name) from None
+    def target(self, name: str, *, principal: Principal) -> RouteTarget:
+        """Return the active route of that name; raises ModelNotFound where there is none for this
+        caller."""
+        target = self._snapshot.routes.get(name)
+        if target is None or not target.is_for(principal):
+            raise ModelNotFound(name)
+        return target
 
-    def lease(self, name: str) -> Lease:
+    def lease(self, name: str, *, principal: Principal) -> Lease:
         """Take a place on the least loaded replica that ``name`` leads to.
 
         Raises:
-            ModelNotFound: no active route has that name.
+            ModelNotFound: no active route has that name, or none for this caller.
             NoReplicaReady: it has one, but nothing there takes requests.
         """
-        target = self.target(name)
+        target = self.target(name, principal=principal)
         endpoints = self._snapshot.endpoints.get(target.deployment_id, ())
         if not endpoints:
             raise NoReplicaReady(name)

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from apps.deployments.types import ReplicaEndpoint
+from apps.rbac.types import Principal
 from apps.registry.types import Task
 
 if TYPE_CHECKING:
@@ -25,6 +26,24 @@ class RouteTarget:
     model_version_id: int
     created_at: datetime
     task: Task = "generate"
+    audience: "Audience | None" = None
+
+    def is_for(self, principal: Principal) -> bool:
+        """Return whether it is there for a caller; without an audience it is for everyone."""
+        return (
+            self.audience is None
+            or principal.uses_every_route
+            or principal.tenant_id in self.audience.tenant_ids
+            or principal.subject_id in self.audience.user_ids
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audience:
+    """For whom a restricted route is."""
+
+    tenant_ids: frozenset[int]
+    user_ids: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,3 +63,4 @@ class RouteFields(TypedDict, total=False):
     deployment: "Deployment"
     is_active: bool
     description: str
+    is_restricted: bool

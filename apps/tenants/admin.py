@@ -1,4 +1,4 @@
-"""Plans, tenants and their members, and whom those serve."""
+"""Plans, tenants, and whom those serve."""
 
 from typing import Any
 
@@ -6,17 +6,18 @@ from django.contrib import admin
 from django.db import models
 from django.db.models import Count
 from django.http import HttpRequest
-from unfold.admin import TabularInline
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from apps.audit.selectors import actor_of
 from apps.core.admin import LIMIT_ROWS, ServiceModelAdmin, display
 from apps.core.limits import LIMIT_NAMES
-from apps.tenants.models import EndUser, Membership, Plan, Tenant
+from apps.core.scoped_admin import TenantScoped
+from apps.tenants.models import EndUser, Plan, Tenant
 from apps.tenants.services import (
     end_user_delete,
     end_user_save,
-    membership_add,
-    membership_remove,
     plan_delete,
     plan_save,
     tenant_create,
@@ -55,7 +56,7 @@ class PlanAdmin(ServiceModelAdmin):
 
 
 @admin.register(EndUser)
-class EndUserAdmin(ServiceModelAdmin):
+class EndUserAdmin(TenantScoped, ServiceModelAdmin):
     list_display = ("identifier", "tenant", "requests_per_minute", "tokens_per_day")
     list_select_related = ("tenant",)
     search_fields = ("identifier", "tenant__name")
@@ -75,27 +76,9 @@ class EndUserAdmin(ServiceModelAdmin):
         end_user_delete(end_user=obj, actor=actor_of(request))
 
 
-class MembershipInline(TabularInline):
-    """Members come and go; a membership itself is never edited."""
-
-    model = Membership
-    fields = ("user", "created_at")
-    readonly_fields = ("created_at",)
-    autocomplete_fields = ("user",)
-    extra = 0
-    hide_title = True
-    per_page = 20
-    verbose_name_plural = "members"
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def get_queryset(self, request: HttpRequest) -> models.QuerySet[Membership]:
-        return super().get_queryset(request).select_related("user", "tenant")  # type: ignore[no-any-return]
-
-
 @admin.register(Tenant)
-class TenantAdmin(ServiceModelAdmin):
+class TenantAdmin(TenantScoped, ServiceModelAdmin):
+    tenant_lookup = "pk"
     list_display = ("name", "slug", "plan", "state", "n_members", "created_at")
     list_filter = ("plan", "is_active")
     list_select_related = ("plan",)
@@ -106,7 +89,6 @@ class TenantAdmin(ServiceModelAdmin):
         (None, {"fields": (("name", "slug"), "plan", "is_active")}),
         ("Limits of its own (empty: as in the plan)", {"fields": LIMIT_ROWS}),
     )
-    inlines = (MembershipInline,)
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Tenant]:
         return super().get_queryset(request).annotate(n_members=Count("memberships"))  # type: ignore[no-any-return]
@@ -128,13 +110,6 @@ class TenantAdmin(ServiceModelAdmin):
             **{name: getattr(obj, name) for name in LIMIT_NAMES},
         )
 
-    def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
-        added = formset.save(commit=False)
-        for membership in formset.deleted_objects:
-            membership_remove(membership=membership, actor=actor_of(request))
-        for membership in added:
-            membership_add(tenant=form.instance, user=membership.user, actor=actor_of(request))
-
     @display(
         description="State", label={"Active": "success", "Off": "danger"}, ordering="is_active"
     )
@@ -142,5 +117,10 @@ class TenantAdmin(ServiceModelAdmin):
         return "Active" if tenant.is_active else "Off"
 
     @display(description="Members")
-    def n_members(self, tenant: Any) -> int:
-        return int(tenant.n_members)
+    def n_members(self, tenant: Any) -> SafeString:
+        return format_html(
+            '<a href="{}?tenant__id__exact={}">{}</a>',
+            reverse("admin:tenants_membership_changelist"),
+            tenant.pk,
+            tenant.n_members,
+        )

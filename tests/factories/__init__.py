@@ -5,6 +5,7 @@ from tests.factories.access import (
     EndUserFactory,
     MembershipFactory,
     PlanFactory,
+    RoleFactory,
     TenantFactory,
     UserFactory,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "PlanFactory",
     "RegisteredModelFactory",
     "ReplicaFactory",
+    "RoleFactory",
     "RouteFactory",
     "TenantFactory",
     "UploadedFileFactory",

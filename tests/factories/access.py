@@ -6,7 +6,7 @@ from typing import Any
 import factory
 from factory.django import DjangoModelFactory
 
-from apps.rbac.models import ApiToken, User
+from apps.rbac.models import ApiToken, Role, RoleGrant, User
 from apps.tenants.models import EndUser, Membership, Plan, Tenant
 
 
@@ -60,12 +60,33 @@ class UserFactory(DjangoModelFactory[User]):
         return user
 
 
+class RoleFactory(DjangoModelFactory[Role]):
+    """Of one's own, without permissions."""
+
+    class Meta:
+        model = Role
+
+    name = factory.Sequence(lambda n: f"Role {n}")
+    slug = factory.Sequence(lambda n: f"role-{n}")
+
+
 class MembershipFactory(DjangoModelFactory[Membership]):
+    """``role``: the slug of one that comes with the platform, or None."""
+
     class Meta:
         model = Membership
 
     tenant = factory.SubFactory(TenantFactory)
     user = factory.SubFactory(UserFactory)
+
+    @classmethod
+    def _create(cls, model_class: type[Membership], *args: Any, **kwargs: Any) -> Membership:
+        role = kwargs.pop("role", "developer")
+        membership = model_class(*args, **kwargs)
+        membership.save()
+        if role is not None:
+            RoleGrant.objects.create(role=Role.objects.get(slug=role), membership=membership)
+        return membership
 
 
 class ApiTokenFactory(DjangoModelFactory[ApiToken]):

@@ -20,13 +20,18 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from apps.core.addresses import client_address
 from apps.core.exceptions import (
     AppError,
     AuthenticationFailed,
     InvalidRequest,
     PermissionDenied,
 )
-from apps.gateway.authentication import principal_of_header, principal_of_secret
+from apps.gateway.authentication import (
+    check_scope,
+    principal_of_header,
+    principal_of_secret,
+)
 from apps.gateway.decoding import decode
 from apps.gateway.exceptions import MethodNotAllowed, UnsupportedMediaType
 from apps.gateway.limits import error_headers
@@ -43,17 +48,23 @@ class BearerAuthentication(BaseAuthentication):
     """An API token in the ``Authorization`` header, or in ``x-api-key`` where the view takes it."""
 
     async def principal(self, request: Request, *, takes_key: bool) -> Principal:
-        key = request.META.get("HTTP_X_API_KEY")
+        meta = request.META
+        address = client_address(meta.get("REMOTE_ADDR"), meta.get("HTTP_X_FORWARDED_FOR"))
+        key = meta.get("HTTP_X_API_KEY")
         if takes_key and key:
-            return await principal_of_secret(key.strip())
-        return await principal_of_header(request.META.get("HTTP_AUTHORIZATION"))
+            return await principal_of_secret(key.strip(), address=address)
+        return await principal_of_header(meta.get("HTTP_AUTHORIZATION"), address=address)
 
 
 class HasPrincipal(BasePermission):
-    """Whoever has a live token may use the doors."""
+    """Whoever has a live token with the view's scope."""
 
     def has_permission(self, request: Request, view: APIView) -> bool:
-        return isinstance(request.auth, Principal)
+        if not isinstance(request.auth, Principal):
+            return False
+        if isinstance(view, InferenceView):
+            check_scope(request.auth, view.scope)
+        return True
 
 
 class StructParser(BaseParser):
@@ -103,8 +114,11 @@ class OneFormat(BaseContentNegotiation):
 class InferenceView(APIView):
     """Base of the views under /v1/: asynchronous handlers, one error body.
 
-    ``operations`` describes each handler for the OpenAPI document.
+    ``operations`` describes each handler for the OpenAPI document. ``scope`` is what a token must
+    be for.
     """
+
+    scope: ClassVar[str] = "inference"
 
     authentication_classes = [BearerAuthentication]
     permission_classes = [HasPrincipal]

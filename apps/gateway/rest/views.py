@@ -31,7 +31,7 @@ class ModelListView(InferenceView):
             wire.ModelList(
                 data=tuple(
                     _card(each)
-                    for each in runtime.table.targets()
+                    for each in runtime.table.targets(principal=self.principal)
                     if is_allowed(self.principal, each.name)
                 )
             )
@@ -51,7 +51,7 @@ class ModelView(InferenceView):
     async def get(self, request: Request, name: str) -> Response:
         runtime = gateway_runtime()
         await runtime.ready()
-        target = runtime.table.target(name)
+        target = runtime.table.target(name, principal=self.principal)
         if not is_allowed(self.principal, name):
             raise ModelNotFound(name)
         return Response(_card(target))

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 from channels.generic.websocket import AsyncWebsocketConsumer
 
+from apps.core.addresses import client_address
 from apps.core.exceptions import AppError, AuthenticationFailed, InvalidRequest, PermissionDenied
 from apps.gateway.authentication import MISSING
 from apps.gateway.decoding import decode
@@ -62,11 +63,14 @@ class StreamConsumer(AsyncWebsocketConsumer):
         self._auth_timer: asyncio.Task[None] | None = None
         await self.accept()
         headers = dict(self.scope["headers"])
+        peer, _ = self.scope.get("client") or (None, None)
+        forwarded_for = headers.get(b"x-forwarded-for", b"").decode("latin1")
+        self._address = client_address(peer, forwarded_for)
         user: Any = self.scope["user"]
         try:
             self._opening = opening_of(self.scope["query_string"])
             if (authorization := headers.get(b"authorization")) is not None:
-                await self._admit(_token_of(authorization.decode("latin1")))
+                await self._admit(self._token_of(authorization.decode("latin1")))
             elif user.is_authenticated:
                 check_origin(headers)
                 await self._admit(SessionCredential(user))
@@ -115,9 +119,15 @@ class StreamConsumer(AsyncWebsocketConsumer):
             await self._error(None, error)
             return
         try:
-            await self._admit(TokenCredential(frame.token))
+            await self._admit(TokenCredential(frame.token, address=self._address))
         except AppError as error:
             await self._refuse(error)
+
+    def _token_of(self, authorization: str) -> TokenCredential:
+        scheme, _, secret = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            raise AuthenticationFailed(MISSING, code="missing_api_key")
+        return TokenCredential(secret.strip(), address=self._address)
 
     async def _admit(self, credential: Credential) -> None:
         runtime = gateway_runtime()
@@ -202,10 +212,3 @@ class StreamConsumer(AsyncWebsocketConsumer):
     async def _send(self, frame: frames.ServerFrame) -> None:
         with contextlib.suppress(ConnectionError):  # its disconnect is on the way
             await self.send_encoded(msgspec.json.encode(frame))
-
-
-def _token_of(authorization: str) -> TokenCredential:
-    scheme, _, secret = authorization.partition(" ")
-    if scheme.lower() != "bearer":
-        raise AuthenticationFailed(MISSING, code="missing_api_key")
-    return TokenCredential(secret.strip())

@@ -1,42 +1,49 @@
 """Who is on a connection, and whether that still holds at a later request on it."""
 
+from __future__ import annotations
+
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import DatabaseError, InterfaceError
 from django.http.request import split_domain_port, validate_host
 
+from apps.core.addresses import Address
 from apps.core.exceptions import PermissionDenied, Unavailable
 from apps.core.hop import database_hop
-from apps.gateway.authentication import principal_of_secret
+from apps.gateway.authentication import check_scope, principal_of_secret
 from apps.rbac.selectors import principal_of_user
 from apps.rbac.types import Principal
+
+if TYPE_CHECKING:
+    from apps.rbac.models import User
 
 SESSION_RECHECK_S = 10.0
 
 
 class Credential(Protocol):
     async def principal(self) -> Principal:
-        """Return who this is now; raises AuthenticationFailed once it is revoked."""
+        """Return who this is now; raises AuthenticationFailed once it is revoked, PermissionDenied
+        where it may not be used for this, or from here."""
 
 
 class TokenCredential:
     """An API token; asked anew at each request, which the process's memory makes cheap."""
 
-    def __init__(self, secret: str) -> None:
+    def __init__(self, secret: str, *, address: Address | None) -> None:
         self._secret = secret
+        self._address = address
 
     async def principal(self) -> Principal:
-        return await principal_of_secret(self._secret)
+        return _for_inference(await principal_of_secret(self._secret, address=self._address))
 
 
 class SessionCredential:
     """A person who is signed in to the admin; asked anew when the last answer has aged."""
 
-    def __init__(self, user: AbstractBaseUser) -> None:
+    def __init__(self, user: User) -> None:
         self._user = user
         self._principal: Principal | None = None
         self._until_s = 0.0
@@ -45,10 +52,15 @@ class SessionCredential:
         if self._principal is None or time.monotonic() > self._until_s:
             self._principal = await database_hop(_principal_of, self._user)
             self._until_s = time.monotonic() + SESSION_RECHECK_S
-        return self._principal
+        return _for_inference(self._principal)
 
 
-def _principal_of(user: AbstractBaseUser) -> Principal:
+def _for_inference(principal: Principal) -> Principal:
+    check_scope(principal, "inference")
+    return principal
+
+
+def _principal_of(user: User) -> Principal:
     try:
         user.refresh_from_db()
     except (DatabaseError, InterfaceError) as error:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -51,6 +52,17 @@ def strings(name: str, *, default: tuple[str, ...] = ()) -> list[str]:
     if raw is None:
         return list(default)
     return [part.strip() for part in raw.split(",") if part.strip()]
+
+
+def networks(name: str) -> list[str]:
+    """Return a comma-separated list of addresses and networks such as ``10.0.0.0/8``."""
+    found = strings(name)
+    for each in found:
+        try:
+            ip_network(each)
+        except ValueError as error:
+            raise ImproperlyConfigured(f"{name}: {error}") from None
+    return found
 
 
 def path(name: str, *, default: Path) -> Path:

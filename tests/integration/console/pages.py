@@ -15,6 +15,11 @@ def messages(client: Client, url: str) -> list[str]:
     return [str(message) for message in client.get(url).context["messages"]]
 
 
+def inline(name: str) -> dict[str, str]:
+    """What a page posts for an inline in which nothing is changed."""
+    return {f"{name}-TOTAL_FORMS": "0", f"{name}-INITIAL_FORMS": "0"}
+
+
 def staff(*codenames: str) -> Client:
     user = UserFactory(is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename__in=codenames))

@@ -26,7 +26,8 @@ class TestTokens:
     ) -> None:
         tenant = TenantFactory()
         response = admin_client.post(
-            reverse("admin:rbac_apitoken_add"), {"tenant": tenant.pk, "name": "ci"}
+            reverse("admin:rbac_apitoken_add"),
+            {"tenant": tenant.pk, "name": "ci", "scopes": ["inference"]},
         )
         assert response.status_code == 200
         assert "no-store" in response["Cache-Control"]
@@ -35,7 +36,7 @@ class TestTokens:
         secret = found[0]
         assert principal_of_secret(secret).tenant_id == tenant.pk
         token = ApiToken.objects.get()
-        assert token.created_by == admin_user
+        assert (token.created_by, token.owner, token.scopes) == (admin_user, None, ["inference"])
         event = AuditEvent.objects.values().get()
         assert (event["action"], event["actor_id"]) == ("api_token.issued", admin_user.pk)
         later = [
@@ -55,6 +56,7 @@ class TestTokens:
             {
                 "tenant": TenantFactory().pk,
                 "name": "ci",
+                "scopes": ["inference"],
                 "expires_at_0": f"{past:%Y-%m-%d}",
                 "expires_at_1": "00:00:00",
             },
@@ -91,7 +93,13 @@ class TestTokens:
         before = ApiToken.objects.values("prefix", "digest", "tenant_id").get()
         admin_client.post(
             reverse("admin:rbac_apitoken_change", args=[token.pk]),
-            {"name": "new", "prefix": "x", "digest": "y", "tenant": TenantFactory().pk},
+            {
+                "name": "new",
+                "scopes": ["inference"],
+                "prefix": "x",
+                "digest": "y",
+                "tenant": TenantFactory().pk,
+            },
         )
         assert ApiToken.objects.get().name == "new"
         assert ApiToken.objects.values("prefix", "digest", "tenant_id").get() == before

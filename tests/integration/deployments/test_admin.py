@@ -16,7 +16,7 @@ from tests.factories import (
     ReplicaFactory,
     RouteFactory,
 )
-from tests.integration.console.pages import actions, messages, staff
+from tests.integration.console.pages import actions, inline, messages, staff
 
 pytestmark = pytest.mark.django_db
 
@@ -35,6 +35,7 @@ def form(deployment: Deployment, **changed: object) -> dict[str, object]:
         "max_batched_tokens": deployment.max_batched_tokens,
         "replicas-TOTAL_FORMS": 0,
         "replicas-INITIAL_FORMS": 0,
+        **inline("deploymentuserobjectpermission_set"),
     }
     return {**fields, **changed}
 

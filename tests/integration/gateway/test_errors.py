@@ -227,7 +227,7 @@ async def test_inactive_route_disappears(
         route_update(route=Route.objects.get(), actor=SYSTEM, is_active=False)
 
     await database_hop(switch_off)
-    await wait_until_async("the route to be gone", lambda: not runtime.table.targets())
+    await wait_until_async("the route to be gone", lambda: not runtime.table.snapshot.routes)
     assert (await client.models.list()).data == []
 
 

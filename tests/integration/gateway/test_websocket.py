@@ -8,6 +8,7 @@ import socket
 
 import httpx
 import pytest
+from django.utils import timezone
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -15,7 +16,7 @@ from apps.audit.types import SYSTEM
 from apps.core.hop import database_hop
 from apps.metering.models import UsageRecord
 from apps.rbac.models import ApiToken
-from apps.rbac.services import api_token_revoke
+from apps.rbac.services import api_token_update
 from apps.tenants.models import Tenant
 from tests.integration.gateway.conftest import chat
 from tests.integration.gateway.streams import closed_with, ends, opened, receive, send, until
@@ -80,15 +81,16 @@ async def test_start_without_authentication(server: ServerRun) -> None:
         assert await closed_with(ws) == 4401
 
 
-async def test_revoked_token_starts_nothing_more(server: ServerRun, token: ApiToken) -> None:
+async def test_expired_token_starts_nothing_more(server: ServerRun, token: ApiToken) -> None:
     async with opened(server, token) as ws:
-        await database_hop(api_token_revoke, token=token, actor=SYSTEM)
+        token.expires_at = timezone.now()
+        await database_hop(api_token_update, token=token, actor=SYSTEM)
 
         async def is_refused() -> bool:
             await send(ws, type="start", id="c1", **chat())
             return bool((await until(ws, ends("c1")))[-1]["type"] == "error")
 
-        await wait_until_async("the revocation to be noticed", is_refused, timeout_s=3)
+        await wait_until_async("the expiry to be noticed", is_refused, timeout_s=3)
 
 
 async def test_requests_run_side_by_side_and_one_is_cancelled(

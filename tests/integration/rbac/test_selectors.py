@@ -30,6 +30,7 @@ def test_a_live_token_is_found_in_one_query(django_assert_num_queries: Any) -> N
         key_limits=Limits(tokens_per_day=5),
         weight=3.0,
         api_token_id=token.pk,
+        scopes=frozenset({"inference", "batches"}),
     )
 
 
@@ -88,6 +89,8 @@ def test_a_member_acts_in_their_tenant() -> None:
         label="bob",
         limits=UNLIMITED,
         user_id=membership.user_id,
+        subject_id=membership.user_id,
+        scopes=frozenset({"inference", "batches"}),
     )
 
 

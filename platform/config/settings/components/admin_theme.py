@@ -7,13 +7,15 @@ from django.http import HttpRequest
 from django.templatetags.static import static
 from django.urls import reverse_lazy
 
+from apps.core.access import access_in
+
 
 def _static(path: str) -> Callable[[HttpRequest], str]:
     return lambda request: static(path)
 
 
 def _may_view(app: str, model: str) -> Callable[[HttpRequest], bool]:
-    return lambda request: request.user.has_perm(f"{app}.view_{model}")
+    return lambda request: access_in(request).may_somewhere(f"{app}.view_{model}")
 
 
 def _page(title: str, icon: str, name: str) -> dict[str, Any]:
@@ -99,7 +101,9 @@ UNFOLD: dict[str, Any] = {
                     _list("Tenants", "apartment", "tenants", "tenant"),
                     _list("Plans", "speed", "tenants", "plan"),
                     _list("End users", "person_pin", "tenants", "enduser"),
+                    _list("Members", "badge", "tenants", "membership"),
                     _list("Users", "group", "rbac", "user"),
+                    _list("Roles", "admin_panel_settings", "rbac", "role"),
                     _list("API tokens", "key", "rbac", "apitoken"),
                 ],
             },

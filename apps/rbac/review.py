@@ -1,0 +1,144 @@
+"""The access review: who may do what, where, and why. Told from the rows that the checks read."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, fields
+from typing import Any
+
+from django.contrib.auth.models import Permission
+from django.db.models import QuerySet
+from guardian.models import UserObjectPermissionBase
+
+from apps.rbac.models import ApiToken, Role, RoleGrant, User
+from apps.rbac.permissions import TENANT_PERMISSIONS, holders_of
+from apps.rbac.types import SCOPES, scope_permissions
+
+EVERYTHING = "*"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessEntry:
+    """One thing that somebody may do. where: ``everywhere``, ``tenant:slug`` or an object.
+    is_effective: not while they, the tenant or the token are switched off."""
+
+    kind: str
+    subject: str
+    permission: str
+    where: str
+    why: str
+    is_effective: bool
+
+    @classmethod
+    def columns(cls) -> list[str]:
+        return [each.name for each in fields(cls)]
+
+    def row(self) -> tuple[str | bool, ...]:
+        return astuple(self)
+
+
+def access_review(*, username: str = "", tenant_slug: str = "") -> Iterator[AccessEntry]:
+    """Yield who may do what; username: of one person and their tokens. tenant_slug: of the members
+    and the tokens of one tenant. Both empty: of everyone."""
+    users, tokens = User.objects.all(), ApiToken.objects.all()
+    if username:
+        users, tokens = users.filter(username=username), tokens.filter(owner__username=username)
+    if tenant_slug:
+        users = users.filter(memberships__tenant__slug=tenant_slug)
+        tokens = tokens.filter(tenant__slug=tenant_slug)
+    return _entries(users=users, tokens=tokens)
+
+
+def _entries(*, users: QuerySet[User], tokens: QuerySet[ApiToken]) -> Iterator[AccessEntry]:
+    """In an order that does not change, in a number of queries that does not grow with them."""
+    people = list(
+        users.order_by("username").prefetch_related(
+            "user_permissions__content_type", "groups__permissions__content_type"
+        )
+    )
+    roles = {role.pk: role for role in Role.objects.prefetch_related("permissions__content_type")}
+    for person in people:
+        yield from _of_person(person)
+    grants = RoleGrant.objects.select_related("user", "membership__user", "membership__tenant")
+    shown = {person.pk for person in people}
+    for grant in grants.order_by("id"):
+        if grant.holder.pk in shown:
+            yield from _of_grant(grant, roles[grant.role_id])
+    yield from _of_objects(people)
+    yield from _of_tokens(list(tokens.select_related("tenant", "owner").order_by("id")))
+
+
+def _of_person(person: User) -> Iterator[AccessEntry]:
+    if person.is_superuser:
+        yield _entry(person, EVERYTHING, where="everywhere", why="superuser")
+    for permission in person.user_permissions.all():
+        yield _entry(person, _name(permission), where="everywhere", why="given directly")
+    for group in person.groups.all():
+        for permission in group.permissions.all():
+            yield _entry(person, _name(permission), where="everywhere", why=f"group {group}")
+
+
+def _of_grant(grant: RoleGrant, role: Role) -> Iterator[AccessEntry]:
+    tenant = None if grant.membership is None else grant.membership.tenant
+    given_by = f", given by {grant.granted_by}" if grant.granted_by else ""
+    for name in sorted(map(_name, role.permissions.all())):
+        if tenant is None:
+            yield _entry(grant.holder, name, where="everywhere", why=f"role {role}{given_by}")
+        elif name in TENANT_PERMISSIONS:
+            yield _entry(
+                grant.holder,
+                name,
+                where=f"tenant:{tenant.slug}",
+                why=f"role {role} as a member{given_by}",
+                is_effective=tenant.is_active,
+            )
+
+
+def _of_objects(people: Iterable[User]) -> Iterator[AccessEntry]:
+    holders = {person.pk for person in people}
+    tables = (each for each in _subclasses(UserObjectPermissionBase) if not each._meta.abstract)
+    for table in sorted(tables, key=lambda each: str(each._meta.label)):
+        rows = table._default_manager.select_related("user", "permission__content_type")
+        for row in rows.filter(user__in=holders).prefetch_related("content_object").order_by("id"):
+            where = f"{row.permission.content_type.model}:{row.content_object}"
+            yield _entry(row.user, _name(row.permission), where=where, why="given on this object")
+
+
+def _subclasses(cls: Any) -> Iterator[Any]:
+    for each in cls.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+def _of_tokens(tokens: list[ApiToken]) -> Iterator[AccessEntry]:
+    owners = {token.owner_id for token in tokens if token.owner_id is not None}
+    holders = {name: holders_of(name, owners) for name in sorted(scope_permissions(SCOPES))}
+    for token in tokens:
+        is_effective = token.is_live and token.tenant.is_active
+        for name in sorted(scope_permissions(token.scopes)):
+            may = token.owner_id is None or holders[name].include(
+                token.owner_id, tenant_id=token.tenant_id
+            )
+            yield AccessEntry(
+                kind="token",
+                subject=str(token),
+                permission=name,
+                where=f"tenant:{token.tenant.slug}",
+                why=f"token of {token.owner}" if token.owner else "the tenant's own token",
+                is_effective=is_effective and may,
+            )
+
+
+def _entry(
+    person: User, permission: str, *, where: str, why: str, is_effective: bool = True
+) -> AccessEntry:
+    return AccessEntry(
+        kind="service account" if person.is_service else "person",
+        subject=person.get_username(),
+        permission=permission,
+        where=where,
+        why=why,
+        is_effective=is_effective and person.is_active,
+    )
+
+
+def _name(permission: Permission) -> str:
+    return f"{permission.content_type.app_label}.{permission.codename}"

@@ -1,0 +1,50 @@
+"""Writes of the access room. Tokens and people are switched off, never deleted, because the ledger
+and the audit trail speak of them."""
+
+from apps.rbac.services.objects import object_permissions_change
+from apps.rbac.services.roles import (
+    member_add,
+    member_remove,
+    role_delete,
+    role_grant,
+    role_grant_remove,
+    role_save,
+    roles_seed,
+    service_account_create,
+)
+from apps.rbac.services.tokens import (
+    MAX_OVERLAP,
+    api_token_issue,
+    api_token_revoke,
+    api_token_rotate,
+    api_token_touch,
+    api_token_update,
+)
+from apps.rbac.services.users import (
+    user_create,
+    user_password_set,
+    user_permissions_set,
+    user_update,
+)
+
+__all__ = [
+    "MAX_OVERLAP",
+    "api_token_issue",
+    "api_token_revoke",
+    "api_token_rotate",
+    "api_token_touch",
+    "api_token_update",
+    "member_add",
+    "member_remove",
+    "object_permissions_change",
+    "role_delete",
+    "role_grant",
+    "role_grant_remove",
+    "role_save",
+    "roles_seed",
+    "service_account_create",
+    "user_create",
+    "user_password_set",
+    "user_permissions_set",
+    "user_update",
+]
