@@ -2,7 +2,7 @@
 and the list of models; messages never pass here."""
 
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from django.contrib.admin import AdminSite
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -10,8 +10,13 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.views.decorators.http import require_safe
 
+from apps.core.exceptions import PermissionDenied
 from apps.deployments.selectors import deployments_running
+from apps.rbac.selectors import person_of, principal_of_user
 from apps.routing.selectors import snapshot
+
+if TYPE_CHECKING:
+    from apps.rbac.models import User
 
 API_PATH: Final = "/v1"
 STREAM_PATH: Final = "/v1/stream"
@@ -33,8 +38,12 @@ class PlaygroundModel:
     context_length: int | None
 
 
-def playground_models() -> list[PlaygroundModel]:
-    """Return every active route that can be chatted with, by name, in three queries."""
+def playground_models(user: "User") -> list[PlaygroundModel]:
+    """Return the active routes that somebody can chat with, by name; none for who has no tenant."""
+    try:
+        principal = principal_of_user(user)
+    except PermissionDenied:
+        return []
     routing = snapshot()
     context_lengths = {
         deployment.pk: deployment.max_model_len or deployment.model_version.context_length
@@ -47,7 +56,7 @@ def playground_models() -> list[PlaygroundModel]:
             context_length=context_lengths.get(target.deployment_id),
         )
         for _, target in sorted(routing.routes.items())
-        if target.task == "generate"
+        if target.task == "generate" and target.is_for(principal)
     ]
 
 
@@ -76,7 +85,7 @@ def playground_page(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
         "stream_path": STREAM_PATH,
         "models_url": reverse("admin:playground_models"),
         "ledger_url": _list_url(request, app="metering", model="usagerecord"),
-        "models": [asdict(model) for model in playground_models()],
+        "models": [asdict(model) for model in playground_models(person_of(request))],
     }
     context = {
         **site.each_context(request),
@@ -92,7 +101,9 @@ def playground_page(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
 @require_safe
 def playground_models_json(request: HttpRequest) -> HttpResponse:
     """What the page asks for again, so that a model that becomes ready shows without a reload."""
-    return JsonResponse({"models": [asdict(model) for model in playground_models()]})
+    return JsonResponse(
+        {"models": [asdict(model) for model in playground_models(person_of(request))]}
+    )
 
 
 def _list_url(request: HttpRequest, *, app: str, model: str) -> str:

@@ -10,6 +10,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from apps.core.access import access_in
 from apps.core.admin import ReadOnlyAdmin, display
 from apps.core.scoped_admin import TenantScoped
 from apps.metering.models import UsageRecord
@@ -25,7 +26,9 @@ class TenantFilter(admin.SimpleListFilter):
     parameter_name = "tenant"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(str(pk), name) for pk, name in tenant_choices(limit=_TENANTS_LISTED)]
+        within = access_in(request).tenants_where("metering.view_usagerecord")
+        choices = tenant_choices(limit=_TENANTS_LISTED, within=within)
+        return [(str(pk), name) for pk, name in choices]
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
         value = self.value()

@@ -1,5 +1,7 @@
 """Reads of the tenants room."""
 
+from collections.abc import Collection
+
 from django.contrib.auth.base_user import AbstractBaseUser
 
 from apps.core.limits import UNLIMITED, Limits
@@ -21,9 +23,11 @@ def tenant_names(tenant_ids: set[int]) -> dict[int, str]:
     return dict(Tenant.objects.filter(pk__in=tenant_ids).values_list("pk", "name"))
 
 
-def tenant_choices(*, limit: int) -> list[tuple[int, str]]:
-    """Return (id, name) of tenants by name, for a filter."""
-    return list(Tenant.objects.order_by("name").values_list("pk", "name")[:limit])
+def tenant_choices(*, limit: int, within: Collection[int] | None) -> list[tuple[int, str]]:
+    """Return (id, name) of tenants by name, for a filter. within: ids of those that may be seen;
+    None is all."""
+    rows = Tenant.objects.all() if within is None else Tenant.objects.filter(pk__in=within)
+    return list(rows.order_by("name").values_list("pk", "name")[:limit])
 
 
 def tenant_by_slug(slug: str) -> Tenant | None:

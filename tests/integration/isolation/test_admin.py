@@ -1,0 +1,200 @@
+"""Every page of the admin x every role in one tenant x another tenant's things. The pages are those
+that exist: one that names a thing in a way that is not known here fails the test."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import pytest
+from django.apps import apps
+from django.db.models import Model
+from django.test import Client
+
+from apps.rbac.builtin_roles import BUILTIN_ROLES
+from apps.rbac.models import Role, User
+from apps.tenants.models import Tenant
+from tests.factories import (
+    ApiTokenFactory,
+    AuditEventFactory,
+    BatchFactory,
+    EndUserFactory,
+    MembershipFactory,
+    ModelVersionFactory,
+    PlanFactory,
+    RegisteredModelFactory,
+    ReplicaFactory,
+    RoleFactory,
+    RouteFactory,
+    TenantFactory,
+    UploadedFileFactory,
+    UsageRecordFactory,
+)
+from tests.integration.isolation.urls import walk
+
+pytestmark = pytest.mark.django_db
+
+MARK: Final = "zebra"
+ABSENT: Final = "987654"
+ROLES: Final = [role.slug for role in BUILTIN_ROLES]
+# How the framework's own pages name what they are about; they lead nowhere or to a list.
+FRAMEWORK: Final = ("<path:content_type_id>", "(?P<app_label>", "(?P<url>")
+# Pages of nobody's things: the person's own session, and what is for everyone in the admin.
+OPEN: Final = {
+    None, "index", "overview", "playground", "playground_models", "login", "password_change",
+    "password_change_done", "jsi18n", "search", "autocomplete", "api-reference",
+}  # fmt: skip
+QUERIES: Final[dict[str | None, dict[str, str]]] = {
+    "search": {"s": MARK},
+    "autocomplete": {
+        "app_label": "rbac", "model_name": "apitoken", "field_name": "tenant", "term": "",
+    },
+}  # fmt: skip
+# Tables in which a look leaves a trace of its own.
+TRACES: Final = {"sessions.Session"}
+PLATFORM: Final[dict[str, Callable[[], Any]]] = {
+    "tenants_plan": PlanFactory,
+    "rbac_role": RoleFactory,
+    "registry_registeredmodel": RegisteredModelFactory,
+    "registry_modelversion": ModelVersionFactory,
+    "routing_route": lambda: RouteFactory(name=f"{MARK}/model", is_restricted=True),
+}
+
+
+@pytest.fixture
+def things() -> dict[str, Model]:
+    """What is of another tenant, and of the platform, by the model of its pages."""
+    tenant: Tenant = TenantFactory(name=f"{MARK} inc", slug=MARK)
+    member = MembershipFactory(tenant=tenant, user__username=f"{MARK}-ann")
+    replica = ReplicaFactory()
+    return {
+        "tenants_tenant": tenant,
+        "tenants_membership": member,
+        "tenants_enduser": EndUserFactory(tenant=tenant, identifier=f"{MARK}-end-user"),
+        "rbac_user": member.user,
+        "rbac_apitoken": ApiTokenFactory(tenant=tenant, name=f"{MARK}-token"),
+        "metering_usagerecord": UsageRecordFactory(
+            tenant_id=tenant.pk, request_id=f"chatcmpl-{MARK}"
+        ),
+        "batches_batch": BatchFactory(tenant=tenant, batch_id=f"batch-{MARK}", running=True),
+        "batches_uploadedfile": UploadedFileFactory(tenant=tenant, filename=f"{MARK}.jsonl"),
+        "audit_auditevent": AuditEventFactory(
+            tenant_id=tenant.pk, object_label=f"{MARK}-event", actor_label=f"{MARK}-ann"
+        ),
+        "deployments_deployment": replica.deployment,
+        "deployments_replica": replica,
+        "engines_engineprocess": replica.engine_process,
+        **{name: make() for name, make in PLATFORM.items()},
+    }
+
+
+def person(role: str) -> Client:
+    """Somebody of the staff with a role in a tenant of their own."""
+    user: User = MembershipFactory(role=role, user__is_staff=True, user__username="bob").user
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def pages() -> Iterator[tuple[str, str | None]]:
+    """Yield each page's route and name, those of the framework's own ways left out."""
+    for route, pattern in walk("config.urls"):
+        if not any(mark in route for mark in FRAMEWORK) and pattern.name != "logout":
+            yield route, pattern.name
+
+
+def pages_of_things(things: dict[str, Model]) -> Iterator[tuple[str, str]]:
+    """Yield the address of each page of a thing, and of the same page of none."""
+    for route, _ in pages():
+        if "<" not in route:
+            continue
+        (mark,) = (each for each in ("<path:object_id>", "<id>") if each in route)
+        _, app, model, *_ = route.split("/")
+        pk = str(things[f"{app}_{model}"].pk)
+        yield "/" + route.replace(mark, pk), "/" + route.replace(mark, ABSENT)
+
+
+def state() -> dict[str, list[Any]]:
+    return {
+        model._meta.label: list(model._default_manager.order_by("pk").values())
+        for model in apps.get_models()
+        if model._meta.label not in TRACES and not model._meta.proxy
+    }
+
+
+def changed(before: dict[str, list[Any]]) -> set[str]:
+    return {name for name, rows in state().items() if rows != before[name]}
+
+
+def said(response: Any) -> str:
+    body = "" if response.streaming else response.content.decode()
+    return f"{response.get('Location', '')} {body}"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_what_another_tenant_has_is_not_there(role: str, things: dict[str, Model]) -> None:
+    client = person(role)
+    before = state()
+    found = list(pages_of_things(things))
+    assert len(found) > 70
+    for there, absent in found:
+        pk = there.split("/")[4]
+        # A dialog's button and a confirmation post so.
+        for method, form in (("get", {}), ("post", {"_form_submitted": "True", "post": "yes"})):
+            answer, nothing = (getattr(client, method)(each, form) for each in (there, absent))
+            assert answer.status_code in (301, 302, 403, 404), (method, there)
+            assert answer.status_code == nothing.status_code, (method, there)
+            location = answer.get("Location", "")
+            assert location.replace(f"/{pk}/", f"/{ABSENT}/").replace(
+                f"object_id={pk}", f"object_id={ABSENT}"
+            ) == nothing.get("Location", ""), there
+            assert MARK not in said(answer), (method, there)
+            client.cookies.pop("messages", None)  # they name the key that was asked for
+    assert changed(before) == set()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_lists_show_nothing_of_another_tenant(role: str, things: dict[str, Model]) -> None:
+    client = person(role)
+    shown = set()
+    for route, name in pages():
+        if "<" in route:
+            continue
+        response = client.get("/" + route, QUERIES.get(name, {}))
+        assert response.status_code in (200, 302, 403), route
+        if response.status_code == 200:
+            shown.add(name)
+            assert MARK not in said(response).replace(f'value="{MARK}"', ""), route
+    of_tenants = set(things) - set(PLATFORM) - {
+        "rbac_user", "deployments_deployment", "deployments_replica", "engines_engineprocess",
+    }  # fmt: skip
+    assert shown - OPEN <= {
+        f"{name}_{page}"
+        for name in of_tenants
+        for page in ("changelist", "add", "new_service_account")
+    }
+    if role == "owner":
+        assert {f"{name}_changelist" for name in of_tenants} <= shown
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_nothing_is_made_in_another_tenant(role: str, things: dict[str, Model]) -> None:
+    client = person(role)
+    me, viewer = User.objects.get(username="bob").pk, Role.objects.get(slug="viewer").pk
+    tenant = things["tenants_tenant"].pk
+    before = state()
+    refused = set()
+    for path, form in (
+        ("rbac/apitoken/add", {"name": "x", "scopes": ["inference"]}),
+        ("rbac/apitoken/add", {"name": "x", "scopes": ["inference"], "owner": me}),
+        ("tenants/enduser/add", {"identifier": "x"}),
+        ("tenants/membership/add", {"person": "bob", "role": viewer}),
+        ("tenants/membership/new_service_account", {"name": "spy", "role": viewer}),
+        ("tenants/tenant/add", {"name": "x", "slug": "x"}),
+        ("rbac/user/add", {"username": "x"}),
+        ("rbac/role/add", {"name": "x", "slug": "x"}),
+    ):
+        response = client.post(f"/admin/{path}/", {"tenant": tenant, **form})
+        refused.add(response.status_code)
+        if response.status_code == 200:  # the form says what is wrong
+            assert "Select a valid choice" in response.content.decode(), path
+    assert refused <= {200, 403}
+    assert changed(before) == set()

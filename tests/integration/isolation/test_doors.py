@@ -1,0 +1,177 @@
+"""Every door of the API x every role x another tenant's things. Each method of each path is a case
+here; one that is not fails the test."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from apps.audit.types import SYSTEM
+from apps.batches.models import Batch, UploadedFile
+from apps.core.hop import database_hop
+from apps.gateway.runtime import GatewayRuntime
+from apps.metering.models import UsageRecord
+from apps.rbac.builtin_roles import BUILTIN_ROLES
+from apps.rbac.models import ApiToken, Role
+from apps.rbac.types import SCOPES
+from apps.routing.models import Route
+from apps.routing.services import route_update
+from tests.factories import ApiTokenFactory, BatchFactory, MembershipFactory, UploadedFileFactory
+from tests.integration.batches.conftest import files_dir
+from tests.integration.gateway.conftest import MODEL, engine_process, http, route, runtime, token
+from tests.integration.gateway.test_powers import ASK
+from tests.integration.isolation.urls import walk
+from tests.waiting import wait_until_async
+
+__all__ = ["engine_process", "files_dir", "http", "route", "runtime", "token"]
+
+FORM = {"files": {"file": ("x.jsonl", b"{}")}, "data": {"purpose": "batch"}}
+BATCH = {
+    "input_file_id": "{file}", "endpoint": "/v1/chat/completions", "completion_window": "24h",
+}  # fmt: skip
+# What a case sends; {model}, {file} and {batch} become a thing of another tenant's, or none.
+CASES: dict[tuple[str, str], dict[str, Any]] = {
+    **{
+        ("post", path.lstrip("/")): {"json": {**body, "model": "{model}"}}
+        for path, body in ASK.items()
+    },
+    ("get", "v1/models"): {},
+    ("get", "v1/models/<path:name>"): {"path": "v1/models/{model}"},
+    ("get", "v1/files"): {},
+    ("post", "v1/files"): FORM,
+    ("get", "v1/files/<str:file_id>"): {"path": "v1/files/{file}"},
+    ("delete", "v1/files/<str:file_id>"): {"path": "v1/files/{file}"},
+    ("get", "v1/files/<str:file_id>/content"): {"path": "v1/files/{file}/content"},
+    ("get", "v1/batches"): {},
+    ("post", "v1/batches"): {"json": BATCH},
+    ("get", "v1/batches/<str:batch_id>"): {"path": "v1/batches/{batch}"},
+    ("post", "v1/batches/<str:batch_id>/cancel"): {"path": "v1/batches/{batch}/cancel"},
+}
+# Says the same to everyone, and asks for no token.
+OPEN = {("get", "v1/openapi.json")}
+OWN = {("get", "v1/models"), ("get", "v1/files"), ("post", "v1/files"), ("get", "v1/batches")}
+NAMES_A_THING = sorted(set(CASES) - OWN)
+ROLES = ["owner", "admin", "operator", "developer", "auditor", "viewer"]
+
+
+def doors() -> set[tuple[str, str]]:
+    found = set()
+    for path, pattern in walk("config.doors"):
+        view = pattern.callback.view_class  # type: ignore[attr-defined]
+        found |= {(name, path) for name in view.http_method_names if hasattr(view, name)}
+    return found
+
+
+def scope_of(case: tuple[str, str]) -> str:
+    return "batches" if case[1].startswith(("v1/files", "v1/batches")) else "inference"
+
+
+def filled(value: Any, things: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: filled(each, things) for key, each in value.items()}
+    return value.format(**things) if isinstance(value, str) and "{" in value else value
+
+
+async def ask(
+    http: httpx.AsyncClient, case: tuple[str, str], things: dict[str, str], secret: str
+) -> httpx.Response:
+    method, path = case
+    sent = CASES[case]
+    body = filled(sent["json"], things) if "json" in sent else None
+    return await http.request(
+        method,
+        "/" + filled(sent.get("path", path), things),
+        json=body,
+        files=sent.get("files"),
+        data=sent.get("data"),
+        headers={"Authorization": f"Bearer {secret}"},
+    )
+
+
+def test_every_door_is_in_the_matrix() -> None:
+    assert doors() == set(CASES) | OPEN
+    assert {role.slug for role in BUILTIN_ROLES} == set(ROLES)
+
+
+@pytest.fixture
+async def theirs(
+    http: httpx.AsyncClient, runtime: GatewayRuntime, token: ApiToken
+) -> dict[str, str]:
+    """A route, a file and a batch of one tenant alone."""
+    await http.get("/v1/models")
+    route = await database_hop(Route.objects.get)
+    await database_hop(
+        route_update, route=route, actor=SYSTEM, is_restricted=True, tenants=[token.tenant]
+    )
+
+    def is_known() -> bool:
+        target = runtime.table.snapshot.routes.get(MODEL)
+        return target is not None and target.audience is not None
+
+    await wait_until_async("the restriction to be known", is_known)
+    file: UploadedFile = await database_hop(lambda: UploadedFileFactory(tenant=token.tenant))
+    batch: Batch = await database_hop(lambda: BatchFactory(tenant=token.tenant, running=True))
+    return {"model": MODEL, "file": file.file_id, "batch": batch.batch_id}
+
+
+def nothing_like(things: dict[str, str]) -> dict[str, str]:
+    return {name: thing[:-4] + "zzzz" for name, thing in things.items()}
+
+
+def state() -> dict[str, list[Any]]:
+    models: list[Any] = [UploadedFile, Batch, UsageRecord]
+    return {model.__name__: list(model.objects.order_by("pk").values()) for model in models}
+
+
+@pytest.mark.parametrize("role", [None, *ROLES])
+async def test_what_another_tenant_has_is_not_there(
+    http: httpx.AsyncClient, theirs: dict[str, str], role: str | None
+) -> None:
+    member = await database_hop(lambda: MembershipFactory(role=role))
+    stranger = await database_hop(
+        lambda: ApiTokenFactory(tenant=member.tenant, owner=None if role is None else member.user)
+    )
+    scopes = set(SCOPES) if role is None else await database_hop(_scopes_of, role)
+    before = await database_hop(state)
+    missing = nothing_like(theirs)
+    for case in NAMES_A_THING:
+        answer = await ask(http, case, theirs, stranger.secret)
+        nothing = await ask(http, case, missing, stranger.secret)
+        expected = 404 if scope_of(case) in scopes else 403
+        assert (case, answer.status_code) == (case, expected)
+        assert nothing.status_code == expected
+        said = answer.text
+        for name, thing in theirs.items():
+            said = said.replace(thing, missing[name])
+        assert said == nothing.text, case
+    assert await database_hop(state) == before
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_lists_hold_ones_own_alone(
+    http: httpx.AsyncClient, theirs: dict[str, str], role: str
+) -> None:
+    member = await database_hop(lambda: MembershipFactory(role=role))
+    token = await database_hop(lambda: ApiTokenFactory(tenant=member.tenant, owner=member.user))
+    scopes = await database_hop(_scopes_of, role)
+    for case in sorted(OWN):
+        answer = await ask(http, case, theirs, token.secret)
+        assert (case, answer.status_code) == (case, 200 if scope_of(case) in scopes else 403)
+        if case[0] == "get" and answer.status_code == 200:
+            assert answer.json()["data"] == []
+
+
+async def test_without_a_token_nothing_is_said(
+    http: httpx.AsyncClient, theirs: dict[str, str]
+) -> None:
+    for case in sorted(CASES):
+        answer = await ask(http, case, theirs, "sk-nano-" + "x" * 43)
+        assert (case, answer.status_code) == (case, 401)
+
+
+def _scopes_of(role: str) -> set[str]:
+    pairs = Role.objects.get(slug=role).permissions.values_list(
+        "content_type__app_label", "codename"
+    )
+    held = {f"{app}.{codename}" for app, codename in pairs}
+    return {scope for scope, needed in SCOPES.items() if needed <= held}
