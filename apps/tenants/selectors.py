@@ -39,6 +39,10 @@ def plan_by_slug(slug: str) -> Plan:
     return Plan.objects.get(slug=slug)
 
 
+def plan_slugs() -> list[str]:
+    return list(Plan.objects.order_by("slug").values_list("slug", flat=True))
+
+
 def tenant_limits(tenant: Tenant) -> Limits:
     """Return what holds for a tenant: its plan's limits, or its own in their place."""
     return Limits.of(tenant.plan).overridden_by(Limits.of(tenant))

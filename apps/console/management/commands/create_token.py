@@ -1,0 +1,65 @@
+"""``manage.py create_token TENANT NAME``: an API token, without the admin."""
+
+from typing import Any, Final
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+
+from apps.audit.types import SYSTEM
+from apps.console.options import (
+    LIMIT_OPTIONS,
+    FieldOption,
+    duration,
+    options_add,
+    options_read,
+    refusals,
+)
+from apps.rbac.services import api_token_issue
+from apps.tenants.selectors import tenant_by_slug
+
+# Whatever else a token carries is one more row here: it is handed to ``api_token_issue`` by the
+# field's name.
+TOKEN_OPTIONS: Final[tuple[FieldOption, ...]] = (*LIMIT_OPTIONS,)
+_EXPIRES_IN: Final = FieldOption(
+    field="expires_in",
+    help="how long it is good, such as 12h or 90d; for ever if not given",
+    metavar="TIME",
+    parse=lambda text: _moment(text),
+)
+
+
+class Command(BaseCommand):
+    help = (
+        "Make an API token of a tenant. Its secret is shown this once, alone on standard output; "
+        "limits given here hold beside the tenant's."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("tenant", help="slug of the tenant that it belongs to")
+        parser.add_argument("name", help="what it is for, as lists show it")
+        options_add(parser, (_EXPIRES_IN, *TOKEN_OPTIONS))
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        fields = options_read(TOKEN_OPTIONS, options)
+        expires_at = options_read((_EXPIRES_IN,), options).get("expires_in")
+        with refusals({"name": "NAME", "tenant": "TENANT", "expires_at": _EXPIRES_IN.flag}):
+            tenant = tenant_by_slug(options["tenant"])
+            if tenant is None:
+                raise CommandError(f"TENANT: there is no tenant {options['tenant']!r}")
+            issued = api_token_issue(
+                tenant=tenant,
+                name=options["name"],
+                actor=SYSTEM,
+                expires_at=expires_at,
+                **fields,
+            )
+        until = f"until {expires_at:%Y-%m-%d %H:%M} UTC" if expires_at else "until it is revoked"
+        self.stderr.write(f"Made the token {issued.token} of {tenant.slug}, good {until}.")
+        self.stdout.write(issued.secret)
+
+
+def _moment(text: str) -> Any:
+    try:
+        return timezone.now() + duration(text)
+    except OverflowError:
+        raise ValueError(f"{text!r} is too long") from None
