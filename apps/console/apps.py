@@ -7,6 +7,11 @@ class ConsoleConfig(AppConfig):
     label = "console"
     verbose_name = "Console"
 
+    def ready(self) -> None:
+        from apps.console import pruning
+
+        pruning.register()
+
 
 class ConsoleAdminConfig(AdminConfig):
     """Django's admin with our site in its place."""

@@ -5,3 +5,8 @@ class MeteringConfig(AppConfig):
     name = "apps.metering"
     label = "metering"
     verbose_name = "Metering"
+
+    def ready(self) -> None:
+        from apps.metering import pruning
+
+        pruning.register()

@@ -40,7 +40,7 @@ def import_model(
     model = RegisteredModel.objects.filter(name=name).first() or RegisteredModel(name=name)
     model.full_clean()
     directory = Path(settings.MODELS_DIR) / name
-    with _import_lock(directory), ExitStack() as undo:
+    with import_lock(directory), ExitStack() as undo:
         number = _next_version(name)
         path = directory / str(number)
         # Files of an import that was cut off before the database knew of it.
@@ -142,8 +142,12 @@ def _version_of(name: str, *, sha256: str) -> ModelVersion | None:
 
 
 @contextmanager
-def _import_lock(directory: Path) -> Iterator[None]:
-    """One import of a model at a time, over all processes; the system drops it with its holder."""
+def import_lock(directory: Path) -> Iterator[None]:
+    """One import of a model at a time, over all processes; the system drops it with its holder.
+
+    Raises:
+        ModelImportRunning: another one has it.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".import-lock").open("w") as lock:
         try:

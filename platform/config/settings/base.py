@@ -125,6 +125,8 @@ GATEWAY_DRAIN_S = env.integer("GATEWAY_DRAIN_S", default=10, minimum=0)
 FILES_DIR = env.path("FILES_DIR", default=VAR_DIR / "files")
 GATEWAY_MAX_FILE_BYTES = env.integer("GATEWAY_MAX_FILE_BYTES", default=100 * 1024 * 1024)
 FILES_MAX_TENANT_BYTES = env.integer("FILES_MAX_TENANT_BYTES", default=10 * 1024**3)
+# Days after which a client's file is deleted; 0 keeps it until its client deletes it.
+FILES_KEEP_DAYS = env.integer("FILES_KEEP_DAYS", default=0)
 BATCH_MAX_REQUESTS = env.integer("BATCH_MAX_REQUESTS", default=50_000, minimum=1)
 BATCH_CONCURRENCY = env.integer("BATCH_CONCURRENCY", default=8, minimum=1)
 # A worker that is not heard of for so long is thought dead, and another one takes its batch.
@@ -132,6 +134,9 @@ BATCH_LEASE_S = env.integer("BATCH_LEASE_S", default=15, minimum=2)
 
 _broker = env.broker("CELERY_BROKER_URL", directory_default=VAR_DIR / "broker")
 CELERY_BROKER_URL, CELERY_BROKER_TRANSPORT_OPTIONS = _broker.url, _broker.options
+
+# How long meters of past days, and logs that nobody writes to, are kept: `manage.py prune`.
+PRUNE_KEEP_DAYS = env.integer("PRUNE_KEEP_DAYS", default=30, minimum=1)
 
 # An engine that answers no ping for so long is killed; a step of a large model on a slow processor
 # must fit in it.

@@ -1,6 +1,8 @@
 """How Celery behaves, whatever its broker. Messages only wake workers: rows are the truth, so that
 nothing here promises delivery and no results are kept."""
 
+from celery.schedules import crontab
+
 CELERY_TASK_SERIALIZER = "json"
 CELERY_RESULT_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
@@ -23,5 +25,11 @@ CELERY_BEAT_SCHEDULE = {
         "task": "batches.reap",
         "schedule": REAP_EVERY_S,
         "options": {"expires": REAP_EVERY_S},
+    },
+    # At a time of day, not after a span: beat's memory begins anew whenever it starts.
+    "console.prune": {
+        "task": "console.prune",
+        "schedule": crontab(hour="3", minute="17"),
+        "options": {"expires": 3600.0},
     },
 }
