@@ -76,6 +76,11 @@ def is_work_waiting(now: datetime) -> bool:
     return claimable(now).exists()
 
 
+def is_worker_busy(now: datetime) -> bool:
+    """Whether some worker holds a batch: it renews its lease as long as it lives."""
+    return Batch.objects.filter(status__in=Batch.OPEN, lease_until__gte=now).exists()
+
+
 def items_in_order(batch_pk: int) -> Iterator[BatchItem]:
     """Yield the items of a batch by line, in bounded reads."""
     last = 0

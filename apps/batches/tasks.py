@@ -7,7 +7,8 @@ from celery.signals import worker_shutting_down
 from django.utils import timezone
 
 from apps.batches import running, selectors, services, storage, worker
-from apps.batches.types import WAKE
+from apps.batches.types import BEAT, WAKE, WORKER
+from apps.core.services import heartbeat_note
 
 
 class _Stop:
@@ -24,6 +25,7 @@ def _on_shutting_down(**kwargs: object) -> None:
 @shared_task(name=WAKE, ignore_result=True)
 def work() -> None:
     """Advance open batches for a while, then say that there is more."""
+    heartbeat_note(WORKER)
     asyncio.run(worker.work(is_stopping=lambda: _Stop.is_asked))
     if not _Stop.is_asked and selectors.is_work_waiting(timezone.now()):
         services.wake()
@@ -33,6 +35,8 @@ def work() -> None:
 def reap() -> None:
     """Have work taken up again whose worker is gone, or whose message was lost; tidy up."""
     now = timezone.now()
+    heartbeat_note(WORKER)
+    heartbeat_note(BEAT)  # nobody else asks for this
     running.ended_items_purge(now=now)
     storage.drafts_purge()
     if selectors.is_work_waiting(now):

@@ -38,6 +38,19 @@ def var_lock(file: Path, *, holder: str, wait_s: float = 0.0) -> Iterator[None]:
         yield
 
 
+def lock_holder(file: Path) -> str | None:
+    """Return the pid of who holds a lock file, None when nobody does; leaves it as it is."""
+    try:
+        with file.open() as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return handle.read().strip() or "unknown"
+    except FileNotFoundError:
+        pass
+    return None
+
+
 def _lock_taken(handle: IO[str], *, wait_s: float) -> bool:
     until_s = time.monotonic() + wait_s
     while True:

@@ -1,4 +1,5 @@
-"""What every room builds on: time stamps, and the stamp that tells processes to refresh."""
+"""What every room builds on: time stamps, the stamp that tells processes to refresh, and when those
+were last heard of whom nobody sees."""
 
 from django.db import models
 
@@ -19,3 +20,13 @@ class ChangeStamp(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name}={self.value}"
+
+
+class Heartbeat(models.Model):
+    """When some process of a kind last did its work, such as a worker of Celery's."""
+
+    name = models.CharField(max_length=40, primary_key=True)
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.at}"

@@ -1,12 +1,16 @@
 """Writes of the core room."""
 
 from collections.abc import Mapping
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 
 from django.db import models
 from django.db.models import F
+from django.utils import timezone
 
-from apps.core.models import ChangeStamp
+from apps.core.models import ChangeStamp, Heartbeat
+
+_BEAT_EVERY: Final = timedelta(seconds=15)
 
 
 def change_stamp_bump(name: str) -> None:
@@ -42,3 +46,10 @@ def fields_set(obj: models.Model, fields: Mapping[str, Any]) -> dict[str, list[A
 def plain(value: Any) -> Any:
     """Return a value that JSON can hold: itself, or its text."""
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def heartbeat_note(name: str) -> None:
+    """Say that a process of this kind is at work, at most once in some seconds over all of them."""
+    now = timezone.now()
+    if not Heartbeat.objects.filter(name=name, at__gt=now - _BEAT_EVERY).exists():
+        Heartbeat.objects.update_or_create(name=name, defaults={"at": now})

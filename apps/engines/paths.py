@@ -30,16 +30,22 @@ class AgentPaths:
         return self.log_dir / f"engine-{name}.log"
 
 
+def run_dir_of(var_dir: Path) -> Path:
+    """Return where sockets lie; makes nothing."""
+    run_dir = var_dir / "run"
+    if len(os.fsencode(run_dir / _LONGEST_SOCKET_NAME)) > _SOCKET_PATH_MOST_BYTES:
+        digest = hashlib.sha256(os.fsencode(var_dir)).hexdigest()[:12]
+        run_dir = Path(tempfile.gettempdir()) / f"nano-llm-{os.getuid()}-{digest}"
+    return run_dir
+
+
 def agent_paths(var_dir: Path) -> AgentPaths:
     """Make the directories and return them.
 
     Raises:
         AgentError: the socket directory belongs to someone else or others may write to it.
     """
-    run_dir = var_dir / "run"
-    if len(os.fsencode(run_dir / _LONGEST_SOCKET_NAME)) > _SOCKET_PATH_MOST_BYTES:
-        digest = hashlib.sha256(os.fsencode(var_dir)).hexdigest()[:12]
-        run_dir = Path(tempfile.gettempdir()) / f"nano-llm-{os.getuid()}-{digest}"
+    run_dir = run_dir_of(var_dir)
     log_dir = var_dir / "logs"
     log_dir.mkdir(parents=True, exist_ok=True)
     run_dir.parent.mkdir(parents=True, exist_ok=True)

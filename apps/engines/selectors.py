@@ -4,6 +4,7 @@ from pathlib import Path
 
 from apps.core.files import log_tail
 from apps.engines.models import EngineProcess
+from apps.engines.paths import run_dir_of
 
 EngineState = EngineProcess.State
 
@@ -21,3 +22,8 @@ def ready_engines() -> list[EngineProcess]:
 def engine_log_tail(process: EngineProcess, *, n_lines: int = 200) -> list[str]:
     """Return the end of the engine's log; a bounded part of the file is read."""
     return log_tail(Path(process.log_path), n_lines=n_lines) if process.log_path else []
+
+
+def engine_sockets(var_dir: Path) -> list[Path]:
+    """Return the sockets of this machine's engines, without asking the database."""
+    return sorted(run_dir_of(var_dir).glob("e*.sock"))

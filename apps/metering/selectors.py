@@ -3,7 +3,7 @@
 import hashlib
 from datetime import datetime
 
-from django.db.models import Count, Q, Sum
+from django.db.models import Count, Min, Q, Sum
 
 from apps.core.limits import UNLIMITED, Limits
 from apps.metering.models import UsageRecord
@@ -27,6 +27,14 @@ def usage_since(since: datetime) -> UsageTotals:
 def open_reservations() -> int:
     """Return how many rows are reserved and not settled."""
     return UsageRecord.objects.filter(state=UsageRecord.State.RESERVED).count()
+
+
+def overdue_reservations(now: datetime) -> tuple[int, datetime | None]:
+    """Return how many rows are reserved past their life, and since when the first of them is."""
+    found = UsageRecord.objects.filter(
+        state=UsageRecord.State.RESERVED, expires_at__lt=now
+    ).aggregate(n=Count("pk"), first=Min("expires_at"))
+    return found["n"], found["first"]
 
 
 def scopes_of(principal: Principal) -> tuple[Scope, ...]:

@@ -7,3 +7,8 @@ def model_version_latest(name: str) -> ModelVersion | None:
     """Return the newest version of a model, or None when there is none."""
     versions = ModelVersion.objects.select_related("model").filter(model__name=name)
     return versions.order_by("-version").first()
+
+
+def model_versions_all() -> list[ModelVersion]:
+    """Return every version with its model, in one query."""
+    return list(ModelVersion.objects.select_related("model"))
