@@ -52,7 +52,7 @@ def look_at_database() -> Iterator[Finding]:
 
 
 def _reached() -> None:
-    """Raise what a connection of one's own says: of the pool's one hears only that there is none."""
+    """Raise what a connection of its own says: the pool only says that it has none."""
     if connection.vendor == "postgresql":
         try:
             psycopg.connect(
