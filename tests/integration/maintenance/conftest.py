@@ -18,7 +18,7 @@ SECRET_KEY = "a-key-that-no-other-test-has-0123456789-abcdefghijklmnop"
 
 
 @pytest.fixture
-def here(tmp_path: Path, settings: Any, transactional_db: None) -> Installation:
+def here(tmp_path: Path, settings: Any, db: None) -> Installation:
     """The installation of this test's settings and database."""
     var = tmp_path / "here"
     settings.VAR_DIR = var
