@@ -56,6 +56,15 @@ def there(tmp_path: Path, db: None) -> Iterator[Installation]:
         )
 
 
+@pytest.fixture
+def var(tmp_path: Path, settings: Any) -> Path:
+    settings.VAR_DIR = tmp_path
+    settings.MODELS_DIR = tmp_path / "models"
+    settings.FILES_DIR = tmp_path / "files"
+    tmp_path.chmod(0o700)
+    return tmp_path
+
+
 class _OtherDatabase:
     """A database that no other test has, dropped at the end."""
 

@@ -229,10 +229,25 @@ def test_data_is_replaced_only_by_force_and_by_whoever_is_alone(
     with held(there), pytest.raises(BackupError, match="top every server"):
         restore(second, there, may_overwrite=True)
     assert state(there) == before
+    if connection.vendor == "postgresql":
+        assert_what_cannot_be_loaded_is_taken_back(second, there)
     restore(second, there, may_overwrite=True)
     assert rows(there.database)["rbac_apitoken"] == []
     assert later.read_text() == "mine"
     assert not list(there.var_dir.rglob(".restore-*"))
+
+
+def assert_what_cannot_be_loaded_is_taken_back(file: Path, there: Installation) -> None:
+    """A table of somebody else's stands in the way, after the files were moved."""
+    with psycopg.connect(address(there.database), autocommit=True) as server:
+        server.execute("CREATE TABLE other (token bigint REFERENCES rbac_apitoken (id))")
+    before = state(there)
+    with pytest.raises(BackupError, match=r"pg_restore failed: .*other"):
+        restore(file, there, may_overwrite=True)
+    assert state(there) == before
+    assert not list(there.var_dir.rglob(".restore-*"))
+    with psycopg.connect(address(there.database), autocommit=True) as server:
+        server.execute("DROP TABLE other")
 
 
 def held(there: Installation) -> Any:
