@@ -120,6 +120,7 @@ async def _prepare(
         reservation=Reservation(
             request_id=request_id,
             principal=principal,
+            end_user=request.end_user or "",
             door=door,
             endpoint=request.endpoint,
             route_name=target.name,

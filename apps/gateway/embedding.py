@@ -205,6 +205,7 @@ class _Embedding:
         return Reservation(
             request_id=self.request_id,
             principal=self.principal,
+            end_user=self._request.end_user or "",
             door=self._door,
             endpoint=self._request.endpoint,
             route_name=target.name,

@@ -50,6 +50,7 @@ class LedgerEntry:
             grant=self._reserving.result(),
             ending=ending,
             n_prompt_tokens=self._reservation.n_prompt_tokens,
+            prices=self._reservation.principal.prices,
         )
         try:
             await database_hop(settle, settlement)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from django.conf import settings
 from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
@@ -12,6 +13,7 @@ from django.utils.safestring import SafeString
 
 from apps.core.access import access_in
 from apps.core.admin import ReadOnlyAdmin, display
+from apps.core.prices import currency_text
 from apps.core.scoped_admin import TenantScoped
 from apps.metering.models import UsageRecord
 from apps.tenants.selectors import tenant_choices, tenant_names
@@ -83,6 +85,7 @@ class UsageRecordAdmin(ReadOnlyAdmin, TenantScoped):
                 "fields": (
                     ("prompt_tokens", "cached_tokens"),
                     ("completion_tokens", "reserved_tokens"),
+                    ("charged_tokens", "cost"),
                 )
             },
         ),
@@ -91,12 +94,13 @@ class UsageRecordAdmin(ReadOnlyAdmin, TenantScoped):
             "Where",
             {
                 "fields": (
-                    ("tenant", "route_name"),
+                    ("tenant", "end_user"),
+                    ("route_name", "experiment_arm"),
                     ("door", "endpoint"),
                     ("engine_name", "engine_epoch"),
                     ("deployment_id", "model_version_id"),
                     ("api_token_id", "user_id"),
-                    "error_code",
+                    ("attempt", "error_code"),
                 )
             },
         ),
@@ -106,6 +110,7 @@ class UsageRecordAdmin(ReadOnlyAdmin, TenantScoped):
     cached_tokens = _count("Of these from the prefix cache", "n_cached_tokens")
     completion_tokens = _count("Completion tokens", "n_completion_tokens")
     reserved_tokens = _count("Reserved at most", "n_reserved_tokens")
+    charged_tokens = _count("Counted in budgets", "n_charged_tokens")
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[UsageRecord]:
         rows: models.QuerySet[UsageRecord] = super().get_queryset(request)
@@ -166,6 +171,10 @@ class UsageRecordAdmin(ReadOnlyAdmin, TenantScoped):
     @display(description="Tokens in → out")
     def tokens(self, row: UsageRecord) -> str:
         return f"{row.n_prompt_tokens:,} → {row.n_completion_tokens:,}"
+
+    @display(description="Cost")
+    def cost(self, row: UsageRecord) -> str:
+        return f"{currency_text(row.cost_micro)} {settings.CURRENCY}"
 
     @display(description="First token")
     def ttft(self, row: UsageRecord) -> str:

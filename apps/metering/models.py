@@ -1,9 +1,12 @@
-"""The usage ledger: one row per request, reserved before dispatch and settled once; and the meters
-that its rows move. They store ids and names and have no foreign keys, so that they outlive what
-they speak of."""
+"""The usage ledger: one row per request, reserved before dispatch and settled once; the meters that
+its rows move; and the roll-ups that add them up. They store ids and names and have no foreign keys
+that the database holds, so that they outlive what they speak of."""
 
 from django.db import models
 from django.db.models import Q
+
+from apps.core.prices import Prices
+from apps.metering.histograms import empty
 
 
 class UsageRecord(models.Model):
@@ -18,12 +21,17 @@ class UsageRecord(models.Model):
         INTERRUPTED = "interrupted", "Interrupted"
 
     request_id = models.CharField(max_length=64, unique=True)
+    attempt = models.PositiveSmallIntegerField(default=1)
     tenant_id = models.BigIntegerField()
     api_token_id = models.BigIntegerField(null=True, blank=True)
     user_id = models.BigIntegerField(null=True, blank=True)
+    end_user = models.CharField(
+        max_length=512, blank=True, help_text="Whom the tenant serves, as it calls them."
+    )
     door = models.CharField(max_length=16)
     endpoint = models.CharField(max_length=40)
     route_name = models.CharField(max_length=120)
+    experiment_arm = models.CharField(max_length=120, blank=True)
     deployment_id = models.BigIntegerField()
     model_version_id = models.BigIntegerField()
     engine_name = models.CharField(max_length=120)
@@ -40,11 +48,19 @@ class UsageRecord(models.Model):
     n_charged_tokens = models.PositiveIntegerField(default=0)
     n_cached_tokens = models.PositiveIntegerField(default=0)
     n_completion_tokens = models.PositiveIntegerField(default=0)
+    # Of one token, when the request came; in micros, as apps.core.prices has them.
+    prompt_micro = models.PositiveBigIntegerField(default=0)
+    cached_micro = models.PositiveBigIntegerField(default=0)
+    completion_micro = models.PositiveBigIntegerField(default=0)
+    cost_micro = models.PositiveBigIntegerField(default=0)
     ttft_ms = models.FloatField(null=True, blank=True)
     total_ms = models.FloatField(null=True, blank=True)
     created_at = models.DateTimeField(db_index=True)
     expires_at = models.DateTimeField(help_text="A row still reserved then is an orphan.")
     settled_at = models.DateTimeField(null=True, blank=True)
+    is_rolled_up = models.BooleanField(
+        default=False, help_text="Its numbers are in the roll-ups. Set with them, or not at all."
+    )
 
     class Meta:
         ordering = ["-id"]
@@ -53,6 +69,11 @@ class UsageRecord(models.Model):
             models.Index(fields=["tenant_id", "-id"], name="usage_tenant_idx"),
             models.Index(
                 fields=["expires_at"], condition=Q(state="reserved"), name="usage_open_idx"
+            ),
+            models.Index(
+                fields=["id"],
+                condition=Q(state="settled", is_rolled_up=False),
+                name="usage_to_roll_up_idx",
             ),
         ]
         constraints = [
@@ -65,6 +86,13 @@ class UsageRecord(models.Model):
 
     def __str__(self) -> str:
         return self.request_id
+
+    @property
+    def prices(self) -> Prices:
+        """What held when the request came, whatever its plan says by now."""
+        return Prices(
+            prompt=self.prompt_micro, cached=self.cached_micro, completion=self.completion_micro
+        )
 
 
 class Meter(models.Model):
@@ -83,3 +111,49 @@ class Meter(models.Model):
 
     def __str__(self) -> str:
         return f"{self.scope} {self.period}"
+
+
+class UsageRollup(models.Model):
+    """Sums over the settled requests that came within an hour or a day of UTC. Moved only by
+    ``metering.rollups``, which says how each request is in them once."""
+
+    class Granularity(models.TextChoices):
+        HOUR = "hour", "Hour"
+        DAY = "day", "Day"
+
+    granularity = models.CharField(max_length=4, choices=Granularity.choices)
+    period_start = models.DateTimeField()
+    # For names, plans and filters; the database does not hold it.
+    tenant = models.ForeignKey(
+        "tenants.Tenant", on_delete=models.DO_NOTHING, db_constraint=False, related_name="+"
+    )
+    api_token_id = models.BigIntegerField(default=0, help_text="0: without a token.")
+    route_name = models.CharField(max_length=120)
+    model_version_id = models.BigIntegerField()
+    n_requests = models.PositiveBigIntegerField(default=0)
+    n_failed = models.PositiveBigIntegerField(default=0)
+    n_prompt_tokens = models.PositiveBigIntegerField(default=0)
+    n_cached_tokens = models.PositiveBigIntegerField(default=0)
+    n_completion_tokens = models.PositiveBigIntegerField(default=0)
+    cost_micro = models.PositiveBigIntegerField(default=0)
+    # Whole numbers, so that the sum does not depend on the order.
+    ttft_us_sum = models.PositiveBigIntegerField(default=0)
+    total_us_sum = models.PositiveBigIntegerField(default=0)
+    ttft_buckets = models.JSONField(default=empty, help_text="As metering.histograms has them.")
+    total_buckets = models.JSONField(default=empty)
+
+    class Meta:
+        ordering = ["-period_start", "id"]
+        verbose_name = "usage roll-up"
+        constraints = [
+            models.UniqueConstraint(
+                fields=[
+                    "granularity", "period_start", "tenant", "api_token_id", "route_name",
+                    "model_version_id",
+                ],
+                name="usage_rollup_uniq",
+            )
+        ]  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{self.route_name} {self.granularity} {self.period_start:%Y-%m-%d %H:%M}"

@@ -6,14 +6,16 @@ from typing import Final
 from django.db import transaction
 from django.utils import timezone
 
-from apps.metering import budgets, meters
+from apps.metering import budgets, meters, rollups
 from apps.metering.models import UsageRecord
 from apps.metering.rates import count_request
 from apps.metering.types import Grant, Reservation, Settlement
 
-__all__ = ["count_request", "orphans_close", "reserve", "settle"]
+__all__ = ["count_request", "orphans_close", "reserve", "settle", "usage_roll_up"]
 
 _ORPHANS_AT_A_TIME: Final = 200
+_ROWS_AT_A_TIME: Final = 500
+_ROWS_AT_MOST: Final = 50_000
 
 
 @transaction.atomic
@@ -25,16 +27,19 @@ def reserve(reservation: Reservation) -> Grant:
         LimitExceeded: a scope has less left than is of use.
         IntegrityError: the request id is already in the ledger.
     """
-    now = timezone.now()
+    now, prices = timezone.now(), reservation.principal.prices
     grant = budgets.reserve(reservation, now=now)
     UsageRecord.objects.create(
         request_id=reservation.request_id,
+        attempt=reservation.attempt,
         tenant_id=reservation.principal.tenant_id,
         api_token_id=reservation.principal.api_token_id,
         user_id=reservation.principal.user_id,
+        end_user=reservation.end_user.replace("\0", "\ufffd"),  # PostgreSQL keeps no NUL
         door=reservation.door,
         endpoint=reservation.endpoint,
         route_name=reservation.route_name,
+        experiment_arm=reservation.experiment_arm,
         deployment_id=reservation.deployment_id,
         model_version_id=reservation.model_version_id,
         engine_name=reservation.engine_name,
@@ -42,6 +47,9 @@ def reserve(reservation: Reservation) -> Grant:
         n_prompt_tokens=reservation.n_prompt_tokens,
         n_reserved_tokens=grant.n_tokens,
         meter_ids=list(grant.meter_ids),
+        prompt_micro=prices.prompt,
+        cached_micro=prices.cached,
+        completion_micro=prices.completion,
         created_at=now,
         expires_at=now + timedelta(seconds=reservation.lifetime_s),
     )
@@ -66,6 +74,7 @@ def settle(settlement: Settlement) -> bool:
         n_charged_tokens=settlement.n_charged_tokens,
         n_cached_tokens=ending.n_cached_tokens,
         n_completion_tokens=ending.n_completion_tokens,
+        cost_micro=settlement.cost_micro,
         ttft_ms=ending.ttft_ms,
         total_ms=ending.total_ms,
         settled_at=timezone.now(),
@@ -99,6 +108,7 @@ def _orphan_close(row: UsageRecord, *, now: datetime) -> bool:
         outcome=UsageRecord.Outcome.INTERRUPTED,
         error_code="orphaned",
         n_charged_tokens=row.n_prompt_tokens,
+        cost_micro=row.prices.cost(n_prompt=row.n_prompt_tokens, n_cached=0, n_completion=0),
         settled_at=now,
     )
     if n_rows:
@@ -106,3 +116,20 @@ def _orphan_close(row: UsageRecord, *, now: datetime) -> bool:
             meter_ids=row.meter_ids, n_held=row.n_reserved_tokens, n_used=row.n_prompt_tokens
         )
     return n_rows == 1
+
+
+def usage_roll_up(
+    *, rows_at_a_time: int = _ROWS_AT_A_TIME, rows_at_most: int = _ROWS_AT_MOST
+) -> int:
+    """Put settled requests into the sums by hour and by day; return how many were put in.
+
+    It may end, be killed or run beside another at any point. One run does a bounded part of what
+    waits, so that after an upgrade the whole past does not hold up other work.
+    """
+    n_added = 0
+    while n_added < rows_at_most:
+        n_rows = rollups.rows_add(limit=min(rows_at_a_time, rows_at_most - n_added))
+        n_added += n_rows
+        if n_rows < rows_at_a_time:
+            break
+    return n_added

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from apps.core.limits import Limits
+from apps.core.prices import FREE, Prices
 from apps.rbac.types import Principal
 
 
@@ -46,10 +47,15 @@ class Reservation:
     n_reserved_tokens: prompt and the most the engine may produce. n_least_tokens: what is of use
     where a budget leaves less. scopes: whose limits hold. is_open: it counts among the requests
     that may be open at a time. lifetime_s: after that long a row that nobody settled is an orphan.
+    end_user: whom the tenant serves, as it calls them. attempt: 1, unless the request is tried
+    again elsewhere. experiment_arm: of the comparison that it takes part in, if it does.
     """
 
     request_id: str
     principal: Principal
+    end_user: str = ""
+    attempt: int = 1
+    experiment_arm: str = ""
     door: str
     endpoint: str
     route_name: str
@@ -92,20 +98,35 @@ class Ending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """What closes a row: how its request ended, and what its reservation holds."""
+    """What closes a row: how its request ended, what its reservation holds, and the prices that
+    held when it was made."""
 
     request_id: str
     grant: Grant
     n_prompt_tokens: int
+    prices: Prices = FREE
     ending: Ending
 
     @property
+    def is_charged(self) -> bool:
+        """False where the platform failed before there was an answer."""
+        return self.ending.outcome != Outcome.FAILED or self.ending.n_completion_tokens > 0
+
+    @property
     def n_charged_tokens(self) -> int:
-        """Prompt and answer; nothing where the platform failed before there was an answer."""
-        n_made = self.ending.n_completion_tokens
-        if self.ending.outcome == Outcome.FAILED and not n_made:
+        """Prompt and answer."""
+        return self.n_prompt_tokens + self.ending.n_completion_tokens if self.is_charged else 0
+
+    @property
+    def cost_micro(self) -> int:
+        """What these tokens cost."""
+        if not self.is_charged:
             return 0
-        return self.n_prompt_tokens + n_made
+        return self.prices.cost(
+            n_prompt=self.n_prompt_tokens,
+            n_cached=self.ending.n_cached_tokens,
+            n_completion=self.ending.n_completion_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from django.utils import timezone
 from apps.core.access import Access
 from apps.core.exceptions import AuthenticationFailed, PermissionDenied, Unavailable
 from apps.core.limits import Limits
+from apps.core.prices import Prices
 from apps.rbac.models import ApiToken, User
 from apps.rbac.permissions import held_by, holders_of
 from apps.rbac.types import SCOPES, SECRET_MARK, USE_ROUTE, Identity, Principal, networks_of
@@ -86,6 +87,7 @@ def _principal_of_live(token: ApiToken, *, now: datetime) -> Principal:
         label=str(token),
         limits=tenant_limits(token.tenant),
         key_limits=Limits.of(token),
+        prices=Prices.of(token.tenant.plan),
         weight=token.tenant.plan.weight,
         api_token_id=token.pk,
         subject_id=token.owner_id,
@@ -152,6 +154,7 @@ def principal_of_user(user: User) -> Principal:
         cache_salt=tenant.cache_salt,
         label=user.get_username(),
         limits=tenant_limits(tenant),
+        prices=Prices.of(tenant.plan),
         weight=tenant.plan.weight,
         user_id=user.pk,
         subject_id=user.pk,

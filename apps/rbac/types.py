@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from apps.core.addresses import Network
 from apps.core.limits import UNLIMITED, Limits
+from apps.core.prices import FREE, Prices
 
 if TYPE_CHECKING:
     from apps.rbac.models import ApiToken
@@ -47,7 +48,8 @@ class Principal:
     one; routes that are not for everyone know them. uses_every_route: such routes included.
     networks: from where it may be used; empty is anywhere.
     cache_salt: the tenant's, given to the engine to seed its prefix cache. weight: its plan's share
-    of a busy engine. limits: of its plan and its own. key_limits: of the key alone.
+    of a busy engine. limits: of its plan and its own. key_limits: of the key alone. prices: its
+    plan's.
     """
 
     tenant_id: int
@@ -56,6 +58,7 @@ class Principal:
     label: str
     limits: Limits
     key_limits: Limits = UNLIMITED
+    prices: Prices = FREE
     weight: float = 1.0
     api_token_id: int | None = None
     user_id: int | None = None

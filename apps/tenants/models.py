@@ -6,10 +6,11 @@ from django.db import models
 
 from apps.core.limits import LimitFields
 from apps.core.models import TimestampedModel
+from apps.core.prices import PriceFields
 
 
-class Plan(TimestampedModel, LimitFields):
-    """A tier: what a tenant may use."""
+class Plan(TimestampedModel, LimitFields, PriceFields):
+    """A tier: what a tenant may use, and what it pays."""
 
     name = models.CharField(max_length=60, unique=True)
     slug = models.SlugField(max_length=60, unique=True)

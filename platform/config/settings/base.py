@@ -121,6 +121,9 @@ GATEWAY_STALL_TIMEOUT_S = env.integer("GATEWAY_STALL_TIMEOUT_S", default=30, min
 GATEWAY_REQUEST_TIMEOUT_S = env.integer("GATEWAY_REQUEST_TIMEOUT_S", default=600, minimum=1)
 GATEWAY_DRAIN_S = env.integer("GATEWAY_DRAIN_S", default=10, minimum=0)
 
+# What plans' prices and the ledger's costs are in.
+CURRENCY = env.text("CURRENCY", "USD")
+
 # Files that clients store, and batches. Processes on several machines need one shared FILES_DIR.
 FILES_DIR = env.path("FILES_DIR", default=VAR_DIR / "files")
 GATEWAY_MAX_FILE_BYTES = env.integer("GATEWAY_MAX_FILE_BYTES", default=100 * 1024 * 1024)
