@@ -1,13 +1,14 @@
 """Whose limits hold for a request; and reads of the ledger, each answered from an index."""
 
 import hashlib
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from django.db.models import Count, Min, Q, Sum
 
 from apps.core.limits import UNLIMITED, Limits
 from apps.metering.models import UsageRecord
-from apps.metering.types import Scope, UsageTotals
+from apps.metering.reconciliation import findings
+from apps.metering.types import Finding, Scope, UsageTotals, Window
 from apps.rbac.types import Principal
 
 _FAILURES = (UsageRecord.Outcome.FAILED, UsageRecord.Outcome.INTERRUPTED)
@@ -35,6 +36,20 @@ def overdue_reservations(now: datetime) -> tuple[int, datetime | None]:
         state=UsageRecord.State.RESERVED, expires_at__lt=now
     ).aggregate(n=Count("pk"), first=Min("expires_at"))
     return found["n"], found["first"]
+
+
+def ledger_findings(*, since: datetime, now: datetime) -> list[Finding]:
+    """Return where the ledger, the budgets and the roll-ups differ, of requests since a midnight.
+
+    It reads the whole ledger since then.
+    """
+    return findings(Window(since=since, now=now))
+
+
+def reconciled_since(now: datetime) -> datetime:
+    """Return since when to look unless somebody says so: this month and the last."""
+    first = now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return (first - timedelta(days=1)).replace(day=1)
 
 
 def scopes_of(principal: Principal) -> tuple[Scope, ...]:

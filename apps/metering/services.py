@@ -1,17 +1,24 @@
 """Writes of the ledger: reserve before dispatch, settle exactly once, close what was orphaned."""
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
 from django.db import transaction
 from django.utils import timezone
 
+from apps.audit.services import event_record
+from apps.audit.types import Actor
 from apps.metering import budgets, meters, rollups
+from apps.metering.meter_sums import meter_correct
 from apps.metering.models import UsageRecord
 from apps.metering.rates import count_request
-from apps.metering.types import Grant, Reservation, Settlement
+from apps.metering.rollups import RollupKey
+from apps.metering.types import Finding, FindingKind, Grant, Reservation, Settlement
 
-__all__ = ["count_request", "orphans_close", "reserve", "settle", "usage_roll_up"]
+__all__ = [
+    "count_request", "ledger_correct", "orphans_close", "reserve", "settle", "usage_roll_up",
+]  # fmt: skip
 
 _ORPHANS_AT_A_TIME: Final = 200
 _ROWS_AT_A_TIME: Final = 500
@@ -133,3 +140,35 @@ def usage_roll_up(
         if n_rows < rows_at_a_time:
             break
     return n_added
+
+
+def ledger_correct(findings: Iterable[Finding], *, now: datetime, actor: Actor) -> int:
+    """Close what ``reconciliation`` found where that is safe, each by its service and with its
+    event; return how many those were. Numbers of rows that were counted wrongly stay."""
+    correctable = [finding for finding in findings if finding.is_correctable]
+    kinds = {finding.kind for finding in correctable}
+    if FindingKind.UNSETTLED in kinds:
+        orphans_close(now)
+    if FindingKind.NOT_ROLLED_UP in kinds:
+        usage_roll_up()
+    for finding in correctable:
+        _correct(finding, actor=actor)
+    return len(correctable)
+
+
+@transaction.atomic
+def _correct(finding: Finding, *, actor: Actor) -> None:
+    match finding.subject:
+        case int() as meter_id:
+            meter_correct(meter_id)
+        case RollupKey() as key:
+            rollups.rebuild(key)
+    event_record(
+        action="ledger.corrected",
+        actor=actor,
+        changes={
+            "kind": finding.kind.value,
+            "found": finding.said,
+            "requests": ", ".join(finding.request_ids),
+        },
+    )

@@ -1,6 +1,8 @@
-"""What the ledger is told about a request: once before dispatch, once when it has ended."""
+"""What the ledger is told about a request: once before dispatch, once when it has ended; and what
+it says of itself."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from apps.core.limits import Limits
@@ -137,3 +139,40 @@ class UsageTotals:
     n_failed: int
     n_prompt_tokens: int
     n_completion_tokens: int
+
+
+class FindingKind(StrEnum):
+    """What the ledger can be at odds with. Of a row that was counted wrongly nobody can say what
+    is right; everything else can be closed by a service."""
+
+    UNSETTLED = "unsettled"
+    MISCOUNTED = "miscounted"
+    METER = "meter"
+    NOT_ROLLED_UP = "not_rolled_up"
+    ROLLUP = "rollup"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What to check. since: a midnight of UTC. limit: how many findings of a kind at most."""
+
+    since: datetime
+    now: datetime
+    limit: int = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Two things that should be one. request_ids: of the row, or of those nearest to it.
+
+    subject: what is to be corrected, as ``kind`` has it: a request, a meter's id, a roll-up's key.
+    """
+
+    kind: FindingKind
+    said: str
+    request_ids: tuple[str, ...]
+    subject: object
+
+    @property
+    def is_correctable(self) -> bool:
+        return self.kind != FindingKind.MISCOUNTED
