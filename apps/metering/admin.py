@@ -16,6 +16,8 @@ from apps.core.admin import ReadOnlyAdmin, display
 from apps.core.prices import currency_text
 from apps.core.scoped_admin import TenantScoped
 from apps.metering.models import UsageRecord
+from apps.metering.views import ledger_urls
+from apps.metering.wording import duration_text
 from apps.tenants.selectors import tenant_choices, tenant_names
 
 # Filters look at these rows only, so that one that matches nothing costs no scan of the ledger.
@@ -112,6 +114,9 @@ class UsageRecordAdmin(ReadOnlyAdmin, TenantScoped):
     reserved_tokens = _count("Reserved at most", "n_reserved_tokens")
     charged_tokens = _count("Counted in budgets", "n_charged_tokens")
 
+    def get_urls(self) -> list[Any]:
+        return [*ledger_urls(self.admin_site), *super().get_urls()]
+
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[UsageRecord]:
         rows: models.QuerySet[UsageRecord] = super().get_queryset(request)
         match = request.resolver_match
@@ -178,14 +183,8 @@ class UsageRecordAdmin(ReadOnlyAdmin, TenantScoped):
 
     @display(description="First token")
     def ttft(self, row: UsageRecord) -> str:
-        return _duration(row.ttft_ms)
+        return duration_text(row.ttft_ms)
 
     @display(description="Total")
     def total(self, row: UsageRecord) -> str:
-        return _duration(row.total_ms)
-
-
-def _duration(value_ms: float | None) -> str:
-    if value_ms is None:
-        return "—"
-    return f"{value_ms:.0f} ms" if value_ms < 1000 else f"{value_ms / 1000:.1f} s"
+        return duration_text(row.total_ms)

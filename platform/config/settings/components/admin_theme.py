@@ -111,7 +111,15 @@ UNFOLD: dict[str, Any] = {
                 "title": "Records",
                 "separator": True,
                 "items": [
-                    _list("Usage", "receipt_long", "metering", "usagerecord"),
+                    {
+                        **_page("Usage", "bar_chart", "metering_usage"),
+                        "permission": _may_view("metering", "usagerollup"),
+                    },
+                    _list("Ledger", "receipt_long", "metering", "usagerecord"),
+                    {
+                        **_page("Reconciliation", "balance", "metering_reconcile"),
+                        "permission": _may_view("metering", "usagerecord"),
+                    },
                     _list("Batches", "inventory", "batches", "batch"),
                     _list("Files", "draft", "batches", "uploadedfile"),
                     _list("Audit trail", "policy", "audit", "auditevent"),
