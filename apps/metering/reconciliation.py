@@ -29,7 +29,7 @@ from apps.metering.types import Finding, FindingKind, Window
 
 Check = Callable[[Window], Iterator[Finding]]
 
-# Younger ones are on their way: the sweep looks every ten seconds, the roll-up every half minute.
+# Younger ones are on their way: the sweep and the roll-up look every ten seconds.
 _SWEEP_GRACE: Final = timedelta(minutes=1)
 _ROLL_UP_GRACE: Final = timedelta(minutes=15)
 _N_NAMED: Final = 3

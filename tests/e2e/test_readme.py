@@ -136,6 +136,7 @@ def test_every_other_command_exists() -> None:
         "docs/architecture.md",
         "docs/adr/README.md",
         "docs/api.md",
+        "docs/ledger.md",
         "docs/responses-and-messages.md",
     ],
 )

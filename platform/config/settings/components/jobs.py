@@ -18,7 +18,7 @@ CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_TIMEOUT = 3
 
 REAP_EVERY_S = 5.0
-ROLL_UP_EVERY_S = 30.0
+ROLL_UP_EVERY_S = 10.0
 # In memory: a schedule that is all here needs no file.
 CELERY_BEAT_SCHEDULER = "celery.beat:Scheduler"
 CELERY_BEAT_SCHEDULE = {
@@ -37,6 +37,6 @@ CELERY_BEAT_SCHEDULE = {
         "task": "metering.roll_up",
         "schedule": ROLL_UP_EVERY_S,
         # The one worker of the embedded default may be at a batch for a minute.
-        "options": {"expires": 4 * ROLL_UP_EVERY_S},
+        "options": {"expires": 12 * ROLL_UP_EVERY_S},
     },
 }

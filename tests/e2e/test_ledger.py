@@ -1,0 +1,68 @@
+"""The ledger of the whole product: who asked, rolled up by the worker that ``make serve`` starts,
+and in agreement with itself, as the commands of its page say."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import openai
+import pytest
+
+from tests.processes import ROOT
+from tests.serve import RunningProduct
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.e2e
+
+PAGE = ROOT / "docs/ledger.md"
+
+
+def test_a_request_is_rolled_up_by_the_products_own_worker(product: RunningProduct) -> None:
+    client = openai.OpenAI(base_url=product.base_url, api_key=product.api_token)
+    answer = client.chat.completions.create(
+        model=product.model,
+        messages=[{"role": "user", "content": "Say hello."}],
+        max_tokens=4,
+        user="person-7",
+    )
+    columns = "state, end_user, attempt, n_completion_tokens, cost_micro"
+    row = f"FROM metering_usagerecord WHERE request_id = '{answer.id}'"
+    assert answer.usage is not None
+    assert product.rows(f"SELECT {columns} {row}") == [
+        ("settled", "person-7", 1, answer.usage.completion_tokens, 0)
+    ]
+    wait_until(
+        "the roll-up",
+        lambda: product.rows(f"SELECT is_rolled_up {row}") == [(1,)],
+        timeout_s=90,
+    )
+    sums = "SELECT sum(n_requests) FROM metering_usagerollup WHERE granularity = "
+    ((n_by_hour,),) = product.rows(f"{sums} 'hour'")
+    assert n_by_hour >= 1
+
+
+def test_the_commands_of_the_page_find_nothing(product: RunningProduct) -> None:
+    commands = re.findall(r"^\.venv/bin/python (manage\.py reconcile.*)$", PAGE.read_text(), re.M)
+    assert [command.split()[2:] for command in commands] == [
+        [],
+        ["--since", "2026-01-31", "--json"],
+        ["--fix"],
+    ]
+    strange = ("DJANGO_SETTINGS_MODULE", "DATABASE_URL")
+    environment = {name: value for name, value in os.environ.items() if name not in strange}
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, *command.split()],
+            cwd=ROOT,
+            env=environment | {"VAR": str(product.var)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        if "--json" in command:
+            assert json.loads(done.stdout)["findings"] == []
+        else:
+            assert done.stdout.startswith("The ledger agrees with itself since ")
