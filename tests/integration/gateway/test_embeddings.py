@@ -148,6 +148,7 @@ async def test_the_row_is_settled_with_what_was_reserved(
     assert (row.door, row.endpoint, row.route_name) == ("rest", "embeddings", MODEL)
     assert (row.engine_name, row.engine_epoch) == ("minilm-0", 1)
     assert (row.tenant_id, row.api_token_id) == (token.tenant_id, token.pk)
+    assert (row.end_user, row.attempt) == ("u", 1)
     assert row.total_ms is not None and row.total_ms > 0
 
 
