@@ -3,7 +3,7 @@ site wraps them, so that only staff come this far."""
 
 import csv
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlencode
 
 from django.conf import settings
@@ -37,6 +37,12 @@ from apps.tenants.selectors import tenant_names
 LINES_PER_PAGE: Final = 100
 CSV_ROWS_MOST: Final = 100_000
 _FINDINGS_SHOWN: Final = 200
+# Where whom or what a line is by has its page: app and model.
+_PAGES: Final = {
+    "tenant": ("tenants", "tenant"),
+    "token": ("rbac", "apitoken"),
+    "model": ("registry", "modelversion"),
+}
 _CSV_HEAD: Final = (
     "period_start", "tenant_id", "tenant", "api_token_id", "route", "model_version_id", "requests",
     "failed", "prompt_tokens", "cached_tokens", "completion_tokens", "cost", "currency",
@@ -46,10 +52,11 @@ _CSV_HEAD: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
-    """A line in words."""
+    """A line in words. url: of the subject's page, where there is one for who looks."""
 
     line: UsageLine
     subject: str
+    url: str
     cost: str
     ttft: str
     total: str
@@ -80,7 +87,8 @@ def usage_page(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
         "csv_query": request.GET.urlencode(),
     }
     if form.is_valid():
-        context |= _usage(form, page=_page(request))
+        context |= _usage(request, form.query(), page=_page(request))
+        context["budgets"] = budget_lines(form.budget_tenants(), now=timezone.now())
         context["next_query"] = urlencode({**request.GET.dict(), "page": context["page"] + 1})
         context["previous_query"] = urlencode({**request.GET.dict(), "page": context["page"] - 1})
     return TemplateResponse(request, "admin/metering/usage.html", context)
@@ -142,29 +150,32 @@ def reconcile_page(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
     return TemplateResponse(request, "admin/metering/reconcile.html", context)
 
 
-def _usage(form: UsageForm, *, page: int) -> dict[str, object]:
-    query = form.query()
+def _usage(request: HttpRequest, query: UsageQuery, *, page: int) -> dict[str, Any]:
     lines = usage_lines(query, offset=(page - 1) * LINES_PER_PAGE, limit=LINES_PER_PAGE + 1)
     total = usage_total(query)
     return {
         "query": query,
-        "rows": _rows(query, lines[:LINES_PER_PAGE]),
+        "rows": _rows(request, query, lines=lines[:LINES_PER_PAGE]),
         "total": total,
         "total_cost": currency_text(total.cost_micro),
-        "budgets": budget_lines(form.budget_tenants(), now=timezone.now()),
         "page": page,
         "is_more": len(lines) > LINES_PER_PAGE,
     }
 
 
-def _rows(query: UsageQuery, lines: list[UsageLine]) -> list[_Row]:
+def _rows(request: HttpRequest, query: UsageQuery, *, lines: list[UsageLine]) -> list[_Row]:
     names: dict[int, str] = {}
     if query.by == "tenant":
         names = tenant_names({int(line.subject or 0) for line in lines})
+    app, model = _PAGES.get(query.by or "", ("", ""))
+    is_linked = bool(app) and request.user.has_perm(f"{app}.view_{model}")
     return [
         _Row(
             line=line,
             subject=_subject(query, line, names=names),
+            url=reverse(f"admin:{app}_{model}_change", args=[line.subject])
+            if is_linked and line.subject
+            else "",
             cost=currency_text(line.cost_micro),
             ttft=f"{duration_text(line.ttft_p50_ms)} / {duration_text(line.ttft_p95_ms)}",
             total=f"{duration_text(line.total_p50_ms)} / {duration_text(line.total_p95_ms)}",

@@ -86,6 +86,16 @@ def test_lines_by_day_and_by_whom(admin_client: Client, tenants: Any) -> None:
     assert lines(admin_client, by="model", per="span") == [(None, "#1", 4, 1, "1.50")]
 
 
+def test_who_may_see_it_finds_the_page_of_whom_a_line_is_by(
+    admin_client: Client, tenants: Any
+) -> None:
+    url = reverse("admin:tenants_tenant_change", args=[tenants[0].pk])
+    query = {**DAYS, "by": "tenant"}
+    assert f'href="{url}">Acme</a>' in admin_client.get(reverse(USAGE), query).content.decode()
+    page = staff("view_usagerollup").get(reverse(USAGE), query).content.decode()
+    assert "Acme" in page and url not in page
+
+
 def test_filters(admin_client: Client, tenants: Any) -> None:
     acme, other = tenants
     assert [line[2] for line in lines(admin_client, tenant=acme.pk)] == [2, 1]
