@@ -130,7 +130,9 @@ def _summed(
     sums: dict[RollupKey, UsageRollup] = {}
     for row in rows:
         for key in _keys_of(row, granularities):
-            _add(sums.setdefault(key, UsageRollup(**asdict(key))), row)
+            if key not in sums:
+                sums[key] = UsageRollup(**asdict(key))
+            _add(sums[key], row)
     return sums
 
 

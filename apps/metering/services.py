@@ -21,7 +21,7 @@ __all__ = [
 ]  # fmt: skip
 
 _ORPHANS_AT_A_TIME: Final = 200
-_ROWS_AT_A_TIME: Final = 500
+_ROWS_AT_A_TIME: Final = 200  # on SQLite, requests wait meanwhile
 _ROWS_AT_MOST: Final = 50_000
 
 
