@@ -2,13 +2,16 @@
 is safe; what is right is left alone."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.utils import timezone
@@ -20,7 +23,7 @@ from apps.metering.meter_sums import meter_correct
 from apps.metering.models import Meter, UsageRecord, UsageRollup
 from apps.metering.selectors import ledger_findings, reconciled_since, scopes_of
 from apps.metering.services import reserve, settle, usage_roll_up
-from apps.metering.types import Finding, Outcome
+from apps.metering.types import Finding, FindingKind, Outcome
 from tests.integration.metering.test_services import PRINCIPAL, RESERVATION, settlement
 
 pytestmark = pytest.mark.django_db
@@ -204,6 +207,16 @@ def test_the_command_says_it_in_json() -> None:
     assert (finding["kind"], finding["request_ids"]) == ("unsettled", ["r-open"])
     code, said = reconcile("--json", "--fix")
     assert (code, json.loads(said)["n_corrected"]) == (0, 1)
+
+
+def test_the_commands_of_the_page_do_what_it_says() -> None:
+    page = Path(settings.BASE_DIR, "docs/ledger.md").read_text()
+    commands = re.findall(r"^\.venv/bin/python manage\.py reconcile *(.*)$", page, re.M)
+    assert commands == ["", "--since 2026-01-31 --json", "--fix"]
+    damage("r-open", expires_at=timezone.now() - timedelta(minutes=2))
+    assert [reconcile(*command.split())[0] for command in commands] == [1, 1, 0]
+    kinds_said = re.findall(r"^\| `(\w+)` \|", page, re.M)
+    assert kinds_said == [kind.value for kind in FindingKind]
 
 
 def test_a_day_that_is_none_is_refused() -> None:
