@@ -18,21 +18,23 @@ _tenants: Any = UsageRollup._meta.get_field("tenant").related_model
 _plans: Any = _tenants._meta.get_field("plan").related_model
 
 
-def _day() -> forms.DateField:
-    return forms.DateField(widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"))
+def _day(label: str) -> forms.DateField:
+    widget = forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d")
+    return forms.DateField(label=label, widget=widget)
 
 
 class UsageForm(forms.Form):
     """What is not said has a default, so that the page needs no question."""
 
-    first = _day()
-    last = _day()
+    first = _day("First day")
+    last = _day("Last day")
     per = forms.ChoiceField(
-        choices=[("day", "Per day"), ("hour", "Per hour"), ("span", "All days in one")]
+        label="A line", choices=[("day", "per day"), ("hour", "per hour"), ("span", "for all days")]
     )
     by = forms.ChoiceField(
+        label="And",
         required=False,
-        choices=[("", "All together"), *((name, f"By {name}") for name in DIMENSIONS)],
+        choices=[("", "all together"), *((name, f"by {name}") for name in DIMENSIONS)],
     )
     tenant = forms.ModelChoiceField(
         queryset=_tenants.objects.select_related("plan"), required=False
@@ -104,7 +106,7 @@ class UsageForm(forms.Form):
 class ReconcileForm(forms.Form):
     """Since when to look, from a midnight on."""
 
-    since = _day()
+    since = _day("Since")
 
     def since_midnight(self) -> datetime:
         day = self.cleaned_data["since"]

@@ -135,6 +135,22 @@ def test_every_link_of_the_side_bar_leads_somewhere(admin_client: Client) -> Non
         assert admin_client.get(str(link)).status_code == 200, link
 
 
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("metering_usage", "Usage"),
+        ("metering_reconcile", "Reconciliation"),
+        ("metering_usagerecord_changelist", "Ledger"),
+    ],
+)
+def test_side_bar_marks_the_page_of_the_ledger_that_is_shown(
+    admin_client: Client, name: str, title: str
+) -> None:
+    navigation = admin_client.get(reverse(f"admin:{name}")).context["sidebar_navigation"]
+    marked = [item["title"] for group in navigation for item in group["items"] if item["active"]]
+    assert marked == [title]
+
+
 def test_side_bar_shows_what_one_may_see() -> None:
     client = Client()
     client.force_login(UserFactory(is_staff=True))

@@ -18,6 +18,16 @@ def _may_view(app: str, model: str) -> Callable[[HttpRequest], bool]:
     return lambda request: access_in(request).may_somewhere(f"{app}.view_{model}")
 
 
+def _is_at(names: str) -> Callable[[HttpRequest], bool]:
+    """Whether a page is shown whose name begins so."""
+
+    def is_at(request: HttpRequest) -> bool:
+        match = request.resolver_match
+        return match is not None and (match.url_name or "").startswith(names)
+
+    return is_at
+
+
 def _page(title: str, icon: str, name: str) -> dict[str, Any]:
     return {"title": title, "icon": icon, "link": reverse_lazy(f"admin:{name}")}
 
@@ -115,7 +125,10 @@ UNFOLD: dict[str, Any] = {
                         **_page("Usage", "bar_chart", "metering_usage"),
                         "permission": _may_view("metering", "usagerollup"),
                     },
-                    _list("Ledger", "receipt_long", "metering", "usagerecord"),
+                    {
+                        **_list("Ledger", "receipt_long", "metering", "usagerecord"),
+                        "active": _is_at("metering_usagerecord"),  # not at the pages below it
+                    },
                     {
                         **_page("Reconciliation", "balance", "metering_reconcile"),
                         "permission": _may_view("metering", "usagerecord"),
