@@ -1,6 +1,6 @@
 """What the page of usage can be asked."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from django import forms
@@ -8,7 +8,6 @@ from django.utils import timezone
 
 from apps.metering.models import UsageRollup
 from apps.metering.usage_report import DIMENSIONS, UsageQuery
-from apps.tenants.selectors import tenant_choices
 
 _TENANTS_LISTED: Final = 200
 _DAYS_SHOWN: Final = 7
@@ -24,7 +23,11 @@ def _day(label: str) -> forms.DateField:
 
 
 class UsageForm(forms.Form):
-    """What is not said has a default, so that the page needs no question."""
+    """What is not said has a default, so that the page needs no question.
+
+    in_sight: the tenants that whoever asks may see; None for all. Others are not there, and neither
+    are plans, which belong to no tenant.
+    """
 
     first = _day("First day")
     last = _day("Last day")
@@ -54,8 +57,8 @@ class UsageForm(forms.Form):
         widget=forms.NumberInput(attrs={"placeholder": "All tokens"}),
     )
 
-    def __init__(self, asked: Any, *, today: date | None = None) -> None:
-        today = today or timezone.now().astimezone(UTC).date()
+    def __init__(self, asked: Any, *, in_sight: frozenset[int] | None) -> None:
+        today = timezone.now().astimezone(UTC).date()
         defaults = {
             "first": str(today - timedelta(days=_DAYS_SHOWN - 1)),
             "last": str(today),
@@ -63,11 +66,17 @@ class UsageForm(forms.Form):
         }
         given = {name: asked[name] for name in self.base_fields if asked.get(name)}
         super().__init__(defaults | given, auto_id="usage-%s")
-        choices = [(str(pk), name) for pk, name in tenant_choices(limit=_TENANTS_LISTED)]
+        self._in_sight = in_sight
+        tenants: Any = self.fields["tenant"]
+        tenants.queryset = self._tenants_in_sight()
+        names = tenants.queryset.values_list("pk", "name")[:_TENANTS_LISTED]
+        choices = [(str(pk), name) for pk, name in names]
         chosen = given.get("tenant")
         if chosen and chosen not in dict(choices):  # one further down the alphabet
             choices.append((chosen, f"#{chosen}"))
-        self.fields["tenant"].widget.choices = [("", "All tenants"), *choices]
+        tenants.widget.choices = [("", "All tenants"), *choices]
+        if in_sight is not None:
+            del self.fields["plan"]
 
     def clean(self) -> dict[str, Any]:
         data = self.cleaned_data
@@ -88,8 +97,9 @@ class UsageForm(forms.Form):
             last=data["last"],
             per=data["per"],
             by=data["by"] or None,
+            in_sight=self._in_sight,
             tenant_id=data["tenant"].pk if data["tenant"] else None,
-            plan_id=data["plan"].pk if data["plan"] else None,
+            plan_id=data["plan"].pk if data.get("plan") else None,
             route_name=data["route"],
             api_token_id=data["token"],
         )
@@ -97,10 +107,14 @@ class UsageForm(forms.Form):
     def budget_tenants(self) -> Any:
         """Return the tenants whose budgets are asked for: one, or those of a plan; else nobody."""
         data = self.cleaned_data
-        tenants = _tenants.objects.all()
+        tenants = self._tenants_in_sight()
         if data["tenant"]:
             return tenants.filter(pk=data["tenant"].pk)
-        return tenants.filter(plan=data["plan"]) if data["plan"] else tenants.none()
+        return tenants.filter(plan=data["plan"]) if data.get("plan") else tenants.none()
+
+    def _tenants_in_sight(self) -> Any:
+        tenants = _tenants.objects.order_by("name")
+        return tenants if self._in_sight is None else tenants.filter(pk__in=self._in_sight)
 
 
 class ReconcileForm(forms.Form):

@@ -35,10 +35,12 @@ class UsageQuery:
     """Which days, both included; whose; and what has a line of its own.
 
     per: ``day``, ``hour``, or ``span`` for all days in one. by: of ``DIMENSIONS``; None for all.
+    in_sight: the tenants that whoever asks may see; None for all.
     """
 
     first: date
     last: date
+    in_sight: frozenset[int] | None = None
     per: str = "day"
     by: str | None = None
     tenant_id: int | None = None
@@ -155,6 +157,8 @@ def _rollups(query: UsageQuery) -> QuerySet[UsageRollup]:
         period_start__gte=begin,
         period_start__lt=end,
     ).order_by()
+    if query.in_sight is not None:
+        rollups = rollups.filter(tenant_id__in=query.in_sight)
     if query.tenant_id is not None:
         rollups = rollups.filter(tenant_id=query.tenant_id)
     if query.plan_id is not None:

@@ -17,6 +17,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_http_methods, require_safe
 
 from apps.audit.selectors import actor_of
+from apps.core.access import access_in
 from apps.core.prices import currency_text
 from apps.metering.forms import ReconcileForm, UsageForm
 from apps.metering.histograms import percentile_ms
@@ -37,6 +38,7 @@ from apps.tenants.selectors import tenant_names
 LINES_PER_PAGE: Final = 100
 CSV_ROWS_MOST: Final = 100_000
 _FINDINGS_SHOWN: Final = 200
+_SEE: Final = "metering.view_usagerecord"
 # Where whom or what a line is by has its page: app and model.
 _PAGES: Final = {
     "tenant": ("tenants", "tenant"),
@@ -77,8 +79,7 @@ def ledger_urls(site: AdminSite) -> list[URLPattern]:
 
 @require_safe
 def usage_page(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
-    _demand(request, "metering.view_usagerollup")
-    form = UsageForm(request.GET)
+    form = UsageForm(request.GET, in_sight=_tenants_in_sight(request))
     context = {
         **site.each_context(request),
         "title": "Usage",
@@ -97,8 +98,7 @@ def usage_page(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
 @require_safe
 def usage_csv(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
     """One line for each roll-up of what the page shows."""
-    _demand(request, "metering.view_usagerollup")
-    form = UsageForm(request.GET)
+    form = UsageForm(request.GET, in_sight=_tenants_in_sight(request))
     back = f"{reverse('admin:metering_usage')}?{request.GET.urlencode()}"
     if not form.is_valid():
         return HttpResponseRedirect(back)
@@ -121,9 +121,11 @@ def usage_csv(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
 
 @require_http_methods(["GET", "HEAD", "POST"])
 def reconcile_page(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
-    """Look only when somebody asks: it reads the ledger."""
-    _demand(request, "metering.view_usagerecord")
-    may_correct = request.user.has_perm("metering.change_usagerecord")
+    """Look only when somebody asks: it reads the ledger, and of every tenant."""
+    access = access_in(request)
+    if not access.may(_SEE):
+        raise PermissionDenied
+    may_correct = access.may("metering.change_usagerecord")
     now = timezone.now()
     is_asked = request.method == "POST"
     form = ReconcileForm(request.POST if is_asked else None, initial={"since": now.date()})
@@ -168,7 +170,7 @@ def _rows(request: HttpRequest, query: UsageQuery, *, lines: list[UsageLine]) ->
     if query.by == "tenant":
         names = tenant_names({int(line.subject or 0) for line in lines})
     app, model = _PAGES.get(query.by or "", ("", ""))
-    is_linked = bool(app) and request.user.has_perm(f"{app}.view_{model}")
+    is_linked = bool(app) and access_in(request).may_somewhere(f"{app}.view_{model}")
     return [
         _Row(
             line=line,
@@ -226,6 +228,9 @@ def _page(request: HttpRequest) -> int:
     return min(max(1, int(text)), 10_000) if text.isdecimal() and len(text) < 6 else 1
 
 
-def _demand(request: HttpRequest, permission: str) -> None:
-    if not request.user.has_perm(permission):
+def _tenants_in_sight(request: HttpRequest) -> frozenset[int] | None:
+    """Return the tenants whose usage somebody may see, None for all; refuse who may see none."""
+    access = access_in(request)
+    if not access.may_somewhere(_SEE):
         raise PermissionDenied
+    return access.tenants_where(_SEE)

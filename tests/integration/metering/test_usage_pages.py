@@ -16,7 +16,7 @@ from apps.audit.models import AuditEvent
 from apps.core.prices import MICROS
 from apps.metering.models import Meter, UsageRecord
 from apps.metering.services import usage_roll_up
-from tests.factories import PlanFactory, TenantFactory, UsageRecordFactory
+from tests.factories import MembershipFactory, PlanFactory, TenantFactory, UsageRecordFactory
 from tests.integration.console.pages import staff
 
 pytestmark = pytest.mark.django_db
@@ -92,7 +92,7 @@ def test_who_may_see_it_finds_the_page_of_whom_a_line_is_by(
     url = reverse("admin:tenants_tenant_change", args=[tenants[0].pk])
     query = {**DAYS, "by": "tenant"}
     assert f'href="{url}">Acme</a>' in admin_client.get(reverse(USAGE), query).content.decode()
-    page = staff("view_usagerollup").get(reverse(USAGE), query).content.decode()
+    page = staff("view_usagerecord").get(reverse(USAGE), query).content.decode()
     assert "Acme" in page and url not in page
 
 
@@ -207,6 +207,32 @@ def test_an_hour_that_no_tenant_is_left_of_is_still_shown(admin_client: Client) 
     assert lines(admin_client, by="tenant") == [("25 00", "#99999", 1, 0, "0.00")]
 
 
+def test_who_belongs_to_a_tenant_sees_what_is_its(tenants: Any) -> None:
+    acme, other = tenants
+    member = MembershipFactory(tenant=acme, user__is_staff=True, role="viewer")
+    client = Client()
+    client.force_login(member.user)
+    assert [line[1:3] for line in lines(client, by="tenant")] == [("Acme", 2), ("Acme", 1)]
+    page = client.get(reverse(USAGE), DAYS)
+    assert "=2+5" not in page.content.decode()
+    assert "plan" not in page.context["form"].fields
+    for query in ({"tenant": other.pk}, {"tenant": other.pk, "plan": other.plan_id}):
+        asked = client.get(reverse(USAGE), DAYS | query)
+        assert "rows" not in asked.context
+        assert "=2+5" not in asked.content.decode()
+        assert client.get(reverse(CSV), DAYS | query).status_code == 302
+    # A plan is nobody's: asking for one changes nothing.
+    assert [line[2] for line in lines(client, plan=other.plan_id)] == [2, 1]
+    file = client.get(reverse(CSV), DAYS).content.decode()
+    assert "@sum" not in file and len(file.strip().splitlines()) == 4
+    own = client.get(reverse(USAGE), {**DAYS, "tenant": acme.pk}).context["budgets"]
+    assert {budget.tenant for budget in own} == {"Acme"}
+    ledger = client.get(reverse("admin:metering_usagerecord_changelist")).content.decode()
+    assert "Acme" in ledger and "=2+5" not in ledger
+    # What reconciliation reads belongs to all.
+    assert client.get(reverse(RECONCILE)).status_code == 403
+
+
 def orphan() -> UsageRecord:
     row: UsageRecord = UsageRecordFactory(
         open=True, request_id="r-open", expires_at=timezone.now() - timedelta(hours=1)
@@ -245,8 +271,8 @@ def test_pages_are_closed_to_those_without_permission() -> None:
         assert Client().get(url)["Location"] == f"{reverse('admin:login')}?next={url}"
         assert staff().get(url).status_code == 403
     for name in (USAGE, CSV):
-        assert staff("view_usagerollup").get(reverse(name), DAYS).status_code == 200
-        assert staff("view_usagerollup").post(reverse(name), DAYS).status_code == 405
+        assert staff("view_usagerecord").get(reverse(name), DAYS).status_code == 200
+        assert staff("view_usagerecord").post(reverse(name), DAYS).status_code == 405
     since = {"since": f"{timezone.now():%Y-%m-%d}"}
     reader = staff("view_usagerecord")
     page = reader.post(reverse(RECONCILE), since).content.decode()

@@ -123,7 +123,7 @@ UNFOLD: dict[str, Any] = {
                 "items": [
                     {
                         **_page("Usage", "bar_chart", "metering_usage"),
-                        "permission": _may_view("metering", "usagerollup"),
+                        "permission": _may_view("metering", "usagerecord"),
                     },
                     {
                         **_list("Ledger", "receipt_long", "metering", "usagerecord"),
@@ -131,7 +131,9 @@ UNFOLD: dict[str, Any] = {
                     },
                     {
                         **_page("Reconciliation", "balance", "metering_reconcile"),
-                        "permission": _may_view("metering", "usagerecord"),
+                        "permission": lambda request: access_in(request).may(
+                            "metering.view_usagerecord"
+                        ),
                     },
                     _list("Batches", "inventory", "batches", "batch"),
                     _list("Files", "draft", "batches", "uploadedfile"),
