@@ -101,8 +101,12 @@ def test_a_token_carries_a_time_and_limits() -> None:
         "--expires-in": "90d",
     }
     flat = [word for pair in arguments.items() for word in pair]
-    run("create_token", "acme", "job", *flat, "--allowed-routes", "small")
+    lists = ["--allowed-routes", "small", "--scopes", "inference"]
+    lists += ["--allowed-networks", "192.0.2.0/24", "2001:db8::1"]
+    run("create_token", "acme", "job", *flat, *lists)
     token = ApiToken.objects.get()
+    assert token.scopes == ["inference"]
+    assert token.allowed_networks == "192.0.2.0/24\n2001:db8::1"
     assert token.expires_at is not None
     assert before <= token.expires_at - timedelta(days=90) <= timezone.now()
     assert token.requests_per_minute == 30
@@ -121,6 +125,8 @@ def test_a_token_carries_a_time_and_limits() -> None:
         (["acme", "job", "--expires-in", "0d"], "--expires-in: '0d' is not a duration"),
         (["acme", "job", "--expires-in", "-1d"], "--expires-in: '-1d' is not a duration"),
         (["acme", "job", "--expires-in", "9999999w"], "--expires-in: '9999999w' is too long"),
+        (["acme", "job", "--scopes", "all"], "--scopes: A list of one or more of: inference, "),
+        (["acme", "job", "--allowed-networks", "a/8"], "--allowed-networks: Not an address or a"),
         (["acme", "job", "--max-context-tokens", "0"], "--max-context-tokens: Ensure"),
         (["acme", "job", "--tokens-per-day", "1e3"], "--tokens-per-day: '1e3' is not a whole"),
     ],

@@ -15,11 +15,28 @@ from apps.console.options import (
     refusals,
 )
 from apps.rbac.services import api_token_issue
+from apps.rbac.types import SCOPES
 from apps.tenants.selectors import tenant_by_slug
 
 # Whatever else a token carries is one more row here: it is handed to ``api_token_issue`` by the
 # field's name.
-TOKEN_OPTIONS: Final[tuple[FieldOption, ...]] = (*LIMIT_OPTIONS,)
+TOKEN_OPTIONS: Final = (
+    FieldOption(
+        field="scopes",
+        help=f"what it may do: {', '.join(SCOPES)}; all of it if not given",
+        metavar="SCOPE",
+        parse=list,
+        is_list=True,
+    ),
+    FieldOption(
+        field="allowed_networks",
+        help="where it may come from, such as 192.0.2.0/24; anywhere if not given",
+        metavar="NETWORK",
+        parse="\n".join,
+        is_list=True,
+    ),
+    *LIMIT_OPTIONS,
+)
 _EXPIRES_IN: Final = FieldOption(
     field="expires_in",
     help="how long it is good, such as 12h or 90d; for ever if not given",
