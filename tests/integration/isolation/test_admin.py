@@ -8,7 +8,9 @@ import pytest
 from django.apps import apps
 from django.db.models import Model
 from django.test import Client
+from django.utils import timezone
 
+from apps.metering.models import UsageRollup
 from apps.rbac.builtin_roles import BUILTIN_ROLES
 from apps.rbac.models import Role, User
 from apps.tenants.models import Tenant
@@ -49,6 +51,7 @@ QUERIES: Final[dict[str | None, dict[str, str]]] = {
     },
 }  # fmt: skip
 # Tables in which a look leaves a trace of its own.
+USAGE: Final = {"metering_usage", "metering_usage_csv"}
 TRACES: Final = {"sessions.Session"}
 PLATFORM: Final[dict[str, Callable[[], Any]]] = {
     "tenants_plan": PlanFactory,
@@ -65,6 +68,15 @@ def things() -> dict[str, Model]:
     tenant: Tenant = TenantFactory(name=f"{MARK} inc", slug=MARK)
     member = MembershipFactory(tenant=tenant, user__username=f"{MARK}-ann")
     replica = ReplicaFactory()
+    UsageRollup.objects.create(
+        granularity="day",
+        period_start=timezone.now().replace(hour=0, minute=0, second=0, microsecond=0),
+        tenant_id=tenant.pk,
+        api_token_id=0,
+        route_name=f"{MARK}/model",
+        model_version_id=1,
+        n_requests=1,
+    )
     return {
         "tenants_tenant": tenant,
         "tenants_membership": member,
@@ -166,7 +178,7 @@ def test_lists_show_nothing_of_another_tenant(role: str, things: dict[str, Model
     of_tenants = set(things) - set(PLATFORM) - {
         "rbac_user", "deployments_deployment", "deployments_replica", "engines_engineprocess",
     }  # fmt: skip
-    assert shown - OPEN <= {
+    assert shown - OPEN - USAGE <= {
         f"{name}_{page}"
         for name in of_tenants
         for page in ("changelist", "add", "new_service_account")
@@ -198,3 +210,17 @@ def test_nothing_is_made_in_another_tenant(role: str, things: dict[str, Model]) 
             assert "Select a valid choice" in response.content.decode(), path
     assert refused <= {200, 403}
     assert changed(before) == set()
+
+
+def test_these_pages_would_show_it(admin_client: Client, things: dict[str, Model]) -> None:
+    """To whoever may see everything: else the tests above would prove nothing."""
+    shown = set()
+    for route, name in pages():
+        if "<" not in route and name in (*(f"{each}_changelist" for each in things), *USAGE):
+            shown |= {name} if MARK in said(admin_client.get("/" + route)) else set()
+    assert shown >= {
+        "tenants_tenant_changelist", "tenants_membership_changelist", "tenants_enduser_changelist",
+        "rbac_apitoken_changelist", "metering_usagerecord_changelist", "batches_batch_changelist",
+        "batches_uploadedfile_changelist", "audit_auditevent_changelist", "routing_route_changelist",
+        *USAGE,
+    }  # fmt: skip
