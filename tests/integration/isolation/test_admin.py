@@ -221,6 +221,7 @@ def test_these_pages_would_show_it(admin_client: Client, things: dict[str, Model
     assert shown >= {
         "tenants_tenant_changelist", "tenants_membership_changelist", "tenants_enduser_changelist",
         "rbac_apitoken_changelist", "metering_usagerecord_changelist", "batches_batch_changelist",
-        "batches_uploadedfile_changelist", "audit_auditevent_changelist", "routing_route_changelist",
+        "batches_uploadedfile_changelist", "audit_auditevent_changelist",
+        "routing_route_changelist",
         *USAGE,
     }  # fmt: skip
