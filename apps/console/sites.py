@@ -2,16 +2,24 @@
 
 from typing import Any
 
+from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import PasswordChangeView
-from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, reverse
+from django.utils.decorators import method_decorator
+from django.views.decorators.cache import never_cache
+from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_safe
 from unfold.sites import UnfoldAdminSite
 
+from apps.console.account import account_urls
 from apps.console.forms import OwnPasswordForm
 from apps.console.playground import playground_urls
 from apps.console.selectors import dashboard
+from apps.console.sign_in import PasswordForm, PasswordStep
+from apps.sign_in.selectors import session_standing
+from apps.sign_in.types import Standing
 
 
 class ConsoleAdminSite(UnfoldAdminSite):
@@ -19,10 +27,37 @@ class ConsoleAdminSite(UnfoldAdminSite):
     index_template = "console/overview.html"
     login_template = "console/login.html"
 
+    def has_permission(self, request: HttpRequest) -> bool:
+        """Staff, and fully signed in; the middleware asks the same before any page."""
+        standing = session_standing(user=request.user, session=request.session)
+        return bool(super().has_permission(request)) and standing is Standing.COMPLETE
+
+    @method_decorator([never_cache, login_not_required, sensitive_post_parameters("password")])
+    def login(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponseBase:
+        """As Django does it, but a second step may follow."""
+        if request.method == "GET" and self.has_permission(request):
+            return HttpResponseRedirect(reverse("admin:index"))
+        context = {
+            **self.each_context(request),
+            "title": "Log in",
+            "app_path": request.get_full_path(),
+            "username": request.user.get_username(),
+            **(extra_context or {}),
+        }
+        view = PasswordStep.as_view(
+            authentication_form=PasswordForm,
+            template_name=self.login_template,
+            extra_context=context,
+        )
+        return view(request)
+
     def get_urls(self) -> list[URLPattern | URLResolver]:
         return [
             path("overview/", self.admin_view(require_safe(self.overview)), name="overview"),
             *playground_urls(self),
+            *account_urls(self),
             *super().get_urls(),
         ]
 

@@ -15,6 +15,7 @@ from tests.factories.deployments import DeploymentFactory, EngineProcessFactory,
 from tests.factories.metering import UsageRecordFactory
 from tests.factories.registry import ModelVersionFactory, RegisteredModelFactory
 from tests.factories.routing import RouteFactory
+from tests.factories.sign_in import FailedSignInFactory
 
 __all__ = [
     "ApiTokenFactory",
@@ -24,6 +25,7 @@ __all__ = [
     "DeploymentFactory",
     "EndUserFactory",
     "EngineProcessFactory",
+    "FailedSignInFactory",
     "MembershipFactory",
     "ModelVersionFactory",
     "PlanFactory",

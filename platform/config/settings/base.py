@@ -7,6 +7,7 @@ from config.settings.components.admin_theme import *  # noqa: F403
 from config.settings.components.api_document import *  # noqa: F403
 from config.settings.components.jobs import *  # noqa: F403
 from config.settings.components.logs import LOGGING  # noqa: F401
+from config.settings.components.sign_in import *  # noqa: F403
 
 BASE_DIR = Path(__file__).resolve().parents[3]
 VAR_DIR = env.path("VAR", default=BASE_DIR / "var")
@@ -29,10 +30,15 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
     "channels",
     "guardian",
+    "django_otp",
+    "django_otp.plugins.otp_totp",
+    "django_otp.plugins.otp_static",
+    "axes",
     "apps.core",
     "apps.audit",
     "apps.tenants",
     "apps.rbac",
+    "apps.sign_in",
     "apps.registry",
     "apps.engines",
     "apps.metering",
@@ -54,7 +60,9 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "apps.sign_in.middleware.SessionGate",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",  # answers in place of a view that met a lock
 ]
 
 ROOT_URLCONF = "config.urls"
@@ -86,7 +94,8 @@ CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}
 
 AUTH_USER_MODEL = "rbac.User"
 AUTHENTICATION_BACKENDS = [
-    "apps.rbac.backends.RoleBackend",
+    "axes.backends.AxesStandaloneBackend",  # first: refuses who is locked out, hashes nothing
+    "apps.sign_in.backends.PersonBackend",
     "guardian.backends.ObjectPermissionBackend",
 ]
 ANONYMOUS_USER_NAME = None  # guardian's: nobody who is not signed in is given anything

@@ -77,6 +77,7 @@ UNFOLD: dict[str, Any] = {
             "950": "oklch(24.4% .041 208)",
         },
     },
+    "ACCOUNT": {"navigation": [{"title": "My account", "link": reverse_lazy("admin:account")}]},
     "SIDEBAR": {
         "show_search": False,
         "show_all_applications": False,
@@ -114,6 +115,8 @@ UNFOLD: dict[str, Any] = {
                     _list("Members", "badge", "tenants", "membership"),
                     _list("Users", "group", "rbac", "user"),
                     _list("Roles", "admin_panel_settings", "rbac", "role"),
+                    _list("Sign-in", "passkey", "sign_in", "person"),
+                    _list("Failed sign-ins", "lock_clock", "sign_in", "failedsignin"),
                     _list("API tokens", "key", "rbac", "apitoken"),
                 ],
             },

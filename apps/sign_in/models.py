@@ -1,0 +1,50 @@
+"""What the platform keeps of how a person signs in, beside the devices of ``django_otp`` and the
+counts of ``axes``."""
+
+from typing import TYPE_CHECKING
+
+from axes.models import AccessAttempt
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.db import models
+
+if TYPE_CHECKING:
+    from apps.rbac.models import User
+else:
+    User = get_user_model()
+
+
+class SignInState(models.Model):
+    """One row a person, made when there is something to say. Sessions carry the epoch that they
+    began in: raising it ends all of them, wherever they are stored."""
+
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.CASCADE,
+        primary_key=True,
+        related_name="sign_in_state",
+    )
+    session_epoch = models.PositiveIntegerField(default=0)
+    is_two_factor_required = models.BooleanField(default=False)
+
+    def __str__(self) -> str:
+        return f"Sign-in of {self.user}"
+
+
+class Person(User):
+    """A user as the pages about signing in see them."""
+
+    class Meta:
+        proxy = True
+        ordering = ["username"]
+        verbose_name = "person"
+        verbose_name_plural = "sign-in"
+
+
+class FailedSignIn(AccessAttempt):  # type: ignore[misc]
+    """Failed attempts with one name from one address and browser, while they still count."""
+
+    class Meta:
+        proxy = True
+        ordering = ["-attempt_time", "-id"]
+        verbose_name = "failed sign-in"
