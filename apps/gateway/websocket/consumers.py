@@ -73,7 +73,7 @@ class StreamConsumer(AsyncWebsocketConsumer):
                 await self._admit(self._token_of(authorization.decode("latin1")))
             elif user.is_authenticated:
                 check_origin(headers)
-                await self._admit(SessionCredential(user))
+                await self._admit(SessionCredential(str(self.scope["session"].session_key)))
             else:
                 self._auth_timer = asyncio.create_task(self._refuse_unless_authenticated())
         except AppError as error:

@@ -1,24 +1,19 @@
 """Who is on a connection, and whether that still holds at a later request on it."""
 
-from __future__ import annotations
-
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError
 from django.http.request import split_domain_port, validate_host
 
 from apps.core.addresses import Address
-from apps.core.exceptions import PermissionDenied, Unavailable
+from apps.core.exceptions import PermissionDenied
 from apps.core.hop import database_hop
 from apps.gateway.authentication import check_scope, principal_of_secret
 from apps.rbac.selectors import principal_of_user
 from apps.rbac.types import Principal
-
-if TYPE_CHECKING:
-    from apps.rbac.models import User
+from apps.sign_in.services.sessions import session_person
 
 SESSION_RECHECK_S = 10.0
 
@@ -41,16 +36,16 @@ class TokenCredential:
 
 
 class SessionCredential:
-    """A person who is signed in to the admin; asked anew when the last answer has aged."""
+    """A person who is fully signed in to the admin; asked anew when the last answer has aged."""
 
-    def __init__(self, user: User) -> None:
-        self._user = user
+    def __init__(self, session_key: str) -> None:
+        self._session_key = session_key
         self._principal: Principal | None = None
         self._until_s = 0.0
 
     async def principal(self) -> Principal:
         if self._principal is None or time.monotonic() > self._until_s:
-            self._principal = await database_hop(_principal_of, self._user)
+            self._principal = await database_hop(_principal_of, self._session_key)
             self._until_s = time.monotonic() + SESSION_RECHECK_S
         return _for_inference(self._principal)
 
@@ -60,12 +55,8 @@ def _for_inference(principal: Principal) -> Principal:
     return principal
 
 
-def _principal_of(user: User) -> Principal:
-    try:
-        user.refresh_from_db()
-    except (DatabaseError, InterfaceError) as error:
-        raise Unavailable("The user cannot be checked at the moment.") from error
-    return principal_of_user(user)
+def _principal_of(session_key: str) -> Principal:
+    return principal_of_user(session_person(session_key))
 
 
 def check_origin(headers: dict[bytes, bytes]) -> None:

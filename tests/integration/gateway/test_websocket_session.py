@@ -4,9 +4,12 @@ import httpx
 import pytest
 from websockets.asyncio.client import connect
 
+from apps.audit.types import SYSTEM
 from apps.core.hop import database_hop
 from apps.metering.models import UsageRecord
 from apps.rbac.models import ApiToken, User
+from apps.sign_in.services.devices import two_factor_policy_set
+from apps.sign_in.services.sessions import sessions_end
 from tests.factories.access import MembershipFactory, UserFactory
 from tests.integration.gateway.conftest import chat
 from tests.integration.gateway.streams import closed_with, ends, receive, send, until
@@ -56,3 +59,23 @@ async def test_session_of_a_member_of_nothing(server: ServerRun, transactional_d
     async with connect(server.ws_url, additional_headers=headers, origin=server.base_url) as ws:
         assert (await receive(ws))["error"]["code"] == "permission_denied"
         assert await closed_with(ws) == 4403
+
+
+async def test_session_that_lacks_the_second_factor(server: ServerRun, person: User) -> None:
+    cookie = session_cookie(server)
+    await database_hop(two_factor_policy_set, user=person, is_required=True, actor=SYSTEM)
+    headers = {"Cookie": f"sessionid={cookie}"}
+    async with connect(server.ws_url, additional_headers=headers, origin=server.base_url) as ws:
+        assert (await receive(ws))["error"]["code"] == "session_over"
+        assert await closed_with(ws) == 4401
+    assert await database_hop(UsageRecord.objects.count) == 0
+
+
+async def test_session_that_was_ended_elsewhere(server: ServerRun, person: User) -> None:
+    headers = {"Cookie": f"sessionid={session_cookie(server)}"}
+    async with connect(server.ws_url, additional_headers=headers, origin=server.base_url) as ws:
+        assert (await receive(ws))["type"] == "ready"
+    await database_hop(sessions_end, user=person, actor=SYSTEM)
+    async with connect(server.ws_url, additional_headers=headers, origin=server.base_url) as ws:
+        assert (await receive(ws))["error"]["code"] == "session_over"
+        assert await closed_with(ws) == 4401
