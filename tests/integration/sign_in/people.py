@@ -3,11 +3,14 @@
 import html
 import re
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from django.db.models import F
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
+from django_otp.plugins.otp_static.models import StaticDevice, StaticToken
 from django_otp.plugins.otp_totp.models import TOTPDevice
 
 from apps.rbac.models import User
@@ -87,3 +90,18 @@ def act(client: Client, name: str, pk: int, *, page: str = "person") -> Any:
     """Press a button of a list's row, and the one of the dialog that asks back."""
     url = reverse(f"admin:sign_in_{page}_{name}", args=[pk])
     return client.post(url, {"_form_submitted": "True"})
+
+
+def stored() -> tuple[list[Any], list[Any]]:
+    """What the database holds of second factors, to show that nothing changed."""
+    devices = TOTPDevice.objects.order_by("pk").values_list("pk", "key", "confirmed")
+    return list(devices), list(StaticToken.objects.order_by("pk").values_list("token", flat=True))
+
+
+def unthrottle() -> None:
+    """Let a minute pass for whoever gave a wrong code."""
+    past = timezone.now() - timedelta(hours=1)
+    for model in (TOTPDevice, StaticDevice):
+        model.objects.filter(throttling_failure_count__gt=0).update(
+            throttling_failure_timestamp=past
+        )
