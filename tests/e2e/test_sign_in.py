@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import httpx
 import pytest
 from playwright.sync_api import expect
 
@@ -58,7 +59,7 @@ def test_enrol_sign_out_and_sign_in_by_a_code(product: RunningProduct) -> None:
             expect(page.locator(".co-badge")).to_have_text("Enrolled")
 
             page.locator("#logout-form").evaluate("form => form.requestSubmit()")
-            page.wait_for_load_state()
+            page.wait_for_url(f"{admin}logout/")
             page.goto(admin)
             page.get_by_label("Username").fill(username)
             page.get_by_label("Password").fill(password)
@@ -78,3 +79,15 @@ def test_enrol_sign_out_and_sign_in_by_a_code(product: RunningProduct) -> None:
             assert browser.complaints == []
     finally:
         reset_two_factor(product, username)
+
+
+def test_five_failures_lock_a_name(product: RunningProduct) -> None:
+    """Over the real server, whose middleware runs asynchronously."""
+    with httpx.Client(base_url=product.origin) as http:
+        http.get("/admin/login/")
+        form = {"username": "nobody", "password": "wrong"}
+        form["csrfmiddlewaretoken"] = http.cookies["csrftoken"]
+        answers = [http.post("/admin/login/", data=form) for _ in range(6)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 429, 429]
+    assert 800 < int(answers[-1].headers["retry-after"]) <= 900
+    assert "Try again in 15 minutes" in " ".join(answers[-1].text.split())
