@@ -153,17 +153,17 @@ class PersonAdmin(ReadOnlyAdmin):
 
 @admin.register(FailedSignIn)
 class FailedSignInAdmin(ReadOnlyAdmin):
-    """Names are shown as they were typed, and go when they no longer count."""
+    """Names that nobody has are not shown: people type passwords there."""
 
-    list_display = ("username", "ip_address", "failures_since_start", "attempt_time", "state")
+    list_display = ("name", "ip_address", "failures_since_start", "attempt_time", "state")
     search_fields = ("username", "ip_address")
     ordering = ("-attempt_time", "-id")
     sortable_by = ("attempt_time",)
     fieldsets = (
-        (None, {"fields": (("username", "ip_address"), ("failures_since_start", "attempt_time"))}),
+        (None, {"fields": (("name", "ip_address"), ("failures_since_start", "attempt_time"))}),
         (None, {"fields": ("state", "user_agent")}),
     )
-    readonly_fields = ("state",)
+    readonly_fields = ("name", "state")
     actions_detail = ("lift",)
     actions_row = ("lift",)
 
@@ -175,6 +175,10 @@ class FailedSignInAdmin(ReadOnlyAdmin):
 
     def has_lift_permission(self, request: HttpRequest, object_id: Any = None) -> bool:
         return request.user.has_perm("sign_in.change_failedsignin")
+
+    @display(description="Name")
+    def name(self, row: Any) -> str:
+        return row.username if row.is_known else "(a name that nobody has)"
 
     @display(description="State", label={"Counted": "", "Locked": "danger"})
     def state(self, row: Any) -> str | tuple[str, str]:

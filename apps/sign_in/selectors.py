@@ -13,7 +13,18 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import AnonymousUser
 from django.contrib.sessions.backends.base import SessionBase
-from django.db.models import BooleanField, F, Max, OuterRef, QuerySet, Subquery, Sum, Value, Window
+from django.db.models import (
+    BooleanField,
+    Exists,
+    F,
+    Max,
+    OuterRef,
+    QuerySet,
+    Subquery,
+    Sum,
+    Value,
+    Window,
+)
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 from django.utils import timezone
@@ -110,10 +121,12 @@ def n_backup_codes(user: "User") -> int:
 
 
 def failed_sign_ins() -> QuerySet[FailedSignIn]:
-    """Attempts that still count, with ``n_together`` and ``until`` of their name and address."""
+    """Attempts that still count, with what there is of their name and address together."""
     together = [F("username"), F("ip_address")]
     rows: QuerySet[FailedSignIn] = FailedSignIn.objects.filter(attempt_time__gte=_count_from())
+    named = get_user_model()._default_manager.filter(username=OuterRef("username"))
     annotated: Any = rows.annotate(
+        is_known=Exists(named),
         n_together=Window(Sum("failures_since_start"), partition_by=together),
         last_together=Window(Max("attempt_time"), partition_by=together),
     )

@@ -229,7 +229,15 @@ class TestInTheAdmin:
     def test_what_no_longer_counts_is_not_listed(self, admin_client: Client) -> None:
         attempt("long-ago")
         time_passes(901)
-        assert "long-ago" not in said(admin_client.get(FAILED))
+        assert "0 failed sign-ins" in said(admin_client.get(FAILED))
+
+    def test_a_name_that_nobody_has_is_not_shown(self, admin_client: Client) -> None:
+        attempt("my-pass-word-9")
+        row = AccessAttempt.objects.get()
+        for page in (FAILED, f"{FAILED}{row.pk}/change/"):
+            text = said(admin_client.get(page))
+            assert "(a name that nobody has)" in text
+            assert "my-pass-word-9" not in text
 
 
 class TestAddresses:
