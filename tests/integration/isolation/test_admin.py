@@ -19,6 +19,7 @@ from tests.factories import (
     AuditEventFactory,
     BatchFactory,
     EndUserFactory,
+    FailedSignInFactory,
     MembershipFactory,
     ModelVersionFactory,
     PlanFactory,
@@ -42,7 +43,8 @@ FRAMEWORK: Final = ("<path:content_type_id>", "(?P<app_label>", "(?P<url>")
 # Pages of nobody's things: the person's own session, and what is for everyone in the admin.
 OPEN: Final = {
     None, "index", "overview", "playground", "playground_models", "login", "password_change",
-    "password_change_done", "jsi18n", "search", "autocomplete", "api-reference",
+    "password_change_done", "jsi18n", "search", "autocomplete", "api-reference", "login_code",
+    "account", "two_factor_enrol", "two_factor_remove", "backup_codes",
 }  # fmt: skip
 QUERIES: Final[dict[str | None, dict[str, str]]] = {
     "search": {"s": MARK},
@@ -82,6 +84,8 @@ def things() -> dict[str, Model]:
         "tenants_membership": member,
         "tenants_enduser": EndUserFactory(tenant=tenant, identifier=f"{MARK}-end-user"),
         "rbac_user": member.user,
+        "sign_in_person": member.user,
+        "sign_in_failedsignin": FailedSignInFactory(username=f"{MARK}-ann"),
         "rbac_apitoken": ApiTokenFactory(tenant=tenant, name=f"{MARK}-token"),
         "metering_usagerecord": UsageRecordFactory(
             tenant_id=tenant.pk, request_id=f"chatcmpl-{MARK}"
@@ -171,12 +175,13 @@ def test_lists_show_nothing_of_another_tenant(role: str, things: dict[str, Model
         if "<" in route:
             continue
         response = client.get("/" + route, QUERIES.get(name, {}))
-        assert response.status_code in (200, 302, 403), route
+        assert response.status_code in (200, 302, 403, 405), route
         if response.status_code == 200:
             shown.add(name)
             assert MARK not in said(response).replace(f'value="{MARK}"', ""), route
     of_tenants = set(things) - set(PLATFORM) - {
-        "rbac_user", "deployments_deployment", "deployments_replica", "engines_engineprocess",
+        "rbac_user", "sign_in_person", "sign_in_failedsignin",
+        "deployments_deployment", "deployments_replica", "engines_engineprocess",
     }  # fmt: skip
     assert shown - OPEN - USAGE <= {
         f"{name}_{page}"
