@@ -7,6 +7,7 @@ from typing import Final
 from apps.core.exceptions import (
     AppError,
     AuthenticationFailed,
+    Conflict,
     InvalidRequest,
     Overloaded,
     Unavailable,
@@ -19,6 +20,7 @@ from apps.engines.exceptions import (
 )
 
 WRONG_TASK: Final = "unsupported_task"
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 
 
 class RequestTimedOut(AppError):
@@ -58,6 +60,41 @@ class UnsupportedMediaType(AppError):
     type = "invalid_request_error"
     default_code = "unsupported_media_type"
     default_message = "The body must be JSON: send 'Content-Type: application/json'."
+
+
+class IdempotencyKeyReused(AppError):
+    """The key names another request: its body, path or method differs."""
+
+    status = 422
+    type = "invalid_request_error"
+    default_code = "idempotency_key_reused"
+    default_message = "This key was used with another request; give each request a key of its own."
+
+    def __init__(self) -> None:
+        super().__init__(param=IDEMPOTENCY_KEY)
+
+
+class IdempotencyKeyInUse(Conflict):
+    """The request with this key still runs, after a while of waiting for it."""
+
+    default_code = "idempotency_key_in_use"
+    default_message = "The request with this key still runs; ask again to wait on."
+
+    def __init__(self) -> None:
+        super().__init__(param=IDEMPOTENCY_KEY, retry_after_s=1.0)
+
+
+class AnswerNotKept(Conflict):
+    """The request was answered, and the answer cannot be given again."""
+
+    default_code = "idempotent_answer_not_kept"
+    default_message = (
+        "The request with this key was answered, and the answer was too large to keep. Use "
+        "another key to have it made again."
+    )
+
+    def __init__(self) -> None:
+        super().__init__(param=IDEMPOTENCY_KEY)
 
 
 class TooManyOnConnection(Overloaded):

@@ -129,6 +129,10 @@ GATEWAY_MAX_BODY_BYTES = env.integer("GATEWAY_MAX_BODY_BYTES", default=4 * 1024 
 GATEWAY_STALL_TIMEOUT_S = env.integer("GATEWAY_STALL_TIMEOUT_S", default=30, minimum=1)
 GATEWAY_REQUEST_TIMEOUT_S = env.integer("GATEWAY_REQUEST_TIMEOUT_S", default=600, minimum=1)
 GATEWAY_DRAIN_S = env.integer("GATEWAY_DRAIN_S", default=10, minimum=0)
+# Of requests with an Idempotency-Key: how long one waits for its like, and the largest answer that
+# is kept.
+GATEWAY_IDEMPOTENCY_WAIT_S = env.integer("GATEWAY_IDEMPOTENCY_WAIT_S", default=30)
+GATEWAY_IDEMPOTENCY_MAX_BYTES = env.integer("GATEWAY_IDEMPOTENCY_MAX_BYTES", default=1024 * 1024)
 
 # What plans' prices and the ledger's costs are in.
 CURRENCY = env.text("CURRENCY", "USD")

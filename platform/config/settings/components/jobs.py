@@ -19,6 +19,7 @@ CELERY_BROKER_CONNECTION_TIMEOUT = 3
 
 REAP_EVERY_S = 5.0
 ROLL_UP_EVERY_S = 10.0
+FORGET_EVERY_S = 300.0
 # In memory: a schedule that is all here needs no file.
 CELERY_BEAT_SCHEDULER = "celery.beat:Scheduler"
 CELERY_BEAT_SCHEDULE = {
@@ -38,5 +39,10 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": ROLL_UP_EVERY_S,
         # The one worker of the embedded default may be at a batch for a minute.
         "options": {"expires": 12 * ROLL_UP_EVERY_S},
+    },
+    "gateway.forget": {
+        "task": "gateway.forget",
+        "schedule": FORGET_EVERY_S,
+        "options": {"expires": FORGET_EVERY_S},
     },
 }
