@@ -14,6 +14,7 @@ from apps.core.hop import database_hop
 from apps.core.stamps import StampWatcher
 from apps.gateway.engines import EnginePool
 from apps.gateway.exceptions import Draining
+from apps.gateway.idempotency import KeptAnswer, NamedRequest
 from apps.gateway.limits import LimitCheck
 from apps.gateway.revocation import AccessWatch, Held
 from apps.rbac.authentication import TokenCache
@@ -37,6 +38,8 @@ class GatewayRuntime:
         self.live: set[Held] = set()  # requests: an engine works on them, or answers are sent
         self.connections: set[Held] = set()  # that wait for requests
         self.access = AccessWatch(self.live, self.connections, spawn=self.spawn)
+        # What runs under an Idempotency-Key here, or looks for its answer; None: look again.
+        self.named: dict[NamedRequest, asyncio.Future[KeptAnswer | None]] = {}
         self.is_draining = False
         self._watcher = StampWatcher()
         self._loading: asyncio.Task[None] | None = None

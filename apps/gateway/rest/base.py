@@ -35,6 +35,7 @@ from apps.gateway.authentication import (
 from apps.gateway.decoding import decode
 from apps.gateway.exceptions import MethodNotAllowed, UnsupportedMediaType
 from apps.gateway.limits import error_headers
+from apps.gateway.rest.idempotent import META_NAME, once
 from apps.gateway.rest.operations import Operation
 from apps.metering.exceptions import LimitExceeded
 from apps.rbac.types import Principal
@@ -115,7 +116,8 @@ class InferenceView(APIView):
     """Base of the views under /v1/: asynchronous handlers, one error body.
 
     ``operations`` describes each handler for the OpenAPI document. ``scope`` is what a token must
-    be for.
+    be for. takes_idempotency_key: of two POSTs with one key, one runs. ends_with_client: a client
+    that leaves ends its request.
     """
 
     scope: ClassVar[str] = "inference"
@@ -131,6 +133,8 @@ class InferenceView(APIView):
     decoder: ClassVar["msgspec.json.Decoder[Any]"]
     operations: ClassVar[Mapping[str, Operation]] = {}
     takes_key: ClassVar[bool] = False
+    takes_idempotency_key: ClassVar[bool] = True
+    ends_with_client: ClassVar[bool] = False
     _principal: Principal | None = None
 
     @property
@@ -150,6 +154,8 @@ class InferenceView(APIView):
             handler = self.http_method_not_allowed
             if method in self.http_method_names:
                 handler = getattr(self, method, handler)
+            if method == "post" and META_NAME in request.META and self.takes_idempotency_key:
+                handler = once(self, handler)
             found = handler(wrapped, *args, **kwargs)
             response = found if isinstance(found, HttpResponseBase) else await found
         except Exception as error:  # noqa: BLE001 - every failure leaves in the one error body
@@ -192,6 +198,7 @@ class AnsweringView(InferenceView):
     request_id: of what an engine was asked to do, once it was.
     """
 
+    ends_with_client = True
     door = "rest"
     priority = 0
     request_id: str | None = None

@@ -1,6 +1,6 @@
 """Server-sent events: a generation as the chunks that clients of an API know."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Protocol
 
 import msgspec
@@ -31,6 +31,17 @@ class Chunks(Protocol):
     def error(self, error: AppError) -> bytes: ...
 
 
+class Recorder(Protocol):
+    """Takes what is sent. ``end`` gets the last part before it goes out; ``aclose`` is called once
+    nothing more will, also where there was no such end."""
+
+    def recorded(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]: ...
+
+    async def end(self, last: bytes) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
 def event(data: object) -> bytes:
     return b"data: " + _encode(data) + b"\n\n"
 
@@ -49,13 +60,33 @@ class EventStreamResponse(StreamingHttpResponse):
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
         self._stream = stream
+        self._chunks = chunks
+        self._recorder: Recorder | None = None
+
+    def record(self, recorder: Recorder) -> None:
+        """Have it recorded; to be called before anything is sent."""
+        self._recorder = recorder
+        parts = events(self._stream, self._chunks, before_last=recorder.end)
+        self.streaming_content = recorder.recorded(parts)
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        try:
+            await self._stream.aclose()
+        finally:
+            if self._recorder is not None:
+                await self._recorder.aclose()
 
 
-async def events(stream: Stream, chunks: Chunks) -> AsyncIterator[bytes]:
-    """Yield the body. An error after the start is an event of its own, before the same end."""
+async def events(
+    stream: Stream,
+    chunks: Chunks,
+    *,
+    before_last: Callable[[bytes], Awaitable[None]] | None = None,
+) -> AsyncIterator[bytes]:
+    """Yield the body. An error after the start is an event of its own, before the same end.
+
+    before_last: gets the last part of a body that ends well, before it is yielded.
+    """
     yield COMMENT
     try:
         async with stream:
@@ -70,4 +101,7 @@ async def events(stream: Stream, chunks: Chunks) -> AsyncIterator[bytes]:
         yield chunks.error(error)
         return
     assert stream.result is not None
-    yield begin + chunks.end(stream.result)
+    last = begin + chunks.end(stream.result)
+    if before_last is not None:
+        await before_last(last)
+    yield last

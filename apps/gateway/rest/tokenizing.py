@@ -45,6 +45,7 @@ class Text(msgspec.Struct, kw_only=True):
 
 
 class TokenizeView(InferenceView):
+    takes_idempotency_key = False
     decoder: ClassVar = msgspec.json.Decoder(TokenizeBody)
     operations: ClassVar = {
         "post": Operation(
@@ -69,6 +70,7 @@ class TokenizeView(InferenceView):
 
 
 class DetokenizeView(InferenceView):
+    takes_idempotency_key = False
     decoder: ClassVar = msgspec.json.Decoder(DetokenizeBody)
     operations: ClassVar = {
         "post": Operation(

@@ -169,6 +169,26 @@ async def test_as_many_inputs_as_are_allowed_keep_their_order(
     assert [row.outcome for row in await rows()] == ["completed", "completed"]
 
 
+async def test_an_answer_sent_in_parts_comes_again_or_was_too_large_to_keep(
+    embeddings: openai.AsyncOpenAI, http: httpx.AsyncClient, settings: Any
+) -> None:
+    body = {"model": MODEL, "input": [f"{number}" for number in range(80)]}
+    first = await http.post("/v1/embeddings", json=body, headers={"Idempotency-Key": "a"})
+    again = await http.post("/v1/embeddings", json=body, headers={"Idempotency-Key": "a"})
+    assert (first.status_code, "content-length" in first.headers) == (200, False)
+    assert (again.content, again.headers["idempotency-replayed"]) == (first.content, "true")
+    assert again.headers["x-request-id"] == first.headers["x-request-id"]
+    settings.GATEWAY_IDEMPOTENCY_MAX_BYTES = len(first.content) - 1
+    other = await http.post("/v1/embeddings", json=body, headers={"Idempotency-Key": "b"})
+    assert [each["embedding"] for each in other.json()["data"]] == [
+        each["embedding"] for each in first.json()["data"]
+    ]
+    again = await http.post("/v1/embeddings", json=body, headers={"Idempotency-Key": "b"})
+    assert again.status_code == 409
+    assert again.json()["error"]["code"] == "idempotent_answer_not_kept"
+    assert len(await rows()) == 2
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
