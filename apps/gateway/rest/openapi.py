@@ -18,10 +18,13 @@ from uritemplate import variables
 
 from apps.core.exceptions import AppError, AuthenticationFailed
 from apps.gateway import chat_schemas, messages_schemas, responses_schemas, schemas
+from apps.gateway.exceptions import IDEMPOTENCY_KEY, IdempotencyKeyInUse
 from apps.gateway.rest.base import InferenceView
+from apps.gateway.rest.idempotent import MAX_KEY_CHARS, REPLAYED
 from apps.gateway.rest.operations import (
     ERRORS,
     ERRORS_OF_A_BODY,
+    ERRORS_OF_A_KEY,
     ERRORS_OF_A_NAME,
     EVENTS,
     JSON,
@@ -58,6 +61,21 @@ HEADERS: Final[dict[str, Schema]] = {
         "schema": {"type": "integer", "minimum": 1},
     },
     "WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}},
+    REPLAYED: {
+        "description": "The request ran before, under the same key; this is its answer again.",
+        "schema": {"const": "true"},
+    },
+}
+KEY_PARAMETER: Final[Schema] = {
+    "in": "header",
+    "name": IDEMPOTENCY_KEY,
+    "description": "Of requests with one key, one runs; for 24 hours the others get its answer.",
+    "schema": {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": MAX_KEY_CHARS,
+        "pattern": "^[!-~]+$",
+    },
 }
 ALWAYS: Final = ("X-Request-Id", "OpenAI-Processing-Ms")
 MAY_COME_AGAIN: Final = frozenset({429, 503})
@@ -124,6 +142,8 @@ class DeclaredSchema(AutoSchema):
     def _parameters(self, declared: Operation) -> list[Schema]:
         names = variables(self.path)
         found: list[Schema] = self._resolve_path_parameters(names)  # type: ignore[no-untyped-call]
+        if self._takes_key:
+            found.append(KEY_PARAMETER)
         if declared.query is None:
             return found
         _, components = body_schema(declared.query, NEUTRAL)
@@ -135,6 +155,11 @@ class DeclaredSchema(AutoSchema):
                 parameter["required"] = True
             found.append(parameter)
         return found
+
+    @property
+    def _takes_key(self) -> bool:
+        takes = isinstance(self.view, InferenceView) and self.view.takes_idempotency_key
+        return bool(takes and self.method == "POST")
 
     def _body(self, declared: Operation) -> Schema | None:
         decoder: msgspec.json.Decoder[Any] | None = getattr(self.view, "decoder", None)
@@ -161,7 +186,8 @@ class DeclaredSchema(AutoSchema):
                     "x-event-schemas": [self._sent(each) for each in declared.events],
                 }
             }
-        return self._response("The answer.", ALWAYS, content)
+        headers = (*ALWAYS, REPLAYED) if self._takes_key else ALWAYS
+        return self._response("The answer.", headers, content)
 
     def _errors(self, declared: Operation, *, has_body: bool) -> dict[str, Schema]:
         kinds = [*ERRORS, *declared.errors]
@@ -169,6 +195,8 @@ class DeclaredSchema(AutoSchema):
             kinds += ERRORS_OF_A_BODY
         if variables(self.path):
             kinds += ERRORS_OF_A_NAME
+        if self._takes_key:
+            kinds += ERRORS_OF_A_KEY
         by_status: dict[str, type[AppError]] = {}
         for kind in sorted(kinds, key=lambda kind: kind.status):
             by_status.setdefault(str(kind.status), kind)
@@ -214,7 +242,7 @@ class DeclaredSchema(AutoSchema):
 
 
 def _headers_of(kind: type[AppError]) -> tuple[str, ...]:
-    if kind.status in MAY_COME_AGAIN:
+    if kind.status in MAY_COME_AGAIN or kind is IdempotencyKeyInUse:
         return (*ALWAYS, "Retry-After")
     return (*ALWAYS, "WWW-Authenticate") if kind is AuthenticationFailed else ALWAYS
 

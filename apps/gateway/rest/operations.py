@@ -13,12 +13,18 @@ from apps.core.exceptions import (
     PayloadTooLarge,
     Unavailable,
 )
-from apps.gateway.exceptions import RequestTimedOut, UnsupportedMediaType
+from apps.gateway.exceptions import (
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
+    RequestTimedOut,
+    UnsupportedMediaType,
+)
 
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
 
-# What any path may answer, what one that names something may, and what one that takes a body may.
+# What any path may answer, what one that names something may, one that takes a body, and one that
+# takes an Idempotency-Key.
 ERRORS: Final[tuple[type[AppError], ...]] = (
     InvalidRequest,
     AuthenticationFailed,
@@ -32,6 +38,7 @@ ERRORS_OF_A_BODY: Final[tuple[type[AppError], ...]] = (
     UnsupportedMediaType,
     RequestTimedOut,
 )
+ERRORS_OF_A_KEY: Final[tuple[type[AppError], ...]] = (IdempotencyKeyInUse, IdempotencyKeyReused)
 
 
 class ErrorDetail(msgspec.Struct, kw_only=True):

@@ -86,12 +86,29 @@ def test_every_operation_is_named_secured_and_says_how_it_fails(described: dict[
                 name_of_it = response["$ref"].removeprefix("#/components/responses/")
                 response = described["components"]["responses"][name_of_it]
             assert "X-Request-Id" in response["headers"], (name, status)
-            assert ("Retry-After" in response["headers"]) == (status == "503"), (name, status)
+            is_for_later = status in ("409", "503")
+            assert ("Retry-After" in response["headers"]) == is_for_later, (name, status)
             if int(status) >= 400:
                 schema = response["content"]["application/json"]["schema"]
                 body = "MessagesErrorBody" if "/v1/messages" in name else "Error"
                 assert schema == {"$ref": f"#/components/schemas/{body}"}, (name, status)
     assert len(names) == len(set(names)) >= 4
+
+
+def test_every_post_under_v1_takes_an_idempotency_key(described: dict[str, Any]) -> None:
+    """And nothing else does: what only turns text into ids may be done twice."""
+    taking = set()
+    for name, operation in operations(described):
+        (answer,) = (each for code, each in operation["responses"].items() if code[0] == "2")
+        names = {each["name"] for each in operation.get("parameters", ()) if each["in"] == "header"}
+        if "Idempotency-Replayed" in answer["headers"]:
+            assert names == {"Idempotency-Key"}, name
+            assert {"409", "422"} <= set(operation["responses"]), name
+            taking.add(name)
+        else:
+            assert not names, name
+    assert taking == {name for name, _ in operations(described) if name.startswith("POST /v1/")}
+    assert "POST /v1/batches/{batch_id}/cancel" in taking
 
 
 def test_the_error_body_is_the_one_that_errors_make() -> None:
