@@ -125,7 +125,7 @@ async def test_a_client_that_leaves_while_the_key_is_claimed_leaves_no_claim(
     asking = asyncio.create_task(leaver.ask())
     await wait_until_async("the claim to begin", begun.is_set)
     leaver.leave()
-    await asyncio.sleep(0.05)
+    await wait_until_async("the news of it", lambda: asking.cancelling() > 0)
     go_on.set()
     await asyncio.wait_for(asking, 5)
     assert (await rows(), await n_charged(), runtime.named) == ([], 0, {})
@@ -148,7 +148,7 @@ async def test_of_fifty_claims_at_once_one_holds(http: httpx.AsyncClient, token:
 
 
 async def test_another_process_has_it_in_hand(
-    http: httpx.AsyncClient, token: ApiToken, settings: Any
+    http: httpx.AsyncClient, runtime: GatewayRuntime, token: ApiToken, settings: Any
 ) -> None:
     _, claim = await as_elsewhere(http, token)
     n_before = await n_charged()
@@ -162,7 +162,7 @@ async def test_another_process_has_it_in_hand(
         )
     settings.GATEWAY_IDEMPOTENCY_WAIT_S = 30
     waiting = [asyncio.create_task(http.post(CHAT, json=chat(), headers=KEY)) for _ in range(5)]
-    await asyncio.sleep(0.1)
+    await wait_until_async("them to wait", lambda: bool(runtime.named))
     headers = {"Content-Type": "application/json", "X-Request-Id": "chatcmpl-elsewhere"}
     answer = KeptAnswer(status=200, headers=headers, body=b'{"made": "elsewhere"}')
     assert await database_hop(answer_keep, claim, answer)
@@ -195,11 +195,11 @@ async def test_who_loses_access_while_waiting_gets_nothing(
 
 
 async def test_what_another_process_gave_up_runs_here(
-    http: httpx.AsyncClient, token: ApiToken
+    http: httpx.AsyncClient, runtime: GatewayRuntime, token: ApiToken
 ) -> None:
     _, claim = await as_elsewhere(http, token)
     waiting = asyncio.create_task(http.post(CHAT, json=chat(), headers=KEY))
-    await asyncio.sleep(0.1)
+    await wait_until_async("them to wait", lambda: bool(runtime.named))
     assert await database_hop(request_release, claim)
     response = await waiting
     assert (response.status_code, is_replayed(response)) == (200, False)
