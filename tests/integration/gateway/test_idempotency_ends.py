@@ -214,6 +214,10 @@ async def test_a_server_answers_for_another_and_may_be_killed(
     settings: Any,
 ) -> None:
     """The server runs; this process waits, and takes over."""
+
+    async def is_second_charged() -> bool:
+        return await n_charged() == 2
+
     headers = {**KEY, "Authorization": f"Bearer {token.secret}"}  # type: ignore[attr-defined]
     async with httpx.AsyncClient(base_url=server.base_url, timeout=60) as there:
         body = chat(max_tokens=1000, ignore_eos=True)
@@ -227,7 +231,7 @@ async def test_a_server_answers_for_another_and_may_be_killed(
         await database_hop(IdempotentRequest.objects.all().delete)
         body = chat(max_tokens=LONG_ANSWER, ignore_eos=True)
         running = asyncio.create_task(there.post(CHAT, json=body, headers=headers))
-        await wait_until_async("the server to run another", rows)
+        await wait_until_async("the server to run another", is_second_charged)
         server.process.kill()
         with pytest.raises(httpx.RemoteProtocolError):
             await running
