@@ -54,7 +54,9 @@ def meter_correct(meter_id: int) -> MeterSums | None:
     It is locked first: whoever reserves or settles meanwhile moves it before that, and then the
     ledger has it, or after, and then from the right number on.
     """
-    meter = Meter.objects.select_for_update().get(pk=meter_id)
+    meter = Meter.objects.select_for_update().filter(pk=meter_id).first()
+    if meter is None:  # pruned meanwhile
+        return None
     since = _begin(meter.period)
     rows = _compared(since=since, condition="id = %s", values=["", "", meter_id], limit=1)
     found = MeterSums(**rows[0])

@@ -151,16 +151,16 @@ def ledger_correct(findings: Iterable[Finding], *, now: datetime, actor: Actor) 
         orphans_close(now)
     if FindingKind.NOT_ROLLED_UP in kinds:
         usage_roll_up()
-    for finding in correctable:
-        _correct(finding, actor=actor)
-    return len(correctable)
+    return sum(_correct(finding, actor=actor) for finding in correctable)
 
 
 @transaction.atomic
-def _correct(finding: Finding, *, actor: Actor) -> None:
+def _correct(finding: Finding, *, actor: Actor) -> bool:
+    """False where it was right or pruned by now, which is no event."""
     match finding.subject:
         case int() as meter_id:
-            meter_correct(meter_id)
+            if meter_correct(meter_id) is None:
+                return False
         case RollupKey() as key:
             rollups.rebuild(key)
     event_record(
@@ -172,3 +172,4 @@ def _correct(finding: Finding, *, actor: Actor) -> None:
             "requests": ", ".join(finding.request_ids),
         },
     )
+    return True

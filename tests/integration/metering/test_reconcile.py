@@ -17,12 +17,13 @@ from django.db import connection
 from django.utils import timezone
 
 from apps.audit.models import AuditEvent
+from apps.audit.types import Actor
 from apps.core.limits import Limits
 from apps.core.prices import Prices
 from apps.metering.meter_sums import meter_correct
 from apps.metering.models import Meter, UsageRecord, UsageRollup
 from apps.metering.selectors import ledger_findings, reconciled_since, scopes_of
-from apps.metering.services import reserve, settle, usage_roll_up
+from apps.metering.services import ledger_correct, reserve, settle, usage_roll_up
 from apps.metering.types import Finding, FindingKind, Outcome
 from tests.integration.metering.test_services import PRINCIPAL, RESERVATION, settlement
 
@@ -159,6 +160,17 @@ def test_a_meter_names_the_request_that_it_missed() -> None:
     assert [request_ids[0] for _, request_ids in kinds()] == ["r-long"] * 2  # 30 tokens
     assert reconcile("--fix")[0] == 0
     assert sorted(Meter.objects.values_list("n_used", "n_held")) == [(0, 1), (52, 30), (52, 30)]
+
+
+def test_what_is_right_or_gone_by_now_is_no_correction(actor: Actor) -> None:
+    Meter.objects.filter(period__startswith="20").update(n_used=22)
+    day, month = found()
+    Meter.objects.filter(pk=day.subject).update(n_used=52)
+    Meter.objects.filter(pk=month.subject).delete()
+    before = stored()
+    assert ledger_correct([day, month], now=timezone.now(), actor=actor) == 0
+    assert stored() == before
+    assert not AuditEvent.objects.exists()
 
 
 def test_a_meter_of_which_the_ledger_may_not_have_all_is_left() -> None:
