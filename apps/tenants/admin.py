@@ -37,6 +37,10 @@ class PlanAdmin(ServiceModelAdmin):
     fieldsets = (
         (None, {"fields": (("name", "slug"), "weight")}),
         ("Limits (empty: none)", {"fields": LIMIT_ROWS}),
+        (
+            "Prices for a million tokens",
+            {"fields": (("price_prompt", "price_cached", "price_completion"),)},
+        ),
     )
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Plan]:
