@@ -37,7 +37,8 @@ class EngineConfig:
     kv_cache_tokens: size of the KV pool. max_sequences: most sequences in one step.
     max_batched_tokens: most tokens in one step, decode and prefill together.
     max_model_len: None takes the model's context; both are bounded by the pool.
-    max_waiting_per_tenant: most of those that wait may be one tenant's; None sets no such bound.
+    max_waiting_per_tenant: most of those that wait may be one tenant's, so that one that floods
+        leaves room for others; None sets no such bound.
     target_itl_s: how long a step that decodes and prefills should take; None sets no target.
     prefill_slowdown: or how many times as long as a step that only decodes; None sets no such one.
     speculation: ``ngram`` drafts by prompt lookup where that pays; the tokens are the same.
@@ -55,8 +56,8 @@ class EngineConfig:
     max_sequences: int = 64
     max_batched_tokens: int = 512
     max_model_len: int | None = None
-    max_waiting: int = 256
-    max_waiting_per_tenant: int | None = None
+    max_waiting: int = 512
+    max_waiting_per_tenant: int | None = 256
     target_itl_s: float | None = None
     prefill_slowdown: float | None = 1.7
     speculation: SpeculationName = "ngram"

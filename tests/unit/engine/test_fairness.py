@@ -3,11 +3,13 @@
 import itertools
 import random
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_service.config import EngineConfig
 from engine_service.errors import Overloaded, RequestError
 from engine_service.protocol import Standing
 from engine_service.scheduling.scheduler import Scheduler
@@ -279,3 +281,9 @@ def test_prompts_of_one_length_are_computed_one_after_the_other() -> None:
         for advance in scheduler.update(batch, token_ids=[(1,)] * len(batch.sampled)):
             done.append((step, advance.sequence.key))
     assert done == [(1, 0), (3, 1), (5, 2), (7, 3)]
+
+
+def test_by_default_two_tenants_that_flood_leave_each_other_room(tmp_path: Path) -> None:
+    config = EngineConfig(model_dir=tmp_path)
+    assert config.max_waiting_per_tenant is not None
+    assert 2 * config.max_waiting_per_tenant <= config.max_waiting
