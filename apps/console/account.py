@@ -12,7 +12,7 @@ from django.utils.safestring import mark_safe
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
-from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django.views.decorators.http import require_http_methods, require_safe
 
 from apps.audit.selectors import actor_of
 from apps.console.forms import ConfirmForm, EnrolForm
@@ -161,10 +161,12 @@ def codes_page(request: HttpRequest, *, site: AdminSite) -> HttpResponseBase:
     )
 
 
-@require_POST
+@_form_page
 def sign_out_page(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
-    sessions_end(user=_person(request), actor=actor_of(request), keep=request.session)
-    messages.success(request, "You are signed out everywhere but here.")
+    """A look at it changes nothing: signing in again may lead here."""
+    if request.method == "POST":
+        sessions_end(user=_person(request), actor=actor_of(request), keep=request.session)
+        messages.success(request, "You are signed out everywhere but here.")
     return HttpResponseRedirect(reverse("admin:account"))
 
 
