@@ -81,6 +81,7 @@ class GivenInline(TabularInline):  # type: ignore[misc]
     extra = 0
     hide_title = True
     per_page = 20
+    verbose_name = "person"
     verbose_name_plural = "people with a permission on this one"
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Any]:

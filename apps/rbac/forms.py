@@ -84,6 +84,11 @@ class TokenForm(forms.ModelForm):  # type: ignore[type-arg]
         help_text="What the token may be used for.",
     )
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "allowed_networks" in self.fields:
+            self.fields["allowed_networks"].widget.attrs["rows"] = 3
+
 
 class RotateForm(forms.Form):
     overlap_hours = forms.IntegerField(

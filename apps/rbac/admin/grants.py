@@ -22,6 +22,7 @@ class RoleGrantInline(TabularInline):  # type: ignore[misc]
     extra = 0
     hide_title = True
     per_page = 20
+    verbose_name = "role"
     verbose_name_plural = "roles"
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
