@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from apps.core.hop import database_hop
 from apps.core.selectors import change_stamps
@@ -30,6 +30,7 @@ class StampWatcher:
         self._interval_s = interval_s
         self._read = read
         self._seen: dict[str, int] = {}
+        self._is_read = False
         self._callbacks: defaultdict[str, list[Callback]] = defaultdict(list)
         self._task: asyncio.Task[None] | None = None
         self._healthy = True
@@ -51,11 +52,22 @@ class StampWatcher:
                 await self._task
             self._task = None
 
+    @property
+    def seen(self) -> Mapping[str, int]:
+        """Every stamp as the last poll read it."""
+        return self._seen
+
+    async def values(self) -> Mapping[str, int]:
+        """Return every stamp as it was last read, which is at most a poll ago."""
+        if not self._is_read:
+            await self.poll()
+        return self._seen
+
     async def poll(self) -> None:
         """Read once and call back for what moved."""
         stamps = await database_hop(self._read)
         moved = [name for name, value in stamps.items() if self._seen.get(name) != value]
-        self._seen = stamps
+        self._seen, self._is_read = stamps, True
         for name in moved:
             for callback in self._callbacks[name]:
                 try:

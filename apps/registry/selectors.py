@@ -9,6 +9,12 @@ def model_version_latest(name: str) -> ModelVersion | None:
     return versions.order_by("-version").first()
 
 
+def model_version_of(name: str, *, number: int) -> ModelVersion | None:
+    """Return one version of a model, or None when there is none."""
+    versions = ModelVersion.objects.select_related("model")
+    return versions.filter(model__name=name, version=number).first()
+
+
 def model_versions_all() -> list[ModelVersion]:
     """Return every version with its model, in one query."""
     return list(ModelVersion.objects.select_related("model"))

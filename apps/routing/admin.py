@@ -2,17 +2,22 @@
 
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db import models
 from django.http import HttpRequest
 
 from apps.audit.selectors import actor_of
-from apps.core.admin import ServiceModelAdmin, display
+from apps.core.admin import ServiceModelAdmin, action, display
 from apps.core.scoped_admin import GivenInline, ObjectScoped
 from apps.rbac.selectors import person_of
 from apps.rbac.services import object_permissions_change
 from apps.routing.models import Route, RouteUserObjectPermission
-from apps.routing.services import route_create, route_delete, route_update
+from apps.routing.services import (
+    route_create,
+    route_delete,
+    route_update,
+    version_responses_purge,
+)
 from apps.routing.types import RouteFields
 
 
@@ -29,8 +34,10 @@ class RouteAdmin(ObjectScoped, ServiceModelAdmin):
     ordering = ("name",)
     fieldsets = (
         (None, {"fields": (("name", "deployment"), "description", "is_active")}),
+        ("Kept answers", {"fields": ("caches_responses",)}),
         ("For whom", {"fields": ("is_restricted", "tenants")}),
     )
+    actions = ("purge_selected",)
     autocomplete_fields = ("deployment", "tenants")
     inlines = (RouteGivenInline,)
 
@@ -43,6 +50,7 @@ class RouteAdmin(ObjectScoped, ServiceModelAdmin):
             is_active=obj.is_active,
             description=obj.description,
             is_restricted=obj.is_restricted,
+            caches_responses=obj.caches_responses,
         )
         tenants = form.cleaned_data["tenants"]
         if change:
@@ -69,3 +77,12 @@ class RouteAdmin(ObjectScoped, ServiceModelAdmin):
     )
     def state(self, route: Route) -> str:
         return "Active" if route.is_active else "Off"
+
+    @action(description="Forget the kept answers of the selected routes", permissions=["change"])
+    def purge_selected(self, request: HttpRequest, queryset: Any) -> None:
+        routes = self.changeable(
+            request, queryset.select_related("deployment__model_version__model")
+        )
+        for version in {route.deployment.model_version for route in routes}:
+            version_responses_purge(model_version=version, actor=actor_of(request))
+        messages.success(request, "What is kept of their models' answers is forgotten.")

@@ -31,6 +31,11 @@ class Route(TimestampedModel):
         default=False,
         help_text="For the tenants below and people who were given it; for others it is not there.",
     )
+    caches_responses = models.BooleanField(
+        "keeps answers",
+        default=False,
+        help_text="Equal requests of one tenant get a kept answer, which costs nothing.",
+    )
     tenants = models.ManyToManyField("tenants.Tenant", blank=True, related_name="routes")
 
     class Meta:

@@ -6,10 +6,11 @@ from types import MappingProxyType
 from apps.deployments.selectors import replica_endpoints
 from apps.deployments.types import ReplicaEndpoint
 from apps.routing.models import Route, RouteUserObjectPermission
+from apps.routing.response_cache import Generation, ResponseCache
 from apps.routing.table import Lease, RoutingTable
 from apps.routing.types import Audience, RouteTarget, RoutingSnapshot
 
-__all__ = ["Lease", "RoutingTable", "snapshot"]
+__all__ = ["Generation", "Lease", "ResponseCache", "RoutingTable", "snapshot"]
 
 
 def snapshot() -> RoutingSnapshot:
@@ -30,6 +31,7 @@ def snapshot() -> RoutingSnapshot:
             created_at=route.created_at,
             task=route.deployment.model_version.task,
             audience=audiences.get(route.pk),
+            caches_responses=route.caches_responses,
         )
         for route in rows
     }

@@ -11,9 +11,16 @@ from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.services import change_stamp_bump, fields_set, plain
 from apps.routing.models import Route
-from apps.routing.types import ROUTES_STAMP, RouteFields
+from apps.routing.types import (
+    RESPONSES_STAMP,
+    ROUTES_STAMP,
+    RouteFields,
+    tenant_stamp,
+    version_stamp,
+)
 
 if TYPE_CHECKING:
+    from apps.registry.models import ModelVersion
     from apps.tenants.models import Tenant
 
 
@@ -61,6 +68,37 @@ def route_delete(*, route: Route, actor: Actor) -> None:
     event_record(action="route.deleted", actor=actor, obj=current)
     current.delete()
     change_stamp_bump(ROUTES_STAMP)
+
+
+@transaction.atomic
+def tenant_responses_purge(*, tenant: Tenant, actor: Actor) -> None:
+    """Forget the kept answers of a tenant, in every process within a second."""
+    event_record(action="responses.purged", actor=actor, obj=tenant)
+    _purged(tenant_stamp(tenant.pk))
+
+
+@transaction.atomic
+def person_responses_purge(*, tenant: Tenant, actor: Actor) -> None:
+    """Forget what is kept of one of the people whom a tenant serves.
+
+    An answer is shared by everyone of the tenant, and the cache keeps nobody's name to find theirs
+    by: all of the tenant's are forgotten. Nor does the audit log need to know who it was.
+    """
+    facts = {"because_of": "a person"}
+    event_record(action="responses.purged", actor=actor, obj=tenant, changes=facts)
+    _purged(tenant_stamp(tenant.pk))
+
+
+@transaction.atomic
+def version_responses_purge(*, model_version: ModelVersion, actor: Actor) -> None:
+    """Forget what is kept of a model version's answers, in every process within a second."""
+    event_record(action="responses.purged", actor=actor, obj=model_version)
+    _purged(version_stamp(model_version.pk))
+
+
+def _purged(stamp: str) -> None:
+    change_stamp_bump(stamp)
+    change_stamp_bump(RESPONSES_STAMP)
 
 
 def _tenants_set(route: Route, tenants: Iterable[Tenant]) -> dict[str, list[list[str]]]:

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from apps.deployments.models import Deployment
 
 ROUTES_STAMP: Final = "routes"
+RESPONSES_STAMP: Final = "responses"  # moves with each purge, beside the stamps of what was purged
+
+
+def tenant_stamp(tenant_id: int) -> str:
+    return f"{RESPONSES_STAMP}:tenant:{tenant_id}"
+
+
+def version_stamp(model_version_id: int) -> str:
+    return f"{RESPONSES_STAMP}:version:{model_version_id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +36,7 @@ class RouteTarget:
     created_at: datetime
     task: Task = "generate"
     audience: "Audience | None" = None
+    caches_responses: bool = False
 
     def is_for(self, principal: Principal) -> bool:
         """Return whether it is there for a caller; without an audience it is for everyone."""
@@ -64,3 +74,4 @@ class RouteFields(TypedDict, total=False):
     is_active: bool
     description: str
     is_restricted: bool
+    caches_responses: bool

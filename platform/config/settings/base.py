@@ -87,7 +87,11 @@ DATABASES = {"default": env.database("DATABASE_URL", sqlite_default=VAR_DIR / "d
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # Requests per minute are counted here: processes that share no cache would each allow all of them.
-CACHES = {"default": env.cache("CACHE_URL")}
+CACHES = {
+    "default": env.cache("CACHE_URL"),
+    # Answers that processes share where it is Redis: bytes as they are, and never a pickle.
+    "responses": env.cache("CACHE_URL", serializer="apps.core.caches.BytesSerializer"),
+}
 RATELIMIT_USE_CACHE = "default"
 
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
@@ -133,6 +137,14 @@ GATEWAY_DRAIN_S = env.integer("GATEWAY_DRAIN_S", default=10, minimum=0)
 # is kept.
 GATEWAY_IDEMPOTENCY_WAIT_S = env.integer("GATEWAY_IDEMPOTENCY_WAIT_S", default=30)
 GATEWAY_IDEMPOTENCY_MAX_BYTES = env.integer("GATEWAY_IDEMPOTENCY_MAX_BYTES", default=1024 * 1024)
+# Answers that are kept for equal requests, on routes that say so: how long, in all of one process's
+# memory, and the largest one.
+RESPONSE_CACHE_TTL_S = env.integer("RESPONSE_CACHE_TTL_S", default=3600, minimum=1)
+RESPONSE_CACHE_MAX_ENTRIES = env.integer("RESPONSE_CACHE_MAX_ENTRIES", default=2000)
+RESPONSE_CACHE_MAX_BYTES = env.integer("RESPONSE_CACHE_MAX_BYTES", default=64 * 1024 * 1024)
+RESPONSE_CACHE_MAX_ANSWER_BYTES = env.integer(
+    "RESPONSE_CACHE_MAX_ANSWER_BYTES", default=1024 * 1024
+)
 
 # What plans' prices and the ledger's costs are in.
 CURRENCY = env.text("CURRENCY", "USD")

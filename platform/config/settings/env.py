@@ -103,8 +103,11 @@ def broker(name: str, *, directory_default: Path) -> Broker:
     )
 
 
-def cache(name: str) -> dict[str, Any]:
-    """Return a ``CACHES`` entry from ``redis://…``; this process's memory when it is not set."""
+def cache(name: str, *, serializer: str | None = None) -> dict[str, Any]:
+    """Return a ``CACHES`` entry from ``redis://…``; this process's memory when it is not set.
+
+    serializer: what encodes values for Redis, by its path; None is Django's own.
+    """
     raw = os.environ.get(name)
     if not raw:
         return {
@@ -114,10 +117,13 @@ def cache(name: str) -> dict[str, Any]:
         }
     if urlsplit(raw).scheme not in {"redis", "rediss"}:
         raise ImproperlyConfigured(f"{name} is not understood; expected redis:// or rediss://")
+    options: dict[str, Any] = {"socket_connect_timeout": 1, "socket_timeout": 1}
+    if serializer is not None:
+        options["serializer"] = serializer
     return {
         "BACKEND": "django.core.cache.backends.redis.RedisCache",
         "LOCATION": raw,
-        "OPTIONS": {"socket_connect_timeout": 1, "socket_timeout": 1},
+        "OPTIONS": options,
     }
 
 
