@@ -80,7 +80,16 @@ class UsageRecordAdmin(ReadOnlyAdmin, TenantScoped):
     ordering = ("-id",)
     sortable_by = ()
     fieldsets = (
-        (None, {"fields": (("request_id", "created_at"), ("result", "finish_reason"))}),
+        (
+            None,
+            {
+                "fields": (
+                    ("request_id", "created_at"),
+                    ("result", "finish_reason"),
+                    "is_from_cache",
+                )
+            },
+        ),
         (
             "Tokens",
             {

@@ -58,6 +58,9 @@ class UsageRecord(models.Model):
     created_at = models.DateTimeField(db_index=True)
     expires_at = models.DateTimeField(help_text="A row still reserved then is an orphan.")
     settled_at = models.DateTimeField(null=True, blank=True)
+    is_from_cache = models.BooleanField(
+        default=False, help_text="A kept answer: no engine was asked, and nothing is charged."
+    )
     is_rolled_up = models.BooleanField(
         default=False, help_text="Its numbers are in the roll-ups. Set with them, or not at all."
     )

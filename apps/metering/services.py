@@ -14,10 +14,11 @@ from apps.metering.meter_sums import meter_correct
 from apps.metering.models import UsageRecord
 from apps.metering.rates import count_request
 from apps.metering.rollups import RollupKey
-from apps.metering.types import Finding, FindingKind, Grant, Reservation, Settlement
+from apps.metering.types import Ending, Finding, FindingKind, Grant, Reservation, Settlement
 
 __all__ = [
-    "count_request", "ledger_correct", "orphans_close", "reserve", "settle", "usage_roll_up",
+    "count_request", "ledger_correct", "orphans_close", "reserve", "reused_record", "settle",
+    "usage_roll_up",
 ]  # fmt: skip
 
 _ORPHANS_AT_A_TIME: Final = 200
@@ -36,7 +37,31 @@ def reserve(reservation: Reservation) -> Grant:
     """
     now, prices = timezone.now(), reservation.principal.prices
     grant = budgets.reserve(reservation, now=now)
-    UsageRecord.objects.create(
+    row = _row(reservation, now=now)
+    row.n_reserved_tokens, row.meter_ids = grant.n_tokens, list(grant.meter_ids)
+    row.prompt_micro, row.cached_micro = prices.prompt, prices.cached
+    row.completion_micro = prices.completion
+    row.save(force_insert=True)
+    return grant
+
+
+def reused_record(reservation: Reservation, ending: Ending) -> None:
+    """Write the row of a request that got a kept answer: settled at once and free of charge, out of
+    nobody's budget."""
+    now = timezone.now()
+    row = _row(reservation, now=now)
+    row.is_from_cache, row.n_reserved_tokens = True, 0
+    row.state, row.outcome = UsageRecord.State.SETTLED, ending.outcome
+    row.finish_reason = ending.finish_reason
+    row.n_cached_tokens = ending.n_cached_tokens
+    row.n_completion_tokens = ending.n_completion_tokens
+    row.ttft_ms, row.total_ms = ending.ttft_ms, ending.total_ms
+    row.settled_at = now
+    row.save(force_insert=True)
+
+
+def _row(reservation: Reservation, *, now: datetime) -> UsageRecord:
+    return UsageRecord(
         request_id=reservation.request_id,
         attempt=reservation.attempt,
         tenant_id=reservation.principal.tenant_id,
@@ -52,15 +77,9 @@ def reserve(reservation: Reservation) -> Grant:
         engine_name=reservation.engine_name,
         engine_epoch=reservation.engine_epoch,
         n_prompt_tokens=reservation.n_prompt_tokens,
-        n_reserved_tokens=grant.n_tokens,
-        meter_ids=list(grant.meter_ids),
-        prompt_micro=prices.prompt,
-        cached_micro=prices.cached,
-        completion_micro=prices.completion,
         created_at=now,
         expires_at=now + timedelta(seconds=reservation.lifetime_s),
     )
-    return grant
 
 
 @transaction.atomic
