@@ -1,6 +1,7 @@
 """The one way to an engine. Every door calls ``start``, and nothing is dispatched otherwise."""
 
 import time
+from dataclasses import dataclass
 
 from django.conf import settings
 
@@ -21,6 +22,45 @@ PREPARE_TIMEOUT_S = 30.0
 ORPHAN_GRACE_S = 60.0  # over the request's own deadline, before the sweeper may close its row
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A request that its limits allow, with a place on a replica: to be dispatched or released."""
+
+    principal: Principal
+    request: GenerationRequest
+    door: str
+    priority: int
+    admitted: Admitted
+    lease: Lease
+    access_generation: int
+    started_s: float
+
+    def reservation(
+        self, *, request_id: str, n_prompt_tokens: int, max_new_tokens: int
+    ) -> Reservation:
+        """Return what the ledger is to hold for it."""
+        target, endpoint = self.lease.target, self.lease.endpoint
+        n_answers = self.request.sampling.n
+        return Reservation(
+            request_id=request_id,
+            principal=self.principal,
+            end_user=self.request.end_user or "",
+            door=self.door,
+            endpoint=self.request.endpoint,
+            route_name=target.name,
+            deployment_id=target.deployment_id,
+            model_version_id=target.model_version_id,
+            engine_name=endpoint.engine_name,
+            engine_epoch=endpoint.epoch,
+            n_prompt_tokens=n_prompt_tokens,
+            n_reserved_tokens=n_prompt_tokens + n_answers * max_new_tokens,
+            n_least_tokens=n_prompt_tokens + n_answers,
+            scopes=self.admitted.scopes,
+            is_open=self.door not in UNHURRIED_DOORS,
+            lifetime_s=float(settings.GATEWAY_REQUEST_TIMEOUT_S) + ORPHAN_GRACE_S,
+        )
+
+
 async def start(
     *, principal: Principal, request: GenerationRequest, door: str, priority: int = 0
 ) -> GenerationStream:
@@ -35,6 +75,14 @@ async def start(
         Overloaded: a bounded queue is full.
         Unavailable: no engine is ready, the ledger cannot be written, or this process is stopping.
     """
+    arrival = await arrive(principal=principal, request=request, door=door, priority=priority)
+    return await dispatch(arrival)
+
+
+async def arrive(
+    *, principal: Principal, request: GenerationRequest, door: str, priority: int
+) -> Arrival:
+    """Check the limits and route; raises as ``start``."""
     started_s = time.monotonic()
     runtime = gateway_runtime()
     access_generation = runtime.access.generation
@@ -46,23 +94,28 @@ async def start(
         end_user=request.end_user,
         is_counted=door not in UNHURRIED_DOORS,
     )
-    lease = runtime.table.lease(request.model, principal=principal)
+    return Arrival(
+        principal=principal,
+        request=request,
+        door=door,
+        priority=priority,
+        admitted=admitted,
+        lease=runtime.table.lease(request.model, principal=principal),
+        access_generation=access_generation,
+        started_s=started_s,
+    )
+
+
+async def dispatch(arrival: Arrival) -> GenerationStream:
+    """Prepare, reserve and begin; raises as ``start``, with nothing left behind."""
     try:
-        stream = await _prepare(
-            admitted=admitted,
-            principal=principal,
-            request=request,
-            door=door,
-            priority=priority,
-            lease=lease,
-            access_generation=access_generation,
-            started_s=started_s,
-        )
+        stream = await _prepare(arrival)
     except EngineClientError as error:
-        lease.release()
-        raise app_error_of(error, max_tokens_param=request.max_tokens_param) from error
+        arrival.lease.release()
+        max_tokens_param = arrival.request.max_tokens_param
+        raise app_error_of(error, max_tokens_param=max_tokens_param) from error
     except BaseException:
-        lease.release()
+        arrival.lease.release()
         raise
     try:
         await stream.open()
@@ -71,21 +124,11 @@ async def start(
     return stream
 
 
-async def _prepare(
-    *,
-    admitted: Admitted,
-    principal: Principal,
-    request: GenerationRequest,
-    door: str,
-    priority: int,
-    lease: Lease,
-    access_generation: int,
-    started_s: float,
-) -> GenerationStream:
+async def _prepare(arrival: Arrival) -> GenerationStream:
     runtime = gateway_runtime()
-    endpoint, target = lease.endpoint, lease.target
+    principal, request = arrival.principal, arrival.request
     request_id = new_id(request.id_prefix)
-    client = await runtime.engines.client(endpoint)
+    client = await runtime.engines.client(arrival.lease.endpoint)
     timeout_s = float(settings.GATEWAY_REQUEST_TIMEOUT_S)
     prepared = await client.prepare(
         request_id=request_id,
@@ -97,49 +140,34 @@ async def _prepare(
         standing=Standing(
             tenant=str(principal.tenant_id),
             weight=principal.weight,
-            priority=priority,
+            priority=arrival.priority,
             deadline_s=timeout_s,
         ),
         output_format=request.output_format,
     )
-    n_prompt_tokens, n_answers = prepared.n_prompt_tokens, request.sampling.n
+    n_prompt_tokens = prepared.n_prompt_tokens
     try:
         max_new_tokens = _within_context(
             request,
             n_prompt_tokens=n_prompt_tokens,
             max_new_tokens=prepared.max_new_tokens,
-            cap=admitted.max_context_tokens,
+            cap=arrival.admitted.max_context_tokens,
         )
     except InvalidRequest:
         client.discard(request_id)  # an engine keeps a bounded number of prompts that wait
         raise
     return GenerationStream(
         runtime=runtime,
-        lease=lease,
+        lease=arrival.lease,
         client=client,
-        reservation=Reservation(
-            request_id=request_id,
-            principal=principal,
-            end_user=request.end_user or "",
-            door=door,
-            endpoint=request.endpoint,
-            route_name=target.name,
-            deployment_id=target.deployment_id,
-            model_version_id=target.model_version_id,
-            engine_name=endpoint.engine_name,
-            engine_epoch=endpoint.epoch,
-            n_prompt_tokens=n_prompt_tokens,
-            n_reserved_tokens=n_prompt_tokens + n_answers * max_new_tokens,
-            n_least_tokens=n_prompt_tokens + n_answers,
-            scopes=admitted.scopes,
-            is_open=door not in UNHURRIED_DOORS,
-            lifetime_s=timeout_s + ORPHAN_GRACE_S,
+        reservation=arrival.reservation(
+            request_id=request_id, n_prompt_tokens=n_prompt_tokens, max_new_tokens=max_new_tokens
         ),
-        requests=admitted.requests,
-        n_answers=n_answers,
+        requests=arrival.admitted.requests,
+        n_answers=request.sampling.n,
         max_new_tokens=max_new_tokens,
-        access_generation=access_generation,
-        started_s=started_s,
+        access_generation=arrival.access_generation,
+        started_s=arrival.started_s,
         timeout_s=timeout_s,
     )
 

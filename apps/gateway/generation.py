@@ -13,6 +13,7 @@ from apps.engines.types import AnswerDelta, EngineInfo, GenerationResult
 from apps.gateway.exceptions import RequestTimedOut, app_error_of
 from apps.gateway.ledger import LedgerEntry
 from apps.gateway.runtime import GatewayRuntime
+from apps.gateway.types import Reuse
 from apps.metering.types import Budget, Ending, Outcome, Reservation
 from apps.routing.selectors import Lease
 
@@ -23,9 +24,10 @@ class GenerationStream:
     """Made by admission only. Iterate over it in one task, inside ``async with``.
 
     requests, tokens: what its limits leave, in the minute and of the tightest budget; None where
-    none limits it. result: set before iteration ends well, once the ledger row is settled; a
-    ``finish_reason`` of ``abort`` means that ``cancel`` was called. An error is raised by
-    iterating, settled as well.
+    none limits it. reuse: None where nothing is kept for its like. is_cut_by_budget: its answers
+    may end earlier than was asked for. result: set before iteration ends well, once the ledger row
+    is settled; a ``finish_reason`` of ``abort`` means that ``cancel`` was called. An error is
+    raised by iterating, settled as well.
     """
 
     def __init__(
@@ -49,10 +51,12 @@ class GenerationStream:
         self.created = int(time.time())
         self.n_prompt_tokens = reservation.n_prompt_tokens
         self.n_answers = n_answers
-        self.system_fingerprint = _fingerprint(reservation.model_version_id, info)
+        self.system_fingerprint = fingerprint(reservation.model_version_id, info)
         self.result: GenerationResult | None = None
         self.requests = requests
         self.tokens: Budget | None = None
+        self.reuse: Reuse | None = None
+        self.is_cut_by_budget = False
         self._runtime = runtime
         self._lease = lease
         self._client = client
@@ -78,6 +82,7 @@ class GenerationStream:
             self.tokens = grant.budget
             # A budget may leave less than was asked for: the answers end at what it pays.
             n_paid = (grant.n_tokens - self.n_prompt_tokens) // self.n_answers
+            self.is_cut_by_budget = n_paid < self._max_new_tokens
             self._engine = await self._client.start(
                 self.request_id, min(self._max_new_tokens, n_paid)
             )
@@ -197,7 +202,7 @@ class GenerationStream:
             raise self._interrupted
 
 
-def _fingerprint(model_version_id: int, info: EngineInfo) -> str:
+def fingerprint(model_version_id: int, info: EngineInfo) -> str:
     """Name all that decides which tokens a seed gives: the model, and what computes it."""
     parts = [info.backend, info.dtype, info.quantization, info.kernels.replace(" ", "-").lower()]
     return "_".join(["fp", str(model_version_id), *parts])

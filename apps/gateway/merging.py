@@ -8,7 +8,9 @@ from typing import Protocol, Self
 
 from apps.core.exceptions import AppError
 from apps.engines.types import AnswerDelta, GenerationResult
-from apps.gateway.generation import NOTHING, GenerationStream
+from apps.gateway.generation import NOTHING
+from apps.gateway.reuse import SingleStream
+from apps.gateway.types import Reuse
 from apps.metering.types import Budget
 
 
@@ -23,6 +25,7 @@ class Stream(Protocol):
     requests: Budget | None
     tokens: Budget | None
     result: GenerationResult | None
+    reuse: Reuse | None
 
     async def __aenter__(self) -> Self: ...
 
@@ -44,7 +47,7 @@ class MergedStream:
     What ends one of its generations badly ends all of them.
     """
 
-    def __init__(self, streams: Sequence[GenerationStream]) -> None:
+    def __init__(self, streams: Sequence[SingleStream]) -> None:
         first = streams[0]
         self.request_id = first.request_id
         self.model = first.model
@@ -52,6 +55,8 @@ class MergedStream:
         self.system_fingerprint = first.system_fingerprint
         # The last one was admitted after the others.
         self.requests, self.tokens = streams[-1].requests, streams[-1].tokens
+        kinds = {stream.reuse for stream in streams}
+        self.reuse: Reuse | None = first.reuse if len(kinds) == 1 else "miss"
         self.n_answers = sum(stream.n_answers for stream in streams)
         self.result: GenerationResult | None = None
         self._streams = streams
@@ -97,7 +102,7 @@ class MergedStream:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(stream.aclose() for stream in self._streams))
 
-    async def _pump(self, stream: GenerationStream, *, offset: int) -> None:
+    async def _pump(self, stream: SingleStream, *, offset: int) -> None:
         try:
             async with stream:
                 async for delta in stream:

@@ -4,8 +4,8 @@ Made on the first request and bound to the event loop that serves it."""
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db import DatabaseError, InterfaceError
 
@@ -18,7 +18,11 @@ from apps.gateway.idempotency import KeptAnswer, NamedRequest
 from apps.gateway.limits import LimitCheck
 from apps.gateway.revocation import AccessWatch, Held
 from apps.rbac.authentication import TokenCache
-from apps.routing.selectors import RoutingTable, snapshot
+from apps.routing.selectors import ResponseCache, RoutingTable, snapshot
+from apps.routing.types import RESPONSES_STAMP
+
+if TYPE_CHECKING:
+    from apps.gateway.runs import Run
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,8 @@ class GatewayRuntime:
         self.access = AccessWatch(self.live, self.connections, spawn=self.spawn)
         # What runs under an Idempotency-Key here, or looks for its answer; None: look again.
         self.named: dict[NamedRequest, asyncio.Future[KeptAnswer | None]] = {}
+        self.responses = ResponseCache()
+        self.runs: dict[str, Run] = {}  # that equal requests may wait for
         self.is_draining = False
         self._watcher = StampWatcher()
         self._loading: asyncio.Task[None] | None = None
@@ -49,6 +55,7 @@ class GatewayRuntime:
         self._watcher.subscribe("access", self.tokens.forget)
         self._watcher.subscribe("access", self.limits.forget)
         self._watcher.subscribe("access", self.access.check)
+        self._watcher.subscribe(RESPONSES_STAMP, self._on_purge)
         for name in _ROUTING_STAMPS:
             self._watcher.subscribe(name, self._on_routing_change)
 
@@ -65,6 +72,10 @@ class GatewayRuntime:
             await asyncio.shield(self._reload())
         except (DatabaseError, InterfaceError) as error:
             raise Unavailable("The routes cannot be read at the moment.") from error
+
+    async def stamps(self) -> Mapping[str, int]:
+        """Return how often things have changed, as of a moment ago."""
+        return await self._watcher.values()
 
     def check_admitting(self) -> None:
         """Raise Draining while this process is stopping."""
@@ -89,6 +100,9 @@ class GatewayRuntime:
         while self._background:
             await asyncio.wait(self._background)
         await self.engines.aclose()
+
+    def _on_purge(self, _stamp: str) -> None:
+        self.responses.purge(self._watcher.seen)
 
     def _on_routing_change(self, _stamp: str) -> None:
         self._is_stale = True

@@ -1,7 +1,7 @@
 """What every door hands to admission: a parsed request, whatever wire it came over."""
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from apps.engines.client import ChatPrompt, OutputFormat, SamplingParams, TextPrompt, TokenPrompt
 
@@ -74,6 +74,10 @@ class CompletionRequest:
 
 
 GenerationRequest = ChatRequest | CompletionRequest
+
+# What a client says of kept answers, and what it is told.
+ReuseWish = Literal["use", "no-store"]
+Reuse = Literal["hit", "miss", "coalesced"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,13 +10,13 @@ from apps.core.exceptions import AppError
 from apps.engines.client import TextPrompt
 from apps.engines.types import AnswerDelta, GenerationResult, TokenLogprob
 from apps.gateway.answers import Answers
-from apps.gateway.generation import GenerationStream
 from apps.gateway.merging import MergedStream, Stream
 from apps.gateway.rest import wire
 from apps.gateway.rest.completions_wire import TextLogprobsWriter, joined
 from apps.gateway.rest.generation import GenerationView
 from apps.gateway.rest.operations import Operation
 from apps.gateway.rest.streaming import DONE, event
+from apps.gateway.reuse import SingleStream
 from apps.gateway.schemas import CompletionBody, completion_requests
 from apps.gateway.tokenizing import detokenize
 from apps.gateway.types import CompletionRequest
@@ -49,7 +49,7 @@ class CompletionView(GenerationView):
     async def _start_all(self, requests: Sequence[CompletionRequest]) -> Stream:
         if len(requests) == 1:
             return await self.start(requests[0])
-        streams: list[GenerationStream] = []
+        streams: list[SingleStream] = []
         try:
             for request in requests:
                 streams.append(await self.start(request))

@@ -1,18 +1,23 @@
 """What the views that generate have in common: admit, then stream or gather."""
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
 
 from django.http.response import HttpResponseBase
+from rest_framework.request import Request
 from rest_framework.response import Response
 
+from apps.core.exceptions import InvalidRequest
 from apps.engines.types import AnswerDelta, GenerationResult
-from apps.gateway import admission
-from apps.gateway.generation import GenerationStream
+from apps.gateway import reuse
 from apps.gateway.limits import rate_headers
 from apps.gateway.merging import Stream
 from apps.gateway.rest.base import AnsweringView
 from apps.gateway.rest.streaming import Chunks, EventStreamResponse
-from apps.gateway.types import GenerationRequest
+from apps.gateway.reuse import SingleStream
+from apps.gateway.types import GenerationRequest, ReuseWish
+
+RESPONSE_CACHE: Final = "X-Response-Cache"
 
 
 class Gatherer(Protocol):
@@ -24,9 +29,19 @@ class Gatherer(Protocol):
 class GenerationView(AnsweringView):
     """A subclass words the answers of its endpoint."""
 
-    async def start(self, request: GenerationRequest) -> GenerationStream:
-        stream = await admission.start(
-            principal=self.principal, request=request, door=self.door, priority=self.priority
+    wish: ReuseWish | None = None
+
+    async def post(self, request: Request) -> HttpResponseBase:
+        self.wish = _wish_of(request.META)
+        return await super().post(request)
+
+    async def start(self, request: GenerationRequest) -> SingleStream:
+        stream = await reuse.start(
+            principal=self.principal,
+            request=request,
+            door=self.door,
+            priority=self.priority,
+            wish=self.wish,
         )
         self.request_id = stream.request_id
         return stream
@@ -46,8 +61,27 @@ class GenerationView(AnsweringView):
         return _identified(EventStreamResponse(stream, chunks), stream)
 
 
+def _wish_of(meta: Mapping[str, str]) -> ReuseWish | None:
+    """Return what the headers say of kept answers; raises InvalidRequest."""
+    directives = meta.get("HTTP_CACHE_CONTROL", "").lower().split(",")
+    if "no-store" in (directive.strip() for directive in directives):
+        return "no-store"
+    match meta.get("HTTP_X_RESPONSE_CACHE", "").strip().lower():
+        case "":
+            return None
+        case "use" | "no-store" as wish:
+            return wish
+    raise InvalidRequest(
+        f"'{RESPONSE_CACHE}' must be 'use' or 'no-store'.",
+        code="invalid_value",
+        param=RESPONSE_CACHE,
+    )
+
+
 def _identified(response: HttpResponseBase, stream: Stream) -> HttpResponseBase:
     response["X-Request-Id"] = stream.request_id
+    if stream.reuse is not None:
+        response[RESPONSE_CACHE] = stream.reuse
     for name, value in rate_headers(requests=stream.requests, tokens=stream.tokens).items():
         response[name] = value
     return response
