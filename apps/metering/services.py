@@ -51,6 +51,7 @@ def reused_record(reservation: Reservation, ending: Ending) -> None:
     now = timezone.now()
     row = _row(reservation, now=now)
     row.is_from_cache, row.n_reserved_tokens = True, 0
+    row.engine_name, row.engine_epoch = "", 0  # an engine's own record knows nothing of it
     row.state, row.outcome = UsageRecord.State.SETTLED, ending.outcome
     row.finish_reason = ending.finish_reason
     row.n_cached_tokens = ending.n_cached_tokens

@@ -117,7 +117,7 @@ class InferenceView(APIView):
 
     ``operations`` describes each handler for the OpenAPI document. ``scope`` is what a token must
     be for. takes_idempotency_key: of two POSTs with one key, one runs. ends_with_client: a client
-    that leaves ends its request.
+    that leaves ends its request. reuses_answers: of what is asked for again, a kept answer may do.
     """
 
     scope: ClassVar[str] = "inference"
@@ -135,6 +135,7 @@ class InferenceView(APIView):
     takes_key: ClassVar[bool] = False
     takes_idempotency_key: ClassVar[bool] = True
     ends_with_client: ClassVar[bool] = False
+    reuses_answers: ClassVar[bool] = False
     _principal: Principal | None = None
 
     @property

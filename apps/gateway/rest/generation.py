@@ -29,6 +29,7 @@ class Gatherer(Protocol):
 class GenerationView(AnsweringView):
     """A subclass words the answers of its endpoint."""
 
+    reuses_answers = True
     wish: ReuseWish | None = None
 
     async def post(self, request: Request) -> HttpResponseBase:
@@ -66,8 +67,8 @@ def _wish_of(meta: Mapping[str, str]) -> ReuseWish | None:
     directives = meta.get("HTTP_CACHE_CONTROL", "").lower().split(",")
     if "no-store" in (directive.strip() for directive in directives):
         return "no-store"
-    match meta.get("HTTP_X_RESPONSE_CACHE", "").strip().lower():
-        case "":
+    match meta.get("HTTP_X_RESPONSE_CACHE"):
+        case None:
             return None
         case "use" | "no-store" as wish:
             return wish

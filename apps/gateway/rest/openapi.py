@@ -4,7 +4,7 @@ its inspector here reads what the views declare."""
 import asyncio
 import functools
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 from django.conf import settings
@@ -20,6 +20,7 @@ from apps.core.exceptions import AppError, AuthenticationFailed
 from apps.gateway import chat_schemas, messages_schemas, responses_schemas, schemas
 from apps.gateway.exceptions import IDEMPOTENCY_KEY, IdempotencyKeyInUse
 from apps.gateway.rest.base import InferenceView
+from apps.gateway.rest.generation import RESPONSE_CACHE
 from apps.gateway.rest.idempotent import MAX_KEY_CHARS, REPLAYED
 from apps.gateway.rest.operations import (
     ERRORS,
@@ -39,6 +40,7 @@ from apps.gateway.rest.struct_schemas import (
     body_schema,
     form_schema,
 )
+from apps.gateway.types import Reuse, ReuseWish
 
 NEUTRAL: Final[Neutral] = {
     **schemas.NEUTRAL,
@@ -65,6 +67,18 @@ HEADERS: Final[dict[str, Schema]] = {
         "description": "The request ran before, under the same key; this is its answer again.",
         "schema": {"const": "true"},
     },
+    RESPONSE_CACHE: {
+        "description": "On routes that keep answers: whether this one was kept, was made for an "
+        "equal request at the same time, or was made anew. The first two cost nothing.",
+        "schema": {"type": "string", "enum": list(get_args(Reuse))},
+    },
+}
+REUSE_PARAMETER: Final[Schema] = {
+    "in": "header",
+    "name": RESPONSE_CACHE,
+    "description": "On routes that keep answers: `use` takes a kept answer, and keeps this one, "
+    "also where tokens are drawn; `no-store` does neither.",
+    "schema": {"type": "string", "enum": list(get_args(ReuseWish))},
 }
 KEY_PARAMETER: Final[Schema] = {
     "in": "header",
@@ -144,6 +158,8 @@ class DeclaredSchema(AutoSchema):
         found: list[Schema] = self._resolve_path_parameters(names)  # type: ignore[no-untyped-call]
         if self._takes_key:
             found.append(KEY_PARAMETER)
+        if self._reuses:
+            found.append(REUSE_PARAMETER)
         if declared.query is None:
             return found
         _, components = body_schema(declared.query, NEUTRAL)
@@ -160,6 +176,11 @@ class DeclaredSchema(AutoSchema):
     def _takes_key(self) -> bool:
         takes = isinstance(self.view, InferenceView) and self.view.takes_idempotency_key
         return bool(takes and self.method == "POST")
+
+    @property
+    def _reuses(self) -> bool:
+        reuses = isinstance(self.view, InferenceView) and self.view.reuses_answers
+        return bool(reuses and self.method == "POST")
 
     def _body(self, declared: Operation) -> Schema | None:
         decoder: msgspec.json.Decoder[Any] | None = getattr(self.view, "decoder", None)
@@ -187,6 +208,7 @@ class DeclaredSchema(AutoSchema):
                 }
             }
         headers = (*ALWAYS, REPLAYED) if self._takes_key else ALWAYS
+        headers += (RESPONSE_CACHE,) if self._reuses else ()
         return self._response("The answer.", headers, content)
 
     def _errors(self, declared: Operation, *, has_body: bool) -> dict[str, Schema]:

@@ -7,62 +7,37 @@ from typing import Any
 
 import httpx
 import pytest
-from django.core.cache import cache, caches
-from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from apps.audit.models import AuditEvent
 from apps.audit.types import SYSTEM
 from apps.core.hop import database_hop
 from apps.gateway.runtime import GatewayRuntime
-from apps.metering.models import Meter, UsageRecord
+from apps.metering.models import Meter
 from apps.metering.selectors import ledger_findings
 from apps.rbac.models import ApiToken
 from apps.rbac.services import api_token_revoke
 from apps.routing.models import Route
 from apps.routing.services import (
-    person_responses_purge,
     route_update,
-    tenant_responses_purge,
-    version_responses_purge,
 )
 from apps.tenants.models import Plan
 from tests.factories.access import ApiTokenFactory
 from tests.integration.gateway.conftest import MODEL, chat
+from tests.integration.gateway.kept import (
+    CHAT,
+    HEADER,
+    NO_STORE,
+    USE,
+    caching,
+    empty_cache,
+    http,
+    ledger,
+    told,
+)
 from tests.processes import EngineRun
 from tests.waiting import wait_until_async
 
-CHAT = "/v1/chat/completions"
-HEADER = "x-response-cache"
-USE, NO_STORE = {"X-Response-Cache": "use"}, {"X-Response-Cache": "no-store"}
-REDIS_URL = "redis://127.0.0.1:6379/13"
-
-
-@pytest.fixture(autouse=True)
-def empty_cache() -> None:
-    cache.clear()  # of the minutes' counts
-
-
-@pytest.fixture
-def caching(route: str) -> None:
-    """Its route keeps answers; made before anything has read the routes."""
-    Route.objects.filter(name=route).update(caches_responses=True)
-
-
-@pytest.fixture
-def http(caching: None, http: httpx.AsyncClient) -> httpx.AsyncClient:
-    return http
-
-
-async def ledger() -> list[UsageRecord]:
-    return await database_hop(lambda: list(UsageRecord.objects.order_by("id")))
-
-
-async def told(http: httpx.AsyncClient, body: Any = None, **headers: str) -> str | None:
-    """Ask, and return what the header says."""
-    response = await http.post(CHAT, json=body or chat(), headers=headers)
-    assert response.status_code == 200, response.text
-    return response.headers.get(HEADER)
+__all__ = ["caching", "empty_cache", "http"]
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:
@@ -102,7 +77,7 @@ async def test_an_equal_request_gets_the_answer_again_and_costs_nothing(
     assert (kept.is_from_cache, kept.request_id) == (True, again.headers["x-request-id"])
     assert (kept.n_prompt_tokens, kept.n_completion_tokens, kept.n_charged_tokens) == (24, 0, 0)
     assert (kept.cost_micro, kept.outcome, kept.finish_reason) == (0, "completed", "length")
-    assert (kept.end_user, kept.state) == ("u-1", "settled")
+    assert (kept.end_user, kept.state, kept.engine_name) == ("u-1", "settled", "")
     meters = await database_hop(lambda: set(Meter.objects.values_list("n_used", "n_held")))
     assert (32, 0) in meters and {used for used, _ in meters} <= {0, 32}
     now = timezone.now()
@@ -336,120 +311,3 @@ async def test_limits_hold_for_a_kept_answer(http: httpx.AsyncClient, token: Api
         assert refused.status_code == status
         assert HEADER not in refused.headers
     assert len(await ledger()) == n_rows
-
-
-async def test_purges_reach_what_they_are_of_and_nothing_else(
-    http: httpx.AsyncClient, token: ApiToken, runtime: GatewayRuntime
-) -> None:
-    other = await database_hop(ApiTokenFactory)
-    headers = {"Authorization": f"Bearer {other.secret}"}
-    route = await database_hop(
-        lambda: Route.objects.select_related("deployment__model_version").get(name=MODEL)
-    )
-
-    async def filled() -> None:
-        assert (await told(http), await told(http, **headers)) == ("miss", "miss")
-        assert len(runtime.responses) == 2
-
-    await filled()
-    for purge in (tenant_responses_purge, person_responses_purge):
-        await database_hop(purge, tenant=token.tenant, actor=SYSTEM)
-
-        async def is_one() -> bool:
-            return len(runtime.responses) == 1
-
-        await wait_until_async("the purge to be heard of", is_one, timeout_s=1)
-        assert (await told(http), await told(http, **headers)) == ("miss", "hit")
-    await database_hop(
-        version_responses_purge, model_version=route.deployment.model_version, actor=SYSTEM
-    )
-
-    async def is_empty() -> bool:
-        return (len(runtime.responses), runtime.responses.n_bytes) == (0, 0)
-
-    await wait_until_async("the purge to be heard of", is_empty, timeout_s=1)
-    await filled()
-    purges = AuditEvent.objects.filter(action="responses.purged")
-    assert await database_hop(purges.count) == 3
-
-
-@pytest.fixture
-def redis_cache(settings: Any) -> Any:
-    redis = pytest.importorskip("redis")
-    client = redis.Redis.from_url(REDIS_URL, socket_connect_timeout=1)
-    try:
-        client.ping()
-    except redis.exceptions.ConnectionError:
-        pytest.skip("no Redis answers")
-    settings.CACHES = {
-        **settings.CACHES,
-        "responses": {
-            "BACKEND": "django.core.cache.backends.redis.RedisCache",
-            "LOCATION": REDIS_URL,
-            "OPTIONS": {"serializer": "apps.core.caches.BytesSerializer"},
-        },
-    }
-    caches["responses"].clear()
-    return client
-
-
-async def test_processes_share_by_redis_without_pickles(
-    redis_cache: Any, http: httpx.AsyncClient, runtime: GatewayRuntime, token: ApiToken
-) -> None:
-    assert await told(http) == "miss"
-
-    async def is_there() -> bool:
-        return len(redis_cache.keys("*")) == 1
-
-    await wait_until_async("the answer to be shared", is_there)
-    [name] = redis_cache.keys("*")
-    assert 3590 < redis_cache.ttl(name) <= 3600
-    assert redis_cache.get(name)[8:9] == b"\x94"  # of msgpack: an array of four
-
-    def forget() -> None:
-        for key in list(runtime.responses._entries):
-            runtime.responses._drop(key)
-
-    forget()  # as another process, which has never had it
-    assert await told(http) == "hit"
-    assert len(runtime.responses) == 1
-    redis_cache.set(name, b"\x80\x04 no answer")
-    forget()
-    assert await told(http) == "miss"
-    await database_hop(tenant_responses_purge, tenant=token.tenant, actor=SYSTEM)
-
-    async def is_empty() -> bool:
-        return len(runtime.responses) == 0
-
-    await wait_until_async("the purge to be heard of", is_empty, timeout_s=1)
-    assert await told(http) == "miss"
-
-
-async def test_a_redis_that_is_away_costs_a_run(
-    http: httpx.AsyncClient, runtime: GatewayRuntime, settings: Any
-) -> None:
-    settings.CACHES = {
-        **settings.CACHES,
-        "responses": {
-            "BACKEND": "django.core.cache.backends.redis.RedisCache",
-            "LOCATION": "redis://127.0.0.1:1/0",
-        },
-    }
-    runtime.responses._is_shared = True
-    assert [await told(http) for _ in range(2)] == ["miss", "hit"]
-
-
-def test_the_command(transactional_db: None, token: ApiToken, route: str) -> None:
-    version = Route.objects.get(name=route).deployment.model_version
-    for arguments in (
-        ["--tenant", token.tenant.slug],
-        ["--tenant", token.tenant.slug, "--person"],
-        ["--model", version.model.name, "--number", str(version.version)],
-    ):
-        call_command("purge_cache", *arguments)
-    events = AuditEvent.objects.filter(action="responses.purged")
-    assert events.count() == 3
-    for arguments in ([], ["--tenant", "nobody"], ["--model", "none", "--number", "1"]):
-        with pytest.raises(CommandError):
-            call_command("purge_cache", *arguments)
-    assert events.count() == 3

@@ -102,13 +102,32 @@ def test_every_post_under_v1_takes_an_idempotency_key(described: dict[str, Any])
         (answer,) = (each for code, each in operation["responses"].items() if code[0] == "2")
         names = {each["name"] for each in operation.get("parameters", ()) if each["in"] == "header"}
         if "Idempotency-Replayed" in answer["headers"]:
-            assert names == {"Idempotency-Key"}, name
+            assert names - {"X-Response-Cache"} == {"Idempotency-Key"}, name
             assert {"409", "422"} <= set(operation["responses"]), name
             taking.add(name)
         else:
             assert not names, name
     assert taking == {name for name, _ in operations(described) if name.startswith("POST /v1/")}
     assert "POST /v1/batches/{batch_id}/cancel" in taking
+
+
+def test_what_generates_may_be_answered_again(described: dict[str, Any]) -> None:
+    telling = set()
+    for name, operation in operations(described):
+        parameters = {each["name"]: each for each in operation.get("parameters", ())}
+        is_told = (
+            "X-Response-Cache" in operation["responses"].get("200", {"headers": ()})["headers"]
+        )
+        assert is_told == ("X-Response-Cache" in parameters), name
+        if is_told:
+            wishes = parameters["X-Response-Cache"]["schema"]["enum"]
+            assert wishes == ["use", "no-store"]
+            telling.add(name)
+    assert telling == {
+        f"POST /v1/{path}" for path in ("chat/completions", "completions", "messages", "responses")
+    }
+    header = described["components"]["headers"]["X-Response-Cache"]
+    assert header["schema"]["enum"] == ["hit", "miss", "coalesced"]
 
 
 def test_the_error_body_is_the_one_that_errors_make() -> None:
