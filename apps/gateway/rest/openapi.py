@@ -207,8 +207,9 @@ class DeclaredSchema(AutoSchema):
                     "x-event-schemas": [self._sent(each) for each in declared.events],
                 }
             }
-        headers = (*ALWAYS, REPLAYED) if self._takes_key else ALWAYS
-        headers += (RESPONSE_CACHE,) if self._reuses else ()
+        headers = [*ALWAYS]
+        headers += [REPLAYED] if self._takes_key else []
+        headers += [RESPONSE_CACHE] if self._reuses else []
         return self._response("The answer.", headers, content)
 
     def _errors(self, declared: Operation, *, has_body: bool) -> dict[str, Schema]:
