@@ -11,10 +11,10 @@ from apps.engines.client import Standing
 from apps.engines.exceptions import EngineClientError
 from apps.gateway.exceptions import app_error_of
 from apps.gateway.generation import GenerationStream
-from apps.gateway.limits import UNHURRIED_DOORS, Admitted
+from apps.gateway.limits import Admitted
 from apps.gateway.runtime import gateway_runtime
 from apps.gateway.types import GenerationRequest
-from apps.metering.types import Reservation
+from apps.metering.types import UNHURRIED_DOORS, Reservation
 from apps.rbac.types import Principal
 from apps.routing.selectors import Lease
 

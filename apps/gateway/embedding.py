@@ -19,9 +19,9 @@ from apps.engines.exceptions import EngineClientError, EngineRequestError
 from apps.engines.types import EngineInfo
 from apps.gateway.exceptions import WRONG_TASK, RequestTimedOut, app_error_of
 from apps.gateway.ledger import LedgerEntry
-from apps.gateway.limits import UNHURRIED_DOORS, Admitted
+from apps.gateway.limits import Admitted
 from apps.gateway.runtime import GatewayRuntime, gateway_runtime
-from apps.metering.types import Budget, Ending, Outcome, Reservation
+from apps.metering.types import UNHURRIED_DOORS, Budget, Ending, Outcome, Reservation
 from apps.rbac.types import Principal
 from apps.routing.selectors import Lease
 

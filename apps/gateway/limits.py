@@ -22,9 +22,6 @@ from apps.rbac.types import Principal
 from apps.routing.exceptions import ModelNotFound
 from apps.tenants.selectors import end_user_limits, has_end_users
 
-# Their requests wait for others and are not many at a time: no minute and no crowd limits them.
-UNHURRIED_DOORS: Final = frozenset({"batch"})
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

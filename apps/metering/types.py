@@ -4,10 +4,14 @@ it says of itself."""
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 from apps.core.limits import Limits
 from apps.core.prices import FREE, Prices
 from apps.rbac.types import Principal
+
+# Their requests wait for others and are not many at a time: no minute and no crowd limits them.
+UNHURRIED_DOORS: Final = frozenset({"batch"})
 
 
 class Outcome(StrEnum):
