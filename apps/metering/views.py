@@ -1,5 +1,5 @@
-"""The ledger's pages beside its list: usage, as a page and as a file, and reconciliation. The admin
-site wraps them, so that only staff come this far."""
+"""The ledger's pages beside its list: usage, as a page and as a file, reconciliation, and limits to
+try. The admin site wraps them, so that only staff come this far."""
 
 import csv
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from apps.metering.histograms import percentile_ms
 from apps.metering.models import UsageRollup
 from apps.metering.selectors import ledger_findings
 from apps.metering.services import ledger_correct
+from apps.metering.trial_page import trial_page
 from apps.metering.usage_report import (
     UsageLine,
     UsageQuery,
@@ -70,6 +71,7 @@ def ledger_urls(site: AdminSite) -> list[URLPattern]:
         ("usage/", usage_page, "metering_usage"),
         ("usage.csv", usage_csv, "metering_usage_csv"),
         ("reconcile/", reconcile_page, "metering_reconcile"),
+        ("try-limits/", trial_page, "metering_try_limits"),
     )
     return [
         path(address, site.admin_view(view), kwargs={"site": site}, name=name)

@@ -1,6 +1,6 @@
 """Plans, tenants, and whom those serve."""
 
-from typing import Any
+from typing import Any, Final
 
 from django.contrib import admin
 from django.db import models
@@ -24,6 +24,9 @@ from apps.tenants.services import (
     tenant_update,
 )
 
+# By its name only: what it leads to is a page of the ledger's, which stands above this room.
+TRY_BUTTON: Final = "admin/metering/try_button.html"
+
 
 @admin.register(Plan)
 class PlanAdmin(ServiceModelAdmin):
@@ -34,6 +37,7 @@ class PlanAdmin(ServiceModelAdmin):
     search_fields = ("name", "slug")
     ordering = ("name",)
     prepopulated_fields = {"slug": ("name",)}
+    change_form_after_template = TRY_BUTTON
     fieldsets = (
         (None, {"fields": (("name", "slug"), "weight")}),
         ("Limits (empty: none)", {"fields": LIMIT_ROWS}),
@@ -89,6 +93,7 @@ class TenantAdmin(TenantScoped, ServiceModelAdmin):
     search_fields = ("name", "slug")
     ordering = ("name",)
     prepopulated_fields = {"slug": ("name",)}
+    change_form_after_template = TRY_BUTTON
     fieldsets = (
         (None, {"fields": (("name", "slug"), "plan", "is_active")}),
         ("Limits of its own (empty: as in the plan)", {"fields": LIMIT_ROWS}),

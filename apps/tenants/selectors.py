@@ -63,3 +63,18 @@ def end_user_limits(*, tenant_id: int, identifier: str) -> Limits:
     }
     everyone = rows.get(EndUser.EVERYONE, UNLIMITED)
     return everyone.overridden_by(rows.get(identifier, UNLIMITED))
+
+
+def plan_get(plan_id: int) -> Plan | None:
+    return Plan.objects.filter(pk=plan_id).first()
+
+
+def tenant_get(tenant_id: int) -> Tenant | None:
+    """Return a tenant with its plan."""
+    return Tenant.objects.select_related("plan").filter(pk=tenant_id).first()
+
+
+def tenants_of_plan(plan: Plan, *, limit: int) -> list[Tenant]:
+    """Return the tenants that have a plan, by name, each with it."""
+    rows = Tenant.objects.select_related("plan").filter(plan=plan)
+    return list(rows.order_by("name")[:limit])

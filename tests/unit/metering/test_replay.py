@@ -123,8 +123,8 @@ def test_of_two_limits_the_one_that_is_wanting_longest_is_named() -> None:
 
 def test_sums() -> None:
     one = replay([past(5)], limits=Limits(tokens_per_day=5), key=KEY)
-    two = replay([past(3), past(4, route_name="x")],
-                 limits=Limits(tokens_per_day=5, allowed_routes=frozenset({"m"})), key=KEY)  # fmt: skip
+    limits = Limits(tokens_per_day=5, allowed_routes=frozenset({"m"}))
+    two = replay([past(3), past(4, route_name="x")], limits=limits, key=KEY)
     assert replays_sum([one, two]) == Replayed(
         n_requests=3,
         n_shortened=0,
@@ -176,10 +176,10 @@ def slow(requests: list[PastRequest], *, limits: Limits, used: int) -> Counter[s
             if cap is None:
                 continue
             same = [e for e in inside if f"{e[0].at:{form}}" == f"{one.at:{form}}"]
-            is_over = [e[0].ended_at is not None and e[0].ended_at < one.at for e in same]
+            over = [e for e in same if e[0].ended_at is not None and e[0].ended_at < one.at]
             n_used = used if form == "%Y-%m" else 0
-            n_used += sum(min(e[0].n_charged_tokens, e[1]) for e, o in zip(same, is_over, strict=True) if o)  # fmt: skip
-            n_held = sum(e[1] for e, o in zip(same, is_over, strict=True) if not o)
+            n_used += sum(min(e[0].n_charged_tokens, e[1]) for e in over)
+            n_held = sum(e[1] for e in same if e not in over)
             granted = min(granted, cap - n_used - n_held)
             if cap - n_used < least:
                 short.insert(0, name)  # a month or a day outlasts a second
