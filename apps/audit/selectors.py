@@ -1,5 +1,9 @@
 """Reads of the audit room, and who acts in a request."""
 
+from collections.abc import Collection
+from datetime import datetime
+
+from django.db.models import Q
 from django.http import HttpRequest
 
 from apps.audit.models import AuditEvent
@@ -22,3 +26,21 @@ def actor_of(request: HttpRequest) -> Actor:
 def events_recent(*, limit: int) -> list[AuditEvent]:
     """Return the newest events, newest first."""
     return list(AuditEvent.objects.order_by("-id")[:limit])
+
+
+def events_before(
+    moment: datetime,
+    *,
+    objects: Collection[tuple[str, str]],
+    within: Collection[int] | None,
+    limit: int,
+) -> list[AuditEvent]:
+    """Return the last events of some objects before a moment, newest first. objects: their type
+    and id, as events name them. within: ids of tenants that may be seen; None is all."""
+    any_of = Q(pk__in=())
+    for object_type, object_id in objects:
+        any_of |= Q(object_type=object_type, object_id=object_id)
+    rows = AuditEvent.objects.filter(any_of, at__lte=moment)
+    if within is not None:
+        rows = rows.filter(tenant_id__in=within)
+    return list(rows.order_by("-id")[:limit])

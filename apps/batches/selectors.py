@@ -13,6 +13,7 @@ from apps.batches.models import Batch, BatchItem, UploadedFile
 
 _ID: Final = re.compile(r"[a-z_]{1,16}-[0-9a-f]{32}")
 _CHUNK: Final = 500
+_BATCHES_LOOKED_AT: Final = 200
 
 _M = TypeVar("_M", bound=models.Model)
 
@@ -94,3 +95,15 @@ def items_in_order(batch_pk: int) -> Iterator[BatchItem]:
         if len(rows) < _CHUNK:
             return
         last = rows[-1].line_no
+
+
+def batches_at(*, tenant_id: int, api_token_id: int, moment: datetime) -> list[Batch]:
+    """Return the batches of a token that were open at a moment, newest first: of the newest
+    hundreds of their tenant's until then."""
+    newest = Batch.objects.filter(tenant_id=tenant_id, created_at__lte=moment).order_by("-id")
+    return [
+        batch
+        for batch in newest[:_BATCHES_LOOKED_AT]
+        if batch.api_token_id == api_token_id
+        and (batch.ended_at is None or batch.ended_at >= moment)
+    ]

@@ -16,6 +16,7 @@ from unfold.sites import UnfoldAdminSite
 from apps.console.account import account_urls
 from apps.console.forms import OwnPasswordForm
 from apps.console.playground import playground_urls
+from apps.console.request_page import request_urls
 from apps.console.selectors import dashboard
 from apps.console.sign_in import PasswordForm, PasswordStep
 from apps.sign_in.selectors import session_standing
@@ -58,6 +59,7 @@ class ConsoleAdminSite(UnfoldAdminSite):
             path("overview/", self.admin_view(require_safe(self.overview)), name="overview"),
             *playground_urls(self),
             *account_urls(self),
+            *request_urls(self),
             *super().get_urls(),
         ]
 

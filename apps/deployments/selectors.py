@@ -103,3 +103,7 @@ def deployments_with_replicas() -> list[Deployment]:
             Prefetch("replicas", queryset=replicas)
         )
     )
+
+
+def deployment_name(deployment_id: int) -> str | None:
+    return Deployment.objects.filter(pk=deployment_id).values_list("name", flat=True).first()

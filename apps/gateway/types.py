@@ -1,9 +1,19 @@
 """What every door hands to admission: a parsed request, whatever wire it came over."""
 
 from dataclasses import dataclass, fields
+from datetime import datetime
 from typing import Any, ClassVar, Literal, Self
 
 from apps.engines.client import ChatPrompt, OutputFormat, SamplingParams, TextPrompt, TokenPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRequest:
+    """The ``Idempotency-Key`` that a request came with, and until when its answer is kept."""
+
+    key: str
+    state: str
+    expires_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

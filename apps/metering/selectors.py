@@ -1,14 +1,15 @@
 """Whose limits hold for a request; and reads of the ledger, each answered from an index."""
 
 import hashlib
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
 from django.db.models import Count, Min, Q, Sum
 
 from apps.core.limits import UNLIMITED, Limits
-from apps.metering.models import UsageRecord
+from apps.metering.models import Meter, UsageRecord
 from apps.metering.reconciliation import findings
-from apps.metering.types import Finding, Scope, UsageTotals, Window
+from apps.metering.types import Finding, MeterState, Scope, UsageTotals, Window
 from apps.rbac.types import Principal
 
 _FAILURES = (UsageRecord.Outcome.FAILED, UsageRecord.Outcome.INTERRUPTED)
@@ -69,3 +70,19 @@ def end_user_scope(*, tenant_id: int, identifier: str, limits: Limits) -> Scope:
     """Return the scope of one whom a tenant serves. Its name does not say who that is."""
     digest = hashlib.sha256(identifier.encode()).hexdigest()[:32]
     return Scope(key=f"user:{tenant_id}:{digest}", said="This end user", limits=limits)
+
+
+def usage_record_get(*, request_id: str, within: Collection[int] | None) -> UsageRecord | None:
+    """Return a request's row. within: ids of tenants that may be seen, None for all; a row of
+    another one is not there."""
+    rows = UsageRecord.objects.filter(request_id=request_id)
+    return (rows if within is None else rows.filter(tenant_id__in=within)).first()
+
+
+def meters_of(record: UsageRecord) -> list[MeterState]:
+    """Return the meters that a request took from, as they stand now; pruned ones are left out."""
+    rows = Meter.objects.filter(pk__in=record.meter_ids).order_by("scope", "period")
+    return [
+        MeterState(scope=row.scope, period=row.period, n_used=row.n_used, n_held=row.n_held)
+        for row in rows
+    ]

@@ -21,7 +21,7 @@ TENANTS_AT_MOST: Final = 200
 # Both: it says what tenants used, and what limits would do to them.
 _NEEDED: Final = ("tenants.change_plan", "metering.view_usagerecord")
 _plans: Any = (
-    UsageRollup._meta.get_field("tenant").related_model._meta.get_field("plan").related_model  # type: ignore[union-attr]
+    UsageRollup._meta.get_field("tenant").related_model._meta.get_field("plan").related_model
 )
 # As a plan's own page reads them.
 LimitsForm: Any = modelform_factory(_plans, fields=LIMIT_NAMES)

@@ -145,6 +145,25 @@ class UsageTotals:
     n_completion_tokens: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterState:
+    """What one meter has used and holds, for people."""
+
+    scope: str
+    period: str
+    n_used: int
+    n_held: int
+
+    @property
+    def whose(self) -> str:
+        kind = self.scope.partition(":")[0]
+        return {"tenant": "tenant", "key": "API token", "user": "end user"}.get(kind, kind)
+
+    @property
+    def counts(self) -> str:
+        return "open requests" if self.period == "open" else f"tokens of {self.period}"
+
+
 class FindingKind(StrEnum):
     """What the ledger can be at odds with. Of a row that was counted wrongly nobody can say what
     is right; everything else can be closed by a service."""

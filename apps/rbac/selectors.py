@@ -201,3 +201,12 @@ def permission_names(user: User) -> set[str]:
     they are switched off."""
     held = held_by(user)
     return set(held.platform.union(*held.tenants.values()))
+
+
+def token_get(token_id: int) -> ApiToken | None:
+    """Return a token with its owner, revoked ones too."""
+    return ApiToken.objects.select_related("owner").filter(pk=token_id).first()
+
+
+def username_of(user_id: int) -> str | None:
+    return User.objects.filter(pk=user_id).values_list("username", flat=True).first()

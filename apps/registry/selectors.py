@@ -18,3 +18,7 @@ def model_version_of(name: str, *, number: int) -> ModelVersion | None:
 def model_versions_all() -> list[ModelVersion]:
     """Return every version with its model, in one query."""
     return list(ModelVersion.objects.select_related("model"))
+
+
+def model_version_get(model_version_id: int) -> ModelVersion | None:
+    return ModelVersion.objects.select_related("model").filter(pk=model_version_id).first()

@@ -72,3 +72,8 @@ def route_names_by_deployment() -> dict[int, list[str]]:
     for deployment_id, name in rows.values_list("deployment_id", "name"):
         names[deployment_id].append(name)
     return names
+
+
+def route_id_of(name: str) -> int | None:
+    """Return the id of the route that has a name now."""
+    return Route.objects.filter(name=name).values_list("pk", flat=True).first()
