@@ -16,7 +16,6 @@ from apps.gateway.selectors import kept_request_of
 from apps.gateway.types import KeptRequest
 from apps.metering.selectors import meters_of
 from apps.metering.types import MeterState
-from apps.metering.wording import duration_text
 from apps.rbac.selectors import token_get, username_of
 from apps.registry.selectors import model_version_get
 from apps.routing.selectors import route_id_of
@@ -44,7 +43,7 @@ class Span:
     """A part of the request's time. start, width: in thousandths of all of it."""
 
     name: str
-    said: str
+    took_ms: float
     start: int
     width: int
 
@@ -133,7 +132,7 @@ def timeline(record: "UsageRecord") -> tuple[Span, ...]:
     return tuple(
         Span(
             name=name,
-            said=duration_text(end - start),
+            took_ms=end - start,
             start=round(start / total_ms * _SPAN),
             width=max(1, round((end - start) / total_ms * _SPAN)),
         )

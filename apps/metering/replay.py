@@ -9,7 +9,8 @@ import heapq
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
+from functools import lru_cache
 from typing import Final
 
 from apps.core.limits import LIMIT_NAMES, Limits
@@ -43,9 +44,9 @@ class PastRequest:
         return min(self.n_prompt_tokens + 1, self.n_reserved_tokens)
 
     @property
-    def periods(self) -> dict[str, str]:
+    def periods(self) -> Mapping[str, str]:
         """The day and the month that it is charged to, by the name of their limit."""
-        return {"tokens_per_day": f"{self.at:%Y-%m-%d}", "tokens_per_month": f"{self.at:%Y-%m}"}
+        return _periods(self.at.date())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +134,11 @@ def minute_of(moment: datetime, *, key: str) -> int:
     """Return which of a scope's minutes a moment is in: django-ratelimit lets those of each key
     begin at another second, and ends one with the second in which the next begins."""
     return -(-(int(moment.timestamp()) - zlib.crc32(key.encode()) % _MINUTE_S) // _MINUTE_S)
+
+
+@lru_cache(maxsize=64)
+def _periods(day: date) -> Mapping[str, str]:
+    return {"tokens_per_day": f"{day:%Y-%m-%d}", "tokens_per_month": f"{day:%Y-%m}"}
 
 
 def _refused_at_the_door(request: PastRequest, *, limits: Limits, minute: "_Minute") -> str | None:

@@ -112,10 +112,10 @@ def test_times_of_a_request() -> None:
     }
     record = UsageRecord(**values)
     assert timeline(record) == (
-        Span(name="Let in, and its prompt prepared", said="200 ms", start=0, width=222),
-        Span(name="Waiting and reading the prompt, to the first token", said="250 ms", start=222,
+        Span(name="Let in, and its prompt prepared", took_ms=200.0, start=0, width=222),
+        Span(name="Waiting and reading the prompt, to the first token", took_ms=250.0, start=222,
              width=278),
-        Span(name="Answering", said="450 ms", start=500, width=500),
+        Span(name="Answering", took_ms=450.0, start=500, width=500),
     )  # fmt: skip
     # Settled late, and without a token: nothing is less than none.
     late = UsageRecord(**values | {"settled_at": NOON + timedelta(hours=1), "ttft_ms": None})
