@@ -1,10 +1,12 @@
-"""Who is at the door: API tokens in the form that every HTTP and WebSocket door reads them."""
+"""Who is at the door: API tokens, and the JWTs that they are exchanged for, in the form that every
+HTTP and WebSocket door reads them."""
 
 from typing import Final
 
-from apps.core.addresses import Address, is_within
+from apps.core.addresses import Address
 from apps.core.exceptions import AuthenticationFailed, PermissionDenied
 from apps.gateway.runtime import gateway_runtime
+from apps.rbac.selectors import address_check
 from apps.rbac.types import Principal
 
 MISSING: Final = (
@@ -33,10 +35,7 @@ async def principal_of_secret(secret: str, *, address: Address | None) -> Princi
     if not secret.isascii():
         raise AuthenticationFailed
     principal = await gateway_runtime().tokens.authenticate(secret)
-    if principal.networks and (address is None or not is_within(address, principal.networks)):
-        raise PermissionDenied(
-            "This API key may not be used from this address.", code="network_not_allowed"
-        )
+    address_check(principal, address=address)
     return principal
 
 

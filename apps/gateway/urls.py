@@ -2,6 +2,7 @@
 
 from django.urls import path
 
+from apps.gateway.rest.auth_tokens import KeySetView, RefreshView, RevokeView, TokenView
 from apps.gateway.rest.chat import ChatCompletionView
 from apps.gateway.rest.completions import CompletionView
 from apps.gateway.rest.embeddings import EmbeddingView
@@ -20,6 +21,10 @@ urlpatterns = [
     path("v1/embeddings", EmbeddingView.as_view()),
     path("tokenize", TokenizeView.as_view()),
     path("detokenize", DetokenizeView.as_view()),
+    path("v1/auth/token", TokenView.as_view()),
+    path("v1/auth/token/refresh", RefreshView.as_view()),
+    path("v1/auth/token/revoke", RevokeView.as_view()),
+    path("v1/auth/jwks.json", KeySetView.as_view()),
     path("v1/openapi.json", DocumentView.as_view()),
     path("v1/models", ModelListView.as_view()),
     path("v1/models/<path:name>", ModelView.as_view()),

@@ -12,7 +12,7 @@ from apps.core.access import Access
 from apps.core.limits import LimitFields
 from apps.core.models import TimestampedModel
 from apps.rbac.permissions import access_of
-from apps.rbac.types import SCOPES, networks_of
+from apps.rbac.types import JWT_ALGORITHM, SCOPES, networks_of
 
 
 class User(AbstractUser):
@@ -184,3 +184,55 @@ class ApiToken(TimestampedModel, LimitFields):
         return self.revoked_at is None and (
             self.expires_at is None or self.expires_at > timezone.now()
         )
+
+
+class JwtKey(TimestampedModel):
+    """A pair of keys that signs JWTs, or did. The private half is sealed with the secret key of the
+    installation, so that a copy of the database alone signs nothing."""
+
+    kid = models.CharField(max_length=64, unique=True, editable=False)
+    algorithm = models.CharField(max_length=16, default=JWT_ALGORITHM, editable=False)
+    public_x = models.CharField(max_length=64, editable=False)
+    private_sealed = models.TextField(editable=False)
+    verifies_until = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="Empty: it signs."
+    )
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name = "JWT key"
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["algorithm"],
+                condition=models.Q(verifies_until=None),
+                name="jwtkey_one_signs",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.kid
+
+
+class TokenFamily(TimestampedModel):
+    """The JWTs that came of one exchange of an API token. Of its refresh tokens one is good, the
+    last; whoever shows another has a copy of what was used, and ends them all."""
+
+    public_id = models.CharField(max_length=64, unique=True, editable=False)
+    api_token = models.ForeignKey(
+        ApiToken, on_delete=models.CASCADE, related_name="families", editable=False
+    )
+    scopes = models.JSONField(validators=[validate_scopes], editable=False)
+    refresh_jti = models.CharField(max_length=64, editable=False)
+    expires_at = models.DateTimeField(db_index=True, editable=False)
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name = "token family"
+        verbose_name_plural = "token families"
+        default_permissions = ()
+        indexes = [models.Index(fields=["api_token", "expires_at"], name="tokenfamily_of_token")]
+
+    def __str__(self) -> str:
+        return self.public_id

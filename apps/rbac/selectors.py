@@ -10,10 +10,11 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from apps.core.access import Access
+from apps.core.addresses import Address, is_within
 from apps.core.exceptions import AuthenticationFailed, PermissionDenied, Unavailable
 from apps.core.limits import Limits
 from apps.core.prices import Prices
-from apps.rbac.models import ApiToken, User
+from apps.rbac.models import ApiToken, TokenFamily, User
 from apps.rbac.permissions import held_by, holders_of
 from apps.rbac.types import SCOPES, SECRET_MARK, USE_ROUTE, Identity, Principal, networks_of
 from apps.tenants.selectors import tenant_limits, tenant_of_user
@@ -59,7 +60,7 @@ def grant_of_secret(secret: str) -> TokenGrant:
         now = timezone.now()
         if token is None:
             raise AuthenticationFailed
-        principal = _principal_of_live(token, now=now)
+        principal = principal_of_live(token, now=now)
     except (DatabaseError, InterfaceError) as error:
         raise Unavailable("The key cannot be checked at the moment.") from error
     return TokenGrant(
@@ -69,7 +70,12 @@ def grant_of_secret(secret: str) -> TokenGrant:
     )
 
 
-def _principal_of_live(token: ApiToken, *, now: datetime) -> Principal:
+def principal_of_live(token: ApiToken, *, now: datetime) -> Principal:
+    """Return who a token belongs to, which was read with its tenant, plan and owner.
+
+    Raises:
+        AuthenticationFailed: revoked or expired, or its tenant or its owner is switched off.
+    """
     if token.revoked_at is not None:
         raise AuthenticationFailed("This API key was revoked.")
     if token.expires_at is not None and token.expires_at <= now:
@@ -123,7 +129,15 @@ def principal_of_token(token_id: int) -> Principal:
     token = ApiToken.objects.select_related("tenant__plan", "owner").filter(pk=token_id).first()
     if token is None:
         raise AuthenticationFailed
-    return _principal_of_live(token, now=timezone.now())
+    return principal_of_live(token, now=timezone.now())
+
+
+def address_check(principal: Principal, *, address: Address | None) -> None:
+    """Raise PermissionDenied where a token may not be used from an address."""
+    if principal.networks and (address is None or not is_within(address, principal.networks)):
+        raise PermissionDenied(
+            "This API key may not be used from this address.", code="network_not_allowed"
+        )
 
 
 def principal_of_secret(secret: str) -> Principal:
@@ -164,8 +178,9 @@ def principal_of_user(user: User) -> Principal:
 
 
 def identities_in_force(identities: Collection[Identity]) -> set[Identity]:
-    """Return those that may still use models, in four queries. One whose token expired meanwhile
-    still counts: what was begun in time may end; what was revoked may not."""
+    """Return those that may still use models, in four queries, or five where JWTs are among them.
+    One whose token expired meanwhile still counts: what was begun in time may end; what was revoked
+    may not."""
     owners = {
         token_id: (tenant_id, owner_id)
         for token_id, tenant_id, owner_id in ApiToken.objects.filter(
@@ -182,9 +197,17 @@ def identities_in_force(identities: Collection[Identity]) -> set[Identity]:
         ).values_list("pk", "memberships__tenant_id")
     )
     holders = holders_of(USE_ROUTE, people)
+    families = set(
+        TokenFamily.objects.filter(
+            pk__in={each.family_id for each in identities if each.family_id is not None},
+            revoked_at=None,
+        ).values_list("pk", flat=True)
+    )
 
     def is_in_force(identity: Identity) -> bool:
         tenant_id, person = identity.tenant_id, identity.user_id
+        if identity.family_id is not None and identity.family_id not in families:
+            return False
         if identity.api_token_id is not None:
             token_tenant_id, person = owners.get(identity.api_token_id, (None, None))
             if token_tenant_id != tenant_id:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -20,6 +21,7 @@ SCOPES: Final[Mapping[str, frozenset[str]]] = {
     "batches": frozenset({USE_ROUTE, "batches.add_batch"}),
 }
 SECRET_MARK: Final = "sk-nano-"  # noqa: S105 - how a secret begins, not one
+JWT_ALGORITHM: Final = "EdDSA"
 
 
 def scope_permissions(scopes: Iterable[str]) -> frozenset[str]:
@@ -33,11 +35,15 @@ def networks_of(text: str) -> tuple[Network, ...]:
 
 
 class Identity(NamedTuple):
-    """What stays the same of a principal, however its token or tenant is renamed or limited."""
+    """What stays the same of a principal, however its token or tenant is renamed or limited.
+
+    family_id: of the JWT that it came with; None where it came with the API token itself.
+    """
 
     tenant_id: int
     api_token_id: int | None
     user_id: int | None
+    family_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +52,7 @@ class Principal:
 
     scopes: what it may be used for. subject_id: the person, or the owner of the token if it has
     one; routes that are not for everyone know them. uses_every_route: such routes included.
-    networks: from where it may be used; empty is anywhere.
+    networks: from where it may be used; empty is anywhere. family_id: of the JWT that it came with.
     cache_salt: the tenant's, given to the engine to seed its prefix cache. weight: its plan's share
     of a busy engine. limits: of its plan and its own. key_limits: of the key alone. prices: its
     plan's.
@@ -66,10 +72,11 @@ class Principal:
     scopes: frozenset[str] = frozenset()
     uses_every_route: bool = False
     networks: tuple[Network, ...] = ()
+    family_id: int | None = None
 
     @property
     def identity(self) -> "Identity":
-        return Identity(self.tenant_id, self.api_token_id, self.user_id)
+        return Identity(self.tenant_id, self.api_token_id, self.user_id, self.family_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,3 +85,14 @@ class IssuedToken:
 
     token: "ApiToken"
     secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPair:
+    """What a program gets for an API token or a refresh token; shown once."""
+
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+    access_expires_at: datetime
+    refresh_expires_at: datetime
+    scopes: tuple[str, ...]

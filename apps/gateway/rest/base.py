@@ -20,7 +20,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from apps.core.addresses import client_address
+from apps.core.addresses import Address, client_address
 from apps.core.exceptions import (
     AppError,
     AuthenticationFailed,
@@ -49,12 +49,17 @@ class BearerAuthentication(BaseAuthentication):
     """An API token in the ``Authorization`` header, or in ``x-api-key`` where the view takes it."""
 
     async def principal(self, request: Request, *, takes_key: bool) -> Principal:
-        meta = request.META
-        address = client_address(meta.get("REMOTE_ADDR"), meta.get("HTTP_X_FORWARDED_FOR"))
+        meta, address = request.META, address_of(request)
         key = meta.get("HTTP_X_API_KEY")
         if takes_key and key:
             return await principal_of_secret(key.strip(), address=address)
         return await principal_of_header(meta.get("HTTP_AUTHORIZATION"), address=address)
+
+
+def address_of(request: Request) -> Address | None:
+    """Return where a request comes from; None where it cannot be known."""
+    meta = request.META
+    return client_address(meta.get("REMOTE_ADDR"), meta.get("HTTP_X_FORWARDED_FOR"))
 
 
 class HasPrincipal(BasePermission):
@@ -63,7 +68,7 @@ class HasPrincipal(BasePermission):
     def has_permission(self, request: Request, view: APIView) -> bool:
         if not isinstance(request.auth, Principal):
             return False
-        if isinstance(view, InferenceView):
+        if isinstance(view, InferenceView) and view.scope is not None:
             check_scope(request.auth, view.scope)
         return True
 
@@ -116,11 +121,12 @@ class InferenceView(APIView):
     """Base of the views under /v1/: asynchronous handlers, one error body.
 
     ``operations`` describes each handler for the OpenAPI document. ``scope`` is what a token must
-    be for. takes_idempotency_key: of two POSTs with one key, one runs. ends_with_client: a client
-    that leaves ends its request. reuses_answers: of what is asked for again, a kept answer may do.
+    be for; None is any. takes_idempotency_key: of two POSTs with one key, one runs.
+    ends_with_client: a client that leaves ends its request. reuses_answers: of what is asked for
+    again, a kept answer may do.
     """
 
-    scope: ClassVar[str] = "inference"
+    scope: ClassVar[str | None] = "inference"
 
     authentication_classes = [BearerAuthentication]
     permission_classes = [HasPrincipal]

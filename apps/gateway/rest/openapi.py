@@ -117,7 +117,8 @@ class BearerScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-c
         return {
             "type": "http",
             "scheme": "bearer",
-            "description": "An API token: `Authorization: Bearer sk-nano-…`.",
+            "description": "An API token, `Authorization: Bearer sk-nano-…`, or an access token "
+            "that one was exchanged for.",
         }
 
 

@@ -1,6 +1,12 @@
 """Writes of the access room. Tokens and people are switched off, never deleted, because the ledger
 and the audit trail speak of them."""
 
+from apps.rbac.services.jwt import (
+    jwt_key_rotate,
+    token_family_revoke,
+    token_pair_issue,
+    token_pair_refresh,
+)
 from apps.rbac.services.objects import object_permissions_change
 from apps.rbac.services.roles import (
     member_add,
@@ -34,6 +40,7 @@ __all__ = [
     "api_token_rotate",
     "api_token_touch",
     "api_token_update",
+    "jwt_key_rotate",
     "member_add",
     "member_remove",
     "object_permissions_change",
@@ -43,6 +50,9 @@ __all__ = [
     "role_save",
     "roles_seed",
     "service_account_create",
+    "token_family_revoke",
+    "token_pair_issue",
+    "token_pair_refresh",
     "user_create",
     "user_password_set",
     "user_permissions_set",

@@ -124,6 +124,10 @@ STATICFILES_DIRS = [BASE_DIR / "static"]
 # Whose X-Forwarded-For is believed: addresses or networks, by commas.
 TRUSTED_PROXIES = env.networks("TRUSTED_PROXIES")
 
+# Who issues JWTs, and for whom, as they say it. Others refuse what another installation issued.
+JWT_ISSUER = env.text("JWT_ISSUER", "nano-llm")
+JWT_AUDIENCE = env.text("JWT_AUDIENCE", "nano-llm-api")
+
 X_FRAME_OPTIONS = "DENY"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"

@@ -12,7 +12,7 @@ from apps.core.hop import database_hop
 from apps.gateway.runtime import GatewayRuntime
 from apps.metering.models import UsageRecord
 from apps.rbac.builtin_roles import BUILTIN_ROLES
-from apps.rbac.models import ApiToken, Role
+from apps.rbac.models import ApiToken, Role, TokenFamily
 from apps.rbac.types import SCOPES
 from apps.routing.models import Route
 from apps.routing.services import route_update
@@ -35,6 +35,9 @@ CASES: dict[tuple[str, str], dict[str, Any]] = {
         ("post", path.lstrip("/")): {"json": {**body, "model": "{model}"}}
         for path, body in ASK.items()
     },
+    ("post", "v1/auth/token"): {"json": {}},
+    ("post", "v1/auth/token/refresh"): {"json": {"refresh_token": "x"}},
+    ("post", "v1/auth/token/revoke"): {"json": {"token": "x"}},
     ("get", "v1/models"): {},
     ("get", "v1/models/<path:name>"): {"path": "v1/models/{model}"},
     ("get", "v1/files"): {},
@@ -48,9 +51,14 @@ CASES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "v1/batches/<str:batch_id>/cancel"): {"path": "v1/batches/{batch}/cancel"},
 }
 # Says the same to everyone, and asks for no token.
-OPEN = {("get", "v1/openapi.json")}
-OWN = {("get", "v1/models"), ("get", "v1/files"), ("post", "v1/files"), ("get", "v1/batches")}
-NAMES_A_THING = sorted(set(CASES) - OWN)
+OPEN = {("get", "v1/openapi.json"), ("get", "v1/auth/jwks.json")}
+OWN = {
+    ("get", "v1/models"), ("get", "v1/files"), ("post", "v1/files"), ("get", "v1/batches"),
+    ("post", "v1/auth/token"),
+}  # fmt: skip
+# Asks for a token in the body, whoever sends it.
+BY_BODY = {("post", "v1/auth/token/refresh"), ("post", "v1/auth/token/revoke")}
+NAMES_A_THING = sorted(set(CASES) - OWN - BY_BODY)
 ROLES = ["owner", "admin", "operator", "developer", "auditor", "viewer"]
 
 
@@ -119,7 +127,7 @@ def nothing_like(things: dict[str, str]) -> dict[str, str]:
 
 
 def state() -> dict[str, list[Any]]:
-    models: list[Any] = [UploadedFile, Batch, UsageRecord]
+    models: list[Any] = [UploadedFile, Batch, UsageRecord, TokenFamily]
     return {model.__name__: list(model.objects.order_by("pk").values()) for model in models}
 
 
@@ -159,6 +167,8 @@ async def test_lists_hold_ones_own_alone(
         assert (case, answer.status_code) == (case, 200 if scope_of(case) in scopes else 403)
         if case[0] == "get" and answer.status_code == 200:
             assert answer.json()["data"] == []
+    for case in sorted(BY_BODY):
+        assert (case, (await ask(http, case, theirs, token.secret)).status_code) == (case, 401)
 
 
 async def test_without_a_token_nothing_is_said(

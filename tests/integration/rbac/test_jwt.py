@@ -1,0 +1,411 @@
+"""JWTs: what they must be to be taken, how they are refreshed, and what ends them."""
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from ipaddress import ip_address
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from django.core.management import call_command
+from django.utils import timezone
+
+from apps.audit.models import AuditEvent
+from apps.audit.types import SYSTEM, Actor
+from apps.core.exceptions import (
+    AuthenticationFailed,
+    InvalidRequest,
+    Overloaded,
+    PermissionDenied,
+    Unavailable,
+)
+from apps.core.models import ChangeStamp
+from apps.rbac.jwt_tokens import grant_of_jwt, public_keys
+from apps.rbac.models import ApiToken, JwtKey, RoleGrant, TokenFamily
+from apps.rbac.selectors import grant_of_secret, identities_in_force, principal_of_secret
+from apps.rbac.services import (
+    api_token_revoke,
+    jwt_key_rotate,
+    token_family_revoke,
+    token_pair_issue,
+    token_pair_refresh,
+)
+from apps.rbac.services import jwt as services
+from apps.rbac.signing import private_key
+from apps.rbac.types import SCOPES, Principal, TokenPair
+from tests.factories import ApiTokenFactory, MembershipFactory
+
+pytestmark = pytest.mark.django_db
+
+
+def issue(token: ApiToken, **fields: Any) -> TokenPair:
+    return token_pair_issue(principal=principal_of_secret(token.secret), **fields)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def token() -> ApiToken:
+    return ApiTokenFactory()
+
+
+def said(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = jwt.decode(text, options={"verify_signature": False})
+    return found
+
+
+def signer() -> tuple[str, Ed25519PrivateKey]:
+    key = JwtKey.objects.get(verifies_until=None)
+    return key.kid, private_key(key.private_sealed)
+
+
+def state() -> list[Any]:
+    models: list[Any] = [TokenFamily, JwtKey, AuditEvent, ChangeStamp]
+    return [list(model.objects.order_by("pk").values()) for model in models]
+
+
+def refused(code: str, act: Callable[[], object]) -> None:
+    """It is a 401 of the one form, and nothing has changed."""
+    before = state()
+    with pytest.raises(AuthenticationFailed) as error:
+        act()
+    assert (error.value.status, error.value.code) == (401, code)
+    assert state() == before
+
+
+def b64(data: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(data).encode()).rstrip(b"=").decode()
+
+
+# -- what an exchange gives ----------------------------------------------------------------------
+
+
+def test_an_exchange_gives_what_the_api_token_may(token: ApiToken) -> None:
+    before = timezone.now()
+    pair = issue(token)
+    family, key = TokenFamily.objects.get(), JwtKey.objects.get()
+    assert jwt.get_unverified_header(pair.access_token) == {
+        "alg": "EdDSA", "kid": key.kid, "typ": "at+jwt",
+    }  # fmt: skip
+    claims = said(pair.access_token)
+    assert claims == {
+        "iss": "nano-llm",
+        "aud": "nano-llm-api",
+        "sub": f"api_token:{token.pk}",
+        "tenant": token.tenant.slug,
+        "scopes": ["inference", "batches"],
+        "family": family.public_id,
+        "jti": claims["jti"],
+        "iat": claims["iat"],
+        "nbf": claims["iat"] - 30,
+        "exp": claims["iat"] + 15 * 60,
+    }
+    assert 0 <= claims["iat"] - int(before.timestamp()) <= 5
+    refresh = said(pair.refresh_token)
+    assert refresh["exp"] - refresh["iat"] == 24 * 3600
+    assert (refresh["jti"], len({refresh["jti"], claims["jti"]})) == (family.refresh_jti, 2)
+
+    own, found = grant_of_secret(token.secret), grant_of_jwt(pair.access_token)  # type: ignore[attr-defined]
+    assert found.principal.family_id == family.pk
+    assert found.principal.api_token_id == token.pk
+    assert found.principal.scopes == own.principal.scopes == frozenset(SCOPES)
+    assert found.expires_at == datetime.fromtimestamp(claims["exp"], tz=before.tzinfo)
+    event = AuditEvent.objects.get()
+    assert (event.action, event.actor_kind, event.actor_id, event.tenant_id) == (
+        "jwt.issued", "token", token.pk, token.tenant_id,
+    )  # fmt: skip
+    kept = json.dumps([*TokenFamily.objects.values(), *AuditEvent.objects.values()], default=str)
+    assert pair.access_token not in kept and pair.refresh_token not in kept
+
+
+def test_a_part_of_the_scopes_may_be_asked_for_and_never_more(token: ApiToken) -> None:
+    pair = issue(token, scopes=["inference"])
+    assert pair.scopes == ("inference",)
+    assert grant_of_jwt(pair.access_token).principal.scopes == {"inference"}
+    ApiToken.objects.update(scopes=["batches"])
+    assert grant_of_jwt(pair.access_token).principal.scopes == frozenset()
+    before = state()
+    for scopes, error in (
+        (["inference"], PermissionDenied),
+        (["inference", "batches"], PermissionDenied),
+        (["admin"], InvalidRequest),
+        ([], InvalidRequest),
+    ):
+        with pytest.raises(error):
+            issue(token, scopes=scopes)
+    assert state() == before
+
+
+def test_it_does_no_more_than_its_owner_may() -> None:
+    member = MembershipFactory(role="developer")
+    pair = issue(ApiTokenFactory(tenant=member.tenant, owner=member.user))
+    found = grant_of_jwt(pair.access_token).principal
+    assert (found.subject_id, found.scopes) == (member.user_id, frozenset(SCOPES))
+    RoleGrant.objects.all().delete()
+    assert grant_of_jwt(pair.access_token).principal.scopes == frozenset()
+    member.user.memberships.all().delete()
+    refused("invalid_api_key", lambda: grant_of_jwt(pair.access_token))
+    refused("invalid_api_key", lambda: token_pair_refresh(refresh_token=pair.refresh_token))
+
+
+def test_nothing_outlives_the_api_token(token: ApiToken) -> None:
+    until = (timezone.now() + timedelta(minutes=5)).replace(microsecond=0)
+    ApiToken.objects.update(expires_at=until)
+    pair = issue(token)
+    assert (pair.access_expires_at, pair.refresh_expires_at) == (until, until)
+    again = token_pair_refresh(refresh_token=pair.refresh_token)
+    assert (again.access_expires_at, again.refresh_expires_at) == (until, until)
+    assert said(again.access_token)["exp"] == until.timestamp()
+    ApiToken.objects.update(expires_at=timezone.now())  # brought forward meanwhile
+    refused("invalid_api_key", lambda: grant_of_jwt(pair.access_token))
+    refused("invalid_api_key", lambda: token_pair_refresh(refresh_token=again.refresh_token))
+
+
+def test_a_jwt_is_exchanged_for_nothing(token: ApiToken) -> None:
+    pair = issue(token, scopes=["inference"])
+    before = state()
+    with pytest.raises(PermissionDenied) as error:
+        token_pair_issue(principal=grant_of_jwt(pair.access_token).principal)
+    assert error.value.code == "api_key_required"
+    assert state() == before
+
+
+def test_families_are_bounded_and_those_that_are_over_go(
+    token: ApiToken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "MAX_FAMILIES", 2)
+    issue(token)
+    issue(token)
+    before = state()
+    with pytest.raises(Overloaded):
+        issue(token)
+    assert state() == before
+    TokenFamily.objects.update(expires_at=timezone.now())
+    issue(token)
+    assert TokenFamily.objects.count() == 1
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+def forged(pair: TokenPair, **changes: Any) -> str:
+    """Signed with our own key, but saying something else."""
+    kid, key = signer()
+    claims = {**said(pair.access_token), **changes}
+    claims = {name: value for name, value in claims.items() if value is not None}
+    return jwt.encode(claims, key, "EdDSA", headers={"kid": kid, "typ": "at+jwt"})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"aud": "others"},
+        {"aud": ["others"]},
+        {"iss": "others"},
+        {"nbf": 4_000_000_000},
+        {"nbf": "soon"},
+        {"exp": "late"},
+        {"family": "family-none"},
+        {"family": 7},
+        *({name: None} for name in ("iss", "aud", "sub", "exp", "nbf", "iat", "jti", "family")),
+    ],
+)
+def test_claims_that_do_not_hold(token: ApiToken, changes: dict[str, Any]) -> None:
+    pair = issue(token)
+    assert grant_of_jwt(forged(pair)).principal.api_token_id == token.pk
+    refused("invalid_token", lambda: grant_of_jwt(forged(pair, **changes)))
+
+
+def test_an_expired_token(token: ApiToken) -> None:
+    pair = issue(token)
+    past_s = int(timezone.now().timestamp()) - 1
+    refused("token_expired", lambda: grant_of_jwt(forged(pair, exp=past_s)))
+
+
+def test_other_algorithms_and_keys(token: ApiToken) -> None:
+    pair = issue(token)
+    kid, key = signer()
+    claims, public = said(pair.access_token), JwtKey.objects.get().public_x
+    head, body, signature = pair.access_token.split(".")
+    header = {"kid": kid, "typ": "at+jwt"}
+    public_raw = base64.urlsafe_b64decode(public + "=")
+    others = {
+        "none": f"{b64({**header, 'alg': 'none'})}.{body}.",
+        "none with our signature": f"{b64({**header, 'alg': 'none'})}.{body}.{signature}",
+        "the public key as a secret": jwt.encode(claims, public_raw, "HS256", headers=header),
+        "another key": jwt.encode(claims, Ed25519PrivateKey.generate(), "EdDSA", headers=header),
+        "unknown kid": jwt.encode(claims, key, "EdDSA", headers={**header, "kid": "x"}),
+        "no kid": jwt.encode(claims, key, "EdDSA", headers={"typ": "at+jwt"}),
+        "kid of another kind": jwt.encode(claims, key, "EdDSA", headers={**header, "typ": "JWT"}),
+        "a refresh token": pair.refresh_token,
+        "no signature": f"{head}.{body}.",
+        "too long": f"{head}.{body}.{'x' * 2048}",
+        "no JSON": "eyJ.eyJ.eyJ",
+    }
+    for name, text in others.items():
+        assert name and text != pair.access_token
+        refused("invalid_token", lambda text=text: grant_of_jwt(text))  # type: ignore[misc]
+
+
+def test_no_character_can_be_changed(token: ApiToken) -> None:
+    """The last ones of a part too, whose spare bits a lenient reader would not look at."""
+    text = issue(token).access_token
+    places = {0, 5, len(text) // 2, len(text) - 1, text.index(".") - 1, text.rindex(".") - 1}
+    for place in sorted(places):
+        for other in "AQgwBz-_":
+            if text[place] != other:
+                changed = text[:place] + other + text[place + 1 :]
+                with pytest.raises(AuthenticationFailed) as error:
+                    grant_of_jwt(changed)
+                assert error.value.code == "invalid_token"
+    refused("invalid_token", lambda: grant_of_jwt(text + "="))
+
+
+def test_an_access_token_refreshes_nothing(token: ApiToken) -> None:
+    pair = issue(token)
+    refused("invalid_token", lambda: token_pair_refresh(refresh_token=pair.access_token))
+    refused("invalid_token", lambda: token_family_revoke(token=pair.access_token[:-8]))
+
+
+# -- refreshing and its abuse --------------------------------------------------------------------
+
+
+def test_refreshing_prolongs_nothing(token: ApiToken) -> None:
+    first = issue(token, scopes=["inference"])
+    second = token_pair_refresh(refresh_token=first.refresh_token)
+    assert second.scopes == ("inference",)
+    assert said(second.refresh_token)["exp"] == said(first.refresh_token)["exp"]
+    assert grant_of_jwt(second.access_token).principal.family_id == TokenFamily.objects.get().pk
+    assert [event.action for event in AuditEvent.objects.order_by("pk")] == [
+        "jwt.issued", "jwt.refreshed",
+    ]  # fmt: skip
+
+
+def test_a_used_refresh_token_ends_its_family_alone(token: ApiToken) -> None:
+    first, other = issue(token), issue(token)
+    second = token_pair_refresh(refresh_token=first.refresh_token)
+    with pytest.raises(AuthenticationFailed) as error:
+        token_pair_refresh(refresh_token=first.refresh_token)
+    assert error.value.code == "token_reused"
+    assert AuditEvent.objects.order_by("-pk")[0].action == "jwt.reused"
+    for dead in (first, second):
+        refused("token_revoked", lambda dead=dead: grant_of_jwt(dead.access_token))  # type: ignore[misc]
+        refused(
+            "token_revoked",
+            lambda dead=dead: token_pair_refresh(refresh_token=dead.refresh_token),  # type: ignore[misc]
+        )
+    assert grant_of_jwt(other.access_token).principal.api_token_id == token.pk
+    assert principal_of_secret(token.secret).api_token_id == token.pk  # type: ignore[attr-defined]
+
+
+def test_networks_hold_for_a_refresh(token: ApiToken) -> None:
+    pair = issue(token)
+    ApiToken.objects.update(allowed_networks="192.0.2.0/24")
+    before = state()
+    for address in (ip_address("198.51.100.1"), None):
+        with pytest.raises(PermissionDenied) as error:
+            token_pair_refresh(refresh_token=pair.refresh_token, address=address)
+        assert error.value.code == "network_not_allowed"
+    assert state() == before
+    token_pair_refresh(refresh_token=pair.refresh_token, address=ip_address("192.0.2.9"))
+    assert AuditEvent.objects.order_by("-pk")[0].ip_address == "192.0.2.9"
+
+
+# -- what ends them ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use", ["access_token", "refresh_token"])
+def test_revoking_a_family_ends_its_tokens_and_no_others(token: ApiToken, use: str) -> None:
+    pair, other = issue(token), issue(token)
+    gone, kept = (grant_of_jwt(each.access_token).principal for each in (pair, other))
+    own = principal_of_secret(token.secret)  # type: ignore[attr-defined]
+    identities = [each.identity for each in (gone, kept, own)]
+    assert identities_in_force(identities) == set(identities)
+    token_family_revoke(token=getattr(pair, use))
+    assert identities_in_force(identities) == {kept.identity, own.identity}
+    refused("token_revoked", lambda: grant_of_jwt(pair.access_token))
+    before = state()
+    token_family_revoke(token=getattr(pair, use))  # a second time is no change
+    assert state() == before
+
+
+def test_revoking_the_api_token_ends_everything(token: ApiToken, actor: Actor) -> None:
+    pair = issue(token)
+    identity = grant_of_jwt(pair.access_token).principal.identity
+    api_token_revoke(token=token, actor=actor)
+    assert identities_in_force([identity]) == set()
+    refused("invalid_api_key", lambda: grant_of_jwt(pair.access_token))
+    refused("invalid_api_key", lambda: token_pair_refresh(refresh_token=pair.refresh_token))
+
+
+# -- keys ----------------------------------------------------------------------------------------
+
+
+def test_a_new_key_signs_and_the_old_one_verifies_until_its_tokens_are_over(
+    token: ApiToken,
+) -> None:
+    old = issue(token)
+    output = io.StringIO()
+    call_command("rotate_jwt_key", stdout=output)
+    new = issue(token)
+    kids = [jwt.get_unverified_header(each.access_token)["kid"] for each in (old, new)]
+    assert f"with the key {kids[1]} from now on" in output.getvalue()
+    assert [key["kid"] for key in public_keys()] == kids[::-1]
+    assert grant_of_jwt(old.access_token).principal.api_token_id == token.pk
+    again = token_pair_refresh(refresh_token=old.refresh_token)
+    assert jwt.get_unverified_header(again.refresh_token)["kid"] == kids[1]
+    until = JwtKey.objects.get(kid=kids[0]).verifies_until
+    assert until is not None and until > old.refresh_expires_at
+    JwtKey.objects.filter(kid=kids[0]).update(verifies_until=timezone.now())
+    refused("invalid_token", lambda: grant_of_jwt(old.access_token))
+    assert [key["kid"] for key in public_keys()] == kids[1:]
+    jwt_key_rotate(actor=SYSTEM)
+    assert not JwtKey.objects.filter(kid=kids[0]).exists()
+
+
+def test_a_stolen_key_ends_at_once(token: ApiToken) -> None:
+    pair = issue(token)
+    identity = grant_of_jwt(pair.access_token).principal.identity
+    call_command("rotate_jwt_key", at_once=True, stdout=io.StringIO())
+    assert identities_in_force([identity]) == set()
+    refused("invalid_token", lambda: grant_of_jwt(pair.access_token))
+    assert len(public_keys()) == 1
+    assert grant_of_jwt(issue(token).access_token).principal.api_token_id == token.pk
+
+
+def test_others_can_verify_with_the_public_keys_and_no_private_one_is_said(
+    token: ApiToken,
+) -> None:
+    pair = issue(token)
+    keys = public_keys()
+    assert [set(key) for key in keys] == [{"kty", "crv", "use", "alg", "kid", "x"}]
+    public = jwt.PyJWK.from_dict(keys[0])
+    found = jwt.decode(pair.access_token, public, ["EdDSA"], audience="nano-llm-api")
+    assert found["sub"] == f"api_token:{token.pk}"
+    _, key = signer()
+    stored = json.dumps([*JwtKey.objects.values()], default=str)
+    raw = key.private_bytes_raw()
+    assert raw.hex() not in stored
+    assert base64.urlsafe_b64encode(raw).decode().rstrip("=") not in stored
+
+
+def test_a_changed_secret_key_is_told_and_mended(token: ApiToken, settings: Any) -> None:
+    pair = issue(token)
+    settings.SECRET_KEY = "another" * 10
+    before = state()
+    with pytest.raises(Unavailable, match="rotate_jwt_key"):
+        issue(token)
+    assert state() == before
+    assert grant_of_jwt(pair.access_token).principal.api_token_id == token.pk
+    jwt_key_rotate(actor=SYSTEM)
+    issue(token)
+
+
+def test_it_is_checked_in_two_queries(token: ApiToken, django_assert_num_queries: Any) -> None:
+    text = issue(token).access_token
+    with django_assert_num_queries(2):
+        found: Principal = grant_of_jwt(text).principal
+    with django_assert_num_queries(2):  # it has no owner: nobody is to be asked about people
+        identities_in_force([found.identity])
