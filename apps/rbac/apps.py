@@ -10,6 +10,9 @@ class RbacConfig(AppConfig):
     verbose_name = "Access"
 
     def ready(self) -> None:
+        from apps.rbac import pruning
+
+        pruning.register()
         # After the last app that has models: before, not every permission is there.
         with_models = [each for each in apps.get_app_configs() if each.models_module is not None]
         post_migrate.connect(_roles_seed, sender=with_models[-1])

@@ -103,6 +103,15 @@ def test_the_commands_of_the_page_on_batches_answer(
     assert [json.loads(line)["custom_id"] for line in said.splitlines()] == ["a", "b"]
 
 
+def test_the_commands_of_the_page_on_access_answer(product: RunningProduct, tmp_path: Path) -> None:
+    source = examples("bash", page=ROOT / "docs/access.md")
+    said = run_example(product, tmp_path, "bash", "-euo", "pipefail", "-c", source)
+    models, revoked, keys = (json.loads(each) for each in said.replace("}{", "}\n{").splitlines())
+    assert "smollm2-135m-instruct" in {each["id"] for each in models["data"]}
+    assert revoked == {"revoked": True}
+    assert [each["crv"] for each in keys["keys"]] == ["Ed25519"]
+
+
 def test_every_other_command_exists() -> None:
     """Commands that install or stay in the foreground are not run here; that they are spelled
     right is known all the same."""
@@ -135,6 +144,7 @@ def test_every_other_command_exists() -> None:
         "CONTRIBUTING.md",
         "docs/architecture.md",
         "docs/adr/README.md",
+        "docs/access.md",
         "docs/api.md",
         "docs/ledger.md",
         "docs/responses-and-messages.md",

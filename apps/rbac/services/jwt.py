@@ -55,9 +55,10 @@ def token_pair_issue(
     if principal.api_token_id is None or principal.family_id is not None:
         raise PermissionDenied("Only an API key is exchanged for tokens.", code="api_key_required")
     now = timezone.now()
-    api_token = ApiToken.objects.select_related("tenant__plan", "owner").get(
-        pk=principal.api_token_id
-    )
+    tokens = ApiToken.objects.select_related("tenant__plan", "owner")
+    api_token = tokens.filter(pk=principal.api_token_id).first()
+    if api_token is None:
+        raise AuthenticationFailed
     fresh = principal_of_live(api_token, now=now)
     granted = _scopes_granted(fresh, scopes)
     families = TokenFamily.objects.filter(api_token=api_token)

@@ -20,8 +20,10 @@ from apps.core import pruning as core_pruning
 from apps.core.pruning import PruneOrder, rows_prune
 from apps.metering.models import Meter, UsageRecord
 from apps.metering.pruning import meters_past
+from apps.rbac.models import TokenFamily
 from apps.registry.services import import_lock
 from tests.factories import (
+    ApiTokenFactory,
     AuditEventFactory,
     BatchFactory,
     EngineProcessFactory,
@@ -33,6 +35,7 @@ from tests.factories import (
 pytestmark = pytest.mark.django_db
 
 NOTHING = """\
+{verb} 0 families of access tokens that are over
 {verb} 0 files and results of batches past FILES_KEEP_DAYS
 {verb} 0 half-written folders of imports
 {verb} 0 old logs
@@ -137,6 +140,13 @@ def populate(places: Path) -> UploadedFile:
     Session.objects.create(session_key="gone", expire_date=now - timedelta(seconds=1))
     Session.objects.create(session_key="live", expire_date=now + timedelta(hours=1))
     tenant = TenantFactory()
+    for name, age_days in (("gone", 31), ("stays", 29)):
+        TokenFamily.objects.create(
+            public_id=name,
+            api_token=ApiTokenFactory(tenant=tenant),
+            scopes=["inference"],
+            expires_at=now - timedelta(days=age_days),
+        )
     read = file_stored(places, age_days=31, tenant=tenant)
     BatchFactory(tenant=tenant, input_file_id=read.file_id)
     done = file_stored(places, age_days=31, tenant=tenant)
@@ -154,7 +164,7 @@ def populate(places: Path) -> UploadedFile:
 
 def state(places: Path) -> tuple[Any, ...]:
     files = sorted(str(path.relative_to(places)) for path in places.rglob("*"))
-    rows = (UsageRecord, AuditEvent, Meter, Session, UploadedFile)
+    rows = (UsageRecord, AuditEvent, Meter, Session, UploadedFile, TokenFamily)
     return files, [sorted(model.objects.values_list("pk", flat=True)) for model in rows]  # type: ignore[attr-defined]
 
 
@@ -177,6 +187,7 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
     assert [event.action for event in AuditEvent.objects.order_by("pk")][1:] == ["platform.pruned"]
     assert AuditEvent.objects.latest("pk").changes == {
         "keep_days": 30,
+        "families": 1,
         "files": 1,
         "imports": 1,
         "logs": 2,
@@ -185,6 +196,7 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
     }
     assert list(Meter.objects.values_list("period", flat=True)) == [f"{timezone.now():%Y-%m-%d}"]
     assert list(Session.objects.values_list("session_key", flat=True)) == ["live"]
+    assert list(TokenFamily.objects.values_list("public_id", flat=True)) == ["stays"]
     kept = set(UploadedFile.objects.values_list("file_id", flat=True))
     assert len(kept) == 2
     assert read.file_id in kept
