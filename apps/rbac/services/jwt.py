@@ -146,6 +146,7 @@ def jwt_key_rotate(*, actor: Actor, at_once: bool = False) -> JwtKey:
 
     at_once: for a key that others may have.
     """
+    list(JwtKey.objects.select_for_update().order_by("pk"))  # one after the other
     now = timezone.now()
     JwtKey.objects.filter(verifies_until__lte=now).delete()
     JwtKey.objects.filter(verifies_until=None).update(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from apps.metering.models import UsageRecord
 from apps.rbac import authentication
 from apps.rbac.models import ApiToken, TokenFamily
 from apps.rbac.services import api_token_revoke, jwt_key_rotate, token_family_revoke
+from apps.rbac.services import jwt as services
 from apps.tenants.services import tenant_update
 from tests.integration.gateway.conftest import chat
 from tests.integration.gateway.streams import closed_with, opened, receive, send, until
@@ -115,10 +117,11 @@ async def test_the_networks_of_the_api_token_hold(
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "network_not_allowed")
 
 
-async def test_a_second_use_asks_the_database_nothing(
+async def test_a_second_use_asks_the_database_nothing_until_the_token_expires(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair, asked = await exchanged(http), []
+    monkeypatch.setattr(services, "ACCESS_LIFE", timedelta(seconds=8))
+    pair, asked, now_s = await exchanged(http), [], 1000.0
     real = authentication.grant_of_jwt
 
     def counting(text: str) -> Any:
@@ -126,10 +129,13 @@ async def test_a_second_use_asks_the_database_nothing(
         return real(text)
 
     monkeypatch.setattr(authentication, "grant_of_jwt", counting)
-    cache = authentication.TokenCache()
+    cache = authentication.TokenCache(clock=lambda: now_s)
     first = await cache.authenticate(pair["access_token"])
     assert await cache.authenticate(pair["access_token"]) == first
     assert len(asked) == 1
+    now_s += 8.1  # without the bound it would be remembered for ten seconds
+    await cache.authenticate(pair["access_token"])
+    assert len(asked) == 2
 
 
 async def test_the_public_keys(http: httpx.AsyncClient, runtime: GatewayRuntime) -> None:
