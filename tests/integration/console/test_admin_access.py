@@ -1,5 +1,6 @@
 """The pages of users, tenants, routes and records: each goes through its service, or refuses."""
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -185,12 +186,16 @@ class TestTenants:
 
 
 class TestPlans:
-    FORM = {"name": "Team", "slug": "team", "weight": "2", "requests_per_minute": "30"}
+    FORM = {
+        "name": "Team", "slug": "team", "weight": "2", "requests_per_minute": "30",
+        "price_prompt": "0.5", "price_cached": "0", "price_completion": "1.25",
+    }  # fmt: skip
 
     def test_add_change_and_delete(self, admin_client: Client) -> None:
         admin_client.post(reverse("admin:tenants_plan_add"), self.FORM)
         plan = Plan.objects.get(slug="team")
         assert (plan.requests_per_minute, plan.tokens_per_day, plan.weight) == (30, None, 2.0)
+        assert (plan.price_prompt, plan.price_completion) == (Decimal("0.5"), Decimal("1.25"))
         form = {**self.FORM, "tokens_per_day": "1000", "requests_per_minute": ""}
         admin_client.post(reverse("admin:tenants_plan_change", args=[plan.pk]), form)
         plan.refresh_from_db()

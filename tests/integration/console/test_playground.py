@@ -14,10 +14,12 @@ from pytest_django.live_server_helper import LiveServer
 
 from apps.deployments.models import Deployment
 from apps.rbac.models import User
+from apps.tenants.models import Membership
 from tests.browser import Browser, chromium
 from tests.factories import (
     DeploymentFactory,
     EngineProcessFactory,
+    MembershipFactory,
     ModelVersionFactory,
     ReplicaFactory,
     RouteFactory,
@@ -31,7 +33,13 @@ MODELS = "/admin/playground/models/"
 
 
 @pytest.fixture
-def deployment() -> Deployment:
+def member(admin_user: User) -> Membership:
+    """Who belongs to no tenant can chat with nothing."""
+    return MembershipFactory(user=admin_user, role=None)
+
+
+@pytest.fixture
+def deployment(member: Membership) -> Deployment:
     version = ModelVersionFactory(context_length=8192)
     deployment = DeploymentFactory(model_version=version, n_replicas=1)
     RouteFactory(name="ready-model", deployment=deployment)
@@ -67,12 +75,21 @@ def test_models_tell_readiness_and_length(admin_client: Client, deployment: Depl
     }
 
 
-def test_models_cost_five_queries_however_many(
-    admin_client: Client, django_assert_num_queries: DjangoAssertNumQueries
+def test_models_are_for_members(admin_client: Client, member: Membership) -> None:
+    RouteFactory(name="everyones")
+    RouteFactory(name="hidden", is_restricted=True)
+    names = [each["name"] for each in admin_client.get(MODELS).json()["models"]]
+    assert names == ["everyones", "hidden"]  # a superuser uses every route
+    member.delete()
+    assert admin_client.get(MODELS).json() == {"models": []}
+
+
+def test_models_cost_six_queries_however_many(
+    admin_client: Client, member: Membership, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     for _ in range(20):
         RouteFactory()
-    with django_assert_num_queries(5):  # session, user, routes, replicas, deployments
+    with django_assert_num_queries(6):  # session, user, tenant, routes, replicas, deployments
         admin_client.get(MODELS)
 
 
