@@ -199,20 +199,20 @@ async def test_no_answer_crosses_tenants(http: httpx.AsyncClient, token: ApiToke
 
 
 async def test_of_twenty_at_once_one_runs(http: httpx.AsyncClient) -> None:
-    body = chat(max_tokens=64, ignore_eos=True)
+    body = chat(max_tokens=200, ignore_eos=True)
     answers = await asyncio.gather(*(http.post(CHAT, json=body) for _ in range(20)))
     said = sorted(each.headers[HEADER] for each in answers)
     assert (said[-1], said.count("miss")) == ("miss", 1)
     assert set(said[:-1]) <= {"coalesced", "hit"} and "coalesced" in said
     assert len({each.json()["choices"][0]["message"]["content"] for each in answers}) == 1
     rows = await ledger()
-    assert sorted(row.n_completion_tokens for row in rows) == [0] * 19 + [64]
+    assert sorted(row.n_completion_tokens for row in rows) == [0] * 19 + [200]
 
 
 async def test_one_that_leaves_ends_it_for_nobody_else(
     http: httpx.AsyncClient, runtime: GatewayRuntime
 ) -> None:
-    body = chat(max_tokens=300, ignore_eos=True)
+    body = chat(max_tokens=1500, ignore_eos=True)
     leader = asyncio.create_task(http.post(CHAT, json=body))
 
     async def runs() -> bool:
@@ -231,9 +231,9 @@ async def test_one_that_leaves_ends_it_for_nobody_else(
     response = await waiting[1]
     await asyncio.gather(leader, waiting[0], return_exceptions=True)
     assert response.headers[HEADER] == "coalesced"
-    assert response.json()["usage"]["completion_tokens"] == 300
+    assert response.json()["usage"]["completion_tokens"] == 1500
     made, kept = await ledger()
-    assert (made.outcome, made.n_completion_tokens, kept.is_from_cache) == ("completed", 300, True)
+    assert (made.outcome, made.n_completion_tokens, kept.is_from_cache) == ("completed", 1500, True)
     assert not runtime.runs
 
 
@@ -261,7 +261,7 @@ async def test_the_last_one_to_leave_ends_it_and_nothing_is_kept(
 async def test_those_who_waited_for_a_run_that_failed_run_themselves(
     http: httpx.AsyncClient, runtime: GatewayRuntime, token: ApiToken
 ) -> None:
-    body = chat(max_tokens=1500, ignore_eos=True)
+    body = chat(max_tokens=3500, ignore_eos=True)
     other = await database_hop(lambda: ApiTokenFactory(tenant=token.tenant))
     headers = {"Authorization": f"Bearer {other.secret}"}
     leader = asyncio.create_task(http.post(CHAT, json=body, headers=headers))
@@ -281,7 +281,7 @@ async def test_those_who_waited_for_a_run_that_failed_run_themselves(
     refused, answer = await leader, await waiter
     assert refused.status_code == 401
     assert (answer.status_code, answer.headers[HEADER]) == (200, "miss")
-    assert answer.json()["usage"]["completion_tokens"] == 1500
+    assert answer.json()["usage"]["completion_tokens"] == 3500
     assert not any(row.is_from_cache for row in await ledger())
 
 
