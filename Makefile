@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK := $(abspath $(BIN)/pip-compile) --quiet --generate-hashes --strip-extras --no-emit-index-url \
 	--no-emit-find-links --unsafe-package torch
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench bench-engine prove-serve prove-engine prove-api lock setup setup-dev kernels model clean
+.PHONY: help serve test check bench bench-engine prove-serve prove-engine prove-api prove-limits lock setup setup-dev kernels model clean
 
 help: ## show this
 	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]   set up and run everything"
@@ -77,6 +77,22 @@ prove-api: setup-dev model ## the API's proof: real clients, schemas, thousands 
 		tests/e2e/test_embeddings.py tests/faults/test_batch_worker_killed.py
 	$(BIN)/python -m benchmarks.proof var/prove-api.xml benchmarks/results/prove-api.json
 	PYTHONPATH=. $(BIN)/python -m benchmarks.engine.structured --rounds 10
+
+LIMITS_TESTS = tests/integration/rbac tests/integration/tenants tests/integration/metering \
+	tests/integration/isolation tests/integration/sign_in tests/integration/maintenance \
+	$(addprefix tests/integration/gateway/test_,limits.py revocation.py powers.py ledger.py \
+		prefix_isolation.py access_tokens.py idempotency.py idempotency_ends.py \
+		response_cache.py response_cache_tiers.py)
+
+prove-limits: setup-dev model ## the proof of tenants, access, limits and ledger, on SQLite and PostgreSQL
+	$(BIN)/pytest -m "" --junit-xml=var/prove-limits.xml -o junit_logging=system-out \
+		$(LIMITS_TESTS) tests/unit/metering tests/unit/core tests/e2e/test_ledger.py \
+		tests/e2e/test_operations.py tests/e2e/test_sign_in.py tests/faults/test_flooding_tenant.py
+	$(BIN)/python -m benchmarks.proof var/prove-limits.xml benchmarks/results/prove-limits.json
+	DATABASE_URL="$(POSTGRES_URL)" $(BIN)/pytest -m "" --database-only \
+		--junit-xml=var/prove-limits.xml -o junit_logging=system-out $(LIMITS_TESTS)
+	$(BIN)/python -m benchmarks.proof var/prove-limits.xml \
+		benchmarks/results/prove-limits-postgresql.json
 
 lock: setup-dev ## write requirements/*.txt anew from requirements/*.in
 	cd requirements && $(LOCK) --output-file base.txt base.in

@@ -139,6 +139,30 @@ class RunningProduct:
         return next(child for child in self.descendants() if word in child.cmdline())
 
 
+def in_django(product: RunningProduct, code: str, *arguments: str) -> str:
+    """Run code in the product's Django, in a process of its own; return what it prints."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("DJANGO_SETTINGS_MODULE", "DATABASE_URL", "MODELS_DIR")
+    }
+    prelude = (
+        "import os, sys; sys.path[:0] = ['.', 'platform']; "
+        "os.environ['DJANGO_SETTINGS_MODULE'] = 'config.settings.development'; "
+        "import django; django.setup()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + code, *arguments],
+        cwd=ROOT,
+        env={**inherited, "VAR": str(product.var)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -13,6 +13,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_safe
 from unfold.sites import UnfoldAdminSite
 
+from apps.console.access_review import access_review_urls
 from apps.console.account import account_urls
 from apps.console.forms import OwnPasswordForm
 from apps.console.playground import playground_urls
@@ -60,6 +61,7 @@ class ConsoleAdminSite(UnfoldAdminSite):
             *playground_urls(self),
             *account_urls(self),
             *request_urls(self),
+            *access_review_urls(self),
             *super().get_urls(),
         ]
 

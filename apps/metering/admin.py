@@ -16,9 +16,9 @@ from apps.core.access import access_in
 from apps.core.admin import ReadOnlyAdmin, display
 from apps.core.prices import currency_text
 from apps.core.scoped_admin import TenantScoped
+from apps.core.wording import duration_text
 from apps.metering.models import UsageRecord
 from apps.metering.views import ledger_urls
-from apps.metering.wording import duration_text
 from apps.tenants.selectors import tenant_choices, tenant_names
 
 # Filters look at these rows only, so that one that matches nothing costs no scan of the ledger.

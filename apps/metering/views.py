@@ -19,6 +19,7 @@ from django.views.decorators.http import require_http_methods, require_safe
 from apps.audit.selectors import actor_of
 from apps.core.access import access_in
 from apps.core.prices import currency_text
+from apps.core.wording import cell_text, duration_text
 from apps.metering.forms import ReconcileForm, UsageForm
 from apps.metering.histograms import percentile_ms
 from apps.metering.models import UsageRollup
@@ -33,7 +34,6 @@ from apps.metering.usage_report import (
     usage_rollups,
     usage_total,
 )
-from apps.metering.wording import cell_text, duration_text
 from apps.tenants.selectors import tenant_names
 
 LINES_PER_PAGE: Final = 100

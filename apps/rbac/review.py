@@ -1,7 +1,6 @@
 """The access review: who may do what, where, and why. Told from the rows that the checks read."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 from django.contrib.auth.models import Permission
@@ -10,29 +9,9 @@ from guardian.models import UserObjectPermissionBase
 
 from apps.rbac.models import ApiToken, Role, RoleGrant, User
 from apps.rbac.permissions import TENANT_PERMISSIONS, holders_of
-from apps.rbac.types import SCOPES, scope_permissions
+from apps.rbac.types import SCOPES, AccessEntry, scope_permissions
 
 EVERYTHING = "*"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccessEntry:
-    """One thing that somebody may do. where: ``everywhere``, ``tenant:slug`` or an object.
-    is_effective: not while they, the tenant or the token are switched off."""
-
-    kind: str
-    subject: str
-    permission: str
-    where: str
-    why: str
-    is_effective: bool
-
-    @classmethod
-    def columns(cls) -> list[str]:
-        return [each.name for each in fields(cls)]
-
-    def row(self) -> tuple[str | bool, ...]:
-        return astuple(self)
 
 
 def access_review(*, username: str = "", tenant_slug: str = "") -> Iterator[AccessEntry]:

@@ -16,6 +16,7 @@ from apps.core.limits import Limits
 from apps.core.prices import Prices
 from apps.rbac.models import ApiToken, TokenFamily, User
 from apps.rbac.permissions import held_by, holders_of
+from apps.rbac.review import access_review as access_review
 from apps.rbac.types import SCOPES, SECRET_MARK, USE_ROUTE, Identity, Principal, networks_of
 from apps.tenants.selectors import tenant_limits, tenant_of_user
 

@@ -1,7 +1,7 @@
 """Who a request comes from, as every door hands it to admission."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from datetime import datetime
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -96,3 +96,23 @@ class TokenPair:
     access_expires_at: datetime
     refresh_expires_at: datetime
     scopes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessEntry:
+    """One thing that somebody may do. where: ``everywhere``, ``tenant:slug`` or an object.
+    is_effective: not while they, the tenant or the token are switched off."""
+
+    kind: str
+    subject: str
+    permission: str
+    where: str
+    why: str
+    is_effective: bool
+
+    @classmethod
+    def columns(cls) -> list[str]:
+        return [each.name for each in fields(cls)]
+
+    def row(self) -> tuple[str | bool, ...]:
+        return astuple(self)

@@ -3,8 +3,6 @@ whole product gets them."""
 
 import asyncio
 import base64
-import subprocess
-import sys
 from functools import cache
 from typing import Any
 
@@ -15,8 +13,7 @@ import openai
 import pytest
 
 from tests.models import minilm_dir
-from tests.processes import ROOT
-from tests.serve import EMBEDDING_ENGINE, RunningProduct
+from tests.serve import EMBEDDING_ENGINE, RunningProduct, in_django
 from tests.waiting import wait_until, wait_until_async
 
 pytestmark = pytest.mark.e2e
@@ -180,31 +177,6 @@ else:
     in_django(product, code, "revoke")
     wait_until("the token to be refused", lambda: status() == 401)
     return secret
-
-
-def in_django(product: RunningProduct, code: str, *arguments: str) -> str:
-    import os
-
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("DJANGO_SETTINGS_MODULE", "DATABASE_URL", "MODELS_DIR")
-    }
-    prelude = (
-        "import os, sys; sys.path[:0] = ['.', 'platform']; "
-        "os.environ['DJANGO_SETTINGS_MODULE'] = 'config.settings.development'; "
-        "import django; django.setup()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", prelude + code, *arguments],
-        cwd=ROOT,
-        env={**inherited, "VAR": str(product.var)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 async def test_a_client_that_leaves_frees_the_engine_at_once(product: RunningProduct) -> None:

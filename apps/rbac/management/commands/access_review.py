@@ -8,7 +8,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from apps.rbac.review import AccessEntry, access_review
+from apps.core.wording import cell_text
+from apps.rbac.review import access_review
+from apps.rbac.types import AccessEntry
 
 
 class Command(BaseCommand):
@@ -26,4 +28,4 @@ class Command(BaseCommand):
             return
         writer = csv.writer(self.stdout, lineterminator="\n")
         writer.writerow(AccessEntry.columns())
-        writer.writerows(each.row() for each in entries)
+        writer.writerows([cell_text(str(value)) for value in each.row()] for each in entries)

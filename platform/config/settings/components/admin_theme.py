@@ -115,6 +115,10 @@ UNFOLD: dict[str, Any] = {
                     _list("Members", "badge", "tenants", "membership"),
                     _list("Users", "group", "rbac", "user"),
                     _list("Roles", "admin_panel_settings", "rbac", "role"),
+                    {
+                        **_page("Access review", "fact_check", "access_review"),
+                        "permission": lambda request: access_in(request).may("rbac.view_rolegrant"),
+                    },
                     _list("Sign-in", "passkey", "sign_in", "person"),
                     _list("Failed sign-ins", "lock_clock", "sign_in", "failedsignin"),
                     _list("API tokens", "key", "rbac", "apitoken"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from apps.metering.wording import cell_text, duration_text
+from apps.core.wording import cell_text, duration_text
 
 
 @pytest.mark.parametrize("mark", ["=", "+", "-", "@", "\t", "\r", "\n", " =", "\0=", "  @"])

@@ -1,4 +1,4 @@
-"""How pages and files of the ledger say times and texts."""
+"""How pages and files say times and texts."""
 
 from typing import Final
 
