@@ -239,8 +239,14 @@ def test_one_agent_a_var(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE) as first:
         lock = tmp_path / "agent.lock"
         asyncio.run(wait_until_async("the lock", lambda: lock.exists() and lock.read_text() != ""))
+        # One that ends with its parent would wait for a predecessor that drains.
         second = subprocess.run(
-            command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
+            command[:-1],
+            cwd=ROOT,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
         )
         assert second.returncode == 1
         assert f"another engine agent (pid {first.pid}) already works in" in second.stderr
