@@ -19,7 +19,7 @@ _KEPT: Final = 0.9
 # Tokens that take as long as a step's fixed part does, until steps have been measured.
 _DEFAULT_FIXED_TOKENS: Final = 8.0
 _MIN_FIXED_TOKENS: Final = 0.5
-_MAX_FIXED_TOKENS: Final = 64.0
+MAX_FIXED_TOKENS: Final = 64.0
 _STEPS_KEPT: Final = 0.98
 _NEWS: Final = 0.2
 
@@ -85,7 +85,7 @@ class StepCost:
         n, x, y, xx, xy = self._sums
         slope, intercept = n * xy - x * y, y * xx - x * xy  # both times n * xx - x * x
         if n * xx - x * x > n * n and slope > 0.0:  # else the sizes are too much alike
-            self.fixed_tokens = min(max(intercept / slope, _MIN_FIXED_TOKENS), _MAX_FIXED_TOKENS)
+            self.fixed_tokens = min(max(intercept / slope, _MIN_FIXED_TOKENS), MAX_FIXED_TOKENS)
 
     def worthwhile(self, chance: float, *, n_rows: int, most: int) -> int:
         """Return how many tokens each of ``n_rows`` should draft so that most come in a second.

@@ -7,10 +7,12 @@
    batch, a chunk to be had, and blocks for all of its tokens so far, those that the prefix cache
    knows shared; until then nobody else is. One that has forks needs a place for each: they start
    when its prompt's last token is computed.
-3. When a decode needs a block and none is free, the last in rank gives up all of its blocks and
+3. While one tenant floods and another asks for little, not everyone has a row in every step:
+   ``sharing`` says who.
+4. When a decode needs a block and none is free, the last in rank gives up all of its blocks and
    waits before all of its priority that were never admitted; it is computed again later, from the
    prefix cache if that still knows it. Rank is priority, then order of first admission.
-4. Prompt and answer of every request fit the pool, so the first in rank always goes on, and
+5. Prompt and answer of every request fit the pool, so the first in rank always goes on, and
    therefore each one ends. What waits beyond its deadline is given up; and should a step have
    nothing to compute although there is work, the one that is next is, so that the loop goes on.
 
@@ -33,6 +35,7 @@ from engine_service.scheduling.budget import StepBudget, has_prefill_room, share
 from engine_service.scheduling.drafting import Proposer, StepCost
 from engine_service.scheduling.request_queue import RequestQueue
 from engine_service.scheduling.sequence import Sequence, SequenceState
+from engine_service.scheduling.sharing import Sharing, Turn
 from engine_service.scheduling.speculation import Speculation, lengthen
 from engine_service.scheduling.standing import check_standing
 
@@ -70,6 +73,7 @@ class Scheduler:
         self.n_cached_tokens = 0
         cost = StepCost()
         self.speculation = Speculation(make_proposer, cost=cost)
+        self._sharing = Sharing(cost=cost, max_sequences=max_sequences)
         self._max_sequences = max_sequences
         self._max_batched_tokens = max_batched_tokens
         self._budget = StepBudget(
@@ -129,6 +133,7 @@ class Scheduler:
             sequence.expires_at_s = self._clock() + sequence.standing.deadline_s
         sequence.arrived_at_s = self._clock()
         self._waiting.append(sequence)
+        self._sharing.note(sequence, now_s=sequence.arrived_at_s)
 
     def schedule(self) -> Batch:
         """Choose the next step's rows; blocks for them are held when this returns.
@@ -139,7 +144,17 @@ class Scheduler:
         for sequence in self._waiting.expired(self._scheduled_at_s):
             if sequence.state is SequenceState.WAITING:  # else it went with one of its family
                 self._fail(sequence, DeadlineExceeded("the request waited beyond its deadline"))
-        rows, prefills = self._decode()
+        next_up = self._waiting.head() if self._waiting else None
+        turn = self._sharing.turn(self._running, next_up=next_up, now_s=self._scheduled_at_s)
+        rows = self._rows(turn)
+        if not rows and turn.left_out:  # the prompt that the others stood aside for has no room
+            rows = self._rows(Turn())
+        if not rows:
+            self._fail_stalled()
+        return Batch.of(rows, copies=self._tables.take_copies())
+
+    def _rows(self, turn: Turn) -> list[Row]:
+        rows, prefills = self._decode(turn)
         # Who finds no place in the batch gains nothing from a larger step.
         n_places = self._max_sequences - len(self._running)
         n_prompts = len(prefills) + min(len(self._waiting), n_places)
@@ -151,7 +166,7 @@ class Scheduler:
         )
         # A sequence preempted just now stays out: when it went nothing was free, and one of its
         # blocks is held since, so that it lacks at least one.
-        self._admit(prefills, budget=budget)
+        self._admit(prefills, turn=turn, budget=budget)
         self.suspect = None
         # Guesses come last: no prompt waits for a block that one of them holds.
         rows = [
@@ -159,10 +174,7 @@ class Scheduler:
             for row, draft in zip(rows, drafts, strict=True)
         ]
         shares = share_prefill(prefills, budget=budget)
-        rows += [self._row(sequence, n_new=n_new) for sequence, n_new in shares]
-        if not rows:
-            self._fail_stalled()
-        return Batch.of(rows, copies=self._tables.take_copies())
+        return rows + [self._row(sequence, n_new=n_new) for sequence, n_new in shares]
 
     def take_failures(self) -> list[Failure]:
         """Return those given up since the last call."""
@@ -239,8 +251,9 @@ class Scheduler:
         self.remove_family(sequence)
         return [block for block in blocks if not self.blocks.is_held(block)]
 
-    def _decode(self) -> tuple[list[Row], list[Sequence]]:
-        """Return the rows of all that decode, with room made for them, and those that prefill."""
+    def _decode(self, turn: Turn) -> tuple[list[Row], list[Sequence]]:
+        """Return the rows of those whose turn it is to decode, with room made for them, and who
+        prefills."""
         rows: list[Row] = []
         prefills: list[Sequence] = []
         for sequence in self.running:
@@ -248,8 +261,9 @@ class Scheduler:
                 break  # preempted for one before it, and so are all after it
             self.suspect = sequence
             if not sequence.is_decoding:
-                prefills.append(sequence)
-            elif self._make_room(sequence, n_new=1):
+                if turn.takes_prompt(sequence):
+                    prefills.append(sequence)
+            elif id(sequence) not in turn.left_out and self._make_room(sequence, n_new=1):
                 rows.append(self._row(sequence, n_new=1))
         return rows, [seq for seq in prefills if seq.state is SequenceState.RUNNING]
 
@@ -266,14 +280,16 @@ class Scheduler:
             insort(self._running, fork, key=_rank)
         return Row(sequence=sequence, n_computed=sequence.n_computed, n_new=n_new, forks=forks)
 
-    def _admit(self, prefills: list[Sequence], *, budget: int) -> None:
+    def _admit(self, prefills: list[Sequence], *, turn: Turn, budget: int) -> None:
         """Admit while the next in the queue can be; who is admitted joins ``prefills`` by rank."""
         n_places = self._max_sequences - len(self._running)
         n_places -= sum(len(sequence.pending_forks) for sequence in prefills)
         while self._waiting:
             self.suspect = sequence = self._waiting.head()
             n_places -= 1 + len(sequence.pending_forks)
-            if n_places < 0:
+            if n_places < 0 or not self._sharing.may_enter(sequence, running=self._running):
+                break
+            if not turn.takes_prompt(sequence):
                 break
             known = self._tables.known_blocks(sequence)
             n_uncomputed = len(sequence) - len(known) * self.blocks.block_size

@@ -37,6 +37,7 @@ class Sequence:
     seniority: number of its first admission, kept when it is preempted. expires_at_s: when it is
     to be given up if it waits then, on the scheduler's clock.
     cache_tags: by which the blocks that it leaves in the prefix cache can be purged.
+    stepped_at: number of the last step in which it decoded while not everyone could.
     n_scored: first tokens of the prompt whose logits have been looked at, for prompt_logprobs.
     """
 
@@ -64,6 +65,7 @@ class Sequence:
         "seniority",
         "standing",
         "state",
+        "stepped_at",
         "token_ids",
     )
 
@@ -96,6 +98,7 @@ class Sequence:
         self.standing = standing
         self.seniority: int | None = None
         self.arrived_at_s = 0.0
+        self.stepped_at = 0
         self.expires_at_s = math.inf
         self.state = SequenceState.WAITING
         self.block_table: list[int] = []
