@@ -23,56 +23,60 @@ _ANY_OBJECT: Final[dict[str, Any]] = {"type": "object"}
 class GrammarMask:
     """A ``TokenMask`` that follows one answer through a grammar."""
 
-    def __init__(self, matcher: LLMatcher, *, param: str, n_bytes: int) -> None:
+    def __init__(self, matcher: LLMatcher, *, param: str, spec: TokenizerSpec) -> None:
         self.param = param
         self._matcher = matcher
-        self._n_bytes = n_bytes
-        # Behind which draft, and the masks.
-        self._made: tuple[tuple[int, ...], list[bytes]] | None = None
+        self._spec = spec
+        self._made: dict[tuple[int, ...], bytes] = {}
 
     def accept(self, token_id: int) -> None:
-        self._made = None
+        self._made.clear()
         if not self._matcher.consume_token(token_id):
             raise EngineError(f"token {token_id} is not in the grammar")
 
     def fork(self) -> "GrammarMask":
-        return GrammarMask(self._matcher.deep_copy(), param=self.param, n_bytes=self._n_bytes)
+        return GrammarMask(self._matcher.deep_copy(), param=self.param, spec=self._spec)
 
-    def allowed(self, draft: SequenceOf[int] = ()) -> list[bytes]:
-        draft = tuple(draft)
-        if self._made is None or self._made[0] != draft:
-            self._made = draft, self._masks(draft)
-        return self._made[1]
+    def allowed(self, behind: SequenceOf[int] = ()) -> bytes:
+        behind = tuple(behind)
+        if behind not in self._made:
+            self._made[behind] = self._mask(behind)
+        return self._made[behind]
 
     def forced(self) -> list[int]:
         return self._matcher.compute_ff_tokens()
 
     def n_allowed(self, token_ids: SequenceOf[int]) -> int:
-        return self._matcher.validate_tokens(list(token_ids))
+        n_valid: int = self._matcher.validate_tokens(list(token_ids))
+        # The library says of no token that ends an answer that it may come.
+        if n_valid < len(token_ids) and token_ids[n_valid] in self._spec.eos_token_ids:
+            return n_valid + self._may_end(token_ids[:n_valid])
+        return n_valid
 
-    def _masks(self, draft: tuple[int, ...]) -> list[bytes]:
-        masks = [self._mask(self._matcher)]
-        if self._matcher.is_error():
+    def _may_end(self, behind: SequenceOf[int]) -> bool:
+        return self._matcher_behind(behind).is_accepting()
+
+    def _mask(self, behind: SequenceOf[int]) -> bytes:
+        matcher = self._matcher_behind(behind)
+        mask = matcher.compute_bitmask()
+        if matcher.is_error():
             # It held at the first token: what the answer has become is too much for it.
             raise RequestError(
                 f"{self.param} became too complex to follow.",
                 code="grammar_too_complex",
                 param=self.param,
             )
-        if draft:
-            # A copy, because one that fails behind a wrong guess is of no use any more.
-            ahead = self._matcher.deep_copy()
-            for token_id in draft:
-                if ahead.try_consume_tokens([token_id]) < 1:
-                    break
-                masks.append(self._mask(ahead))
-                if ahead.is_error():
-                    return masks[:-1]
-        return masks
-
-    def _mask(self, matcher: LLMatcher) -> bytes:
         # The library's may have a word more than there are tokens.
-        return matcher.compute_bitmask()[: self._n_bytes]
+        return mask[: n_mask_bytes(self._spec.vocab_size)]
+
+    def _matcher_behind(self, token_ids: SequenceOf[int]) -> LLMatcher:
+        if not token_ids:
+            return self._matcher
+        # A copy, because one that has taken a wrong guess is of no use any more.
+        matcher = self._matcher.deep_copy()
+        if matcher.try_consume_tokens(list(token_ids)) < len(token_ids):
+            raise EngineError("a drafted token is not in the grammar")
+        return matcher
 
 
 class Constraint(Protocol):
@@ -81,13 +85,13 @@ class Constraint(Protocol):
 
 
 class _Compiled:
-    def __init__(self, matcher: LLMatcher, *, param: str, n_bytes: int) -> None:
+    def __init__(self, matcher: LLMatcher, *, param: str, spec: TokenizerSpec) -> None:
         self._matcher = matcher
         self._param = param
-        self._n_bytes = n_bytes
+        self._spec = spec
 
     def mask(self) -> GrammarMask:
-        return GrammarMask(self._matcher.deep_copy(), param=self._param, n_bytes=self._n_bytes)
+        return GrammarMask(self._matcher.deep_copy(), param=self._param, spec=self._spec)
 
 
 class GrammarCompiler:
@@ -124,11 +128,7 @@ class GrammarCompiler:
             return None
         grammar = answer_grammar(schema=schema, calls=calls, reasoning=reasoning)
         param = output_format.param if output_format is not None else "tools"
-        return _Compiled(
-            self._matcher(grammar, param=param),
-            param=param,
-            n_bytes=n_mask_bytes(self._spec.vocab_size),
-        )
+        return _Compiled(self._matcher(grammar, param=param), param=param, spec=self._spec)
 
     def tokenizer(self) -> LLTokenizer:
         """Return what knows the bytes of each token; the first call takes 0.2 s."""

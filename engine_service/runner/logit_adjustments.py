@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine_service.errors import EngineError, RequestError
+from engine_service.errors import EngineError
 from engine_service.protocol import SamplingParams
-from engine_service.runner.masking import forbid, read_masks
-from engine_service.runner.sample_row import SampleRow
+from engine_service.runner.masking import forbid, no_token_allowed, read_masks
+from engine_service.runner.sample_row import SampleRow, mask_comes_first
 from engine_service.scheduling.sampling_state import SamplingState, is_penalized
 
 
@@ -42,12 +42,14 @@ def adjust(logits: Tensor, *, rows: SequenceOf[AdjustedRow]) -> dict[int, Engine
 
     In order: repetition penalty over prompt and answer (Keskar et al. 2019,
     https://arxiv.org/abs/1909.05858), frequency and presence penalty over the answer, bias, what
-    ``min_tokens`` forbids, mask.
+    ``min_tokens`` forbids, mask where it comes first.
     """
     _penalize(logits, rows=[each for each in rows if is_penalized(each.params)])
     _add_bias(logits, rows=[each for each in rows if each.params.logit_bias])
     early = [each for each in rows if each.is_early]
-    masked = [each for each in rows if each.state.mask is not None]
+    masked = [
+        each for each in rows if each.state.mask is not None and mask_comes_first(each.params)
+    ]
     if not (early or masked):
         return {}
     # Of all rows, because picking some copies them, which takes ten times as long.
@@ -62,11 +64,7 @@ def adjust(logits: Tensor, *, rows: SequenceOf[AdjustedRow]) -> dict[int, Engine
     params |= {each.index: each.state.mask.param for each in masked if each.state.mask is not None}
     for index, param in params.items():
         if was_usable[index] and is_empty[index] and index not in errors:
-            errors[index] = RequestError(
-                f"{param} leaves no token that may come next.",
-                code="no_token_allowed",
-                param=param,
-            )
+            errors[index] = no_token_allowed(param)
     return errors
 
 

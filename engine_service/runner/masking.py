@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine_service.errors import EngineError
+from engine_service.errors import EngineError, RequestError
 from engine_service.runner.sample_row import SampleRow
 from engine_service.scheduling.token_mask import n_mask_bytes
 
@@ -56,12 +56,16 @@ def forbid(logits: Tensor, *, masks: Mapping[int, _Bytes]) -> None:
         )[:, : logits.shape[-1]]
 
 
+def no_token_allowed(param: str) -> RequestError:
+    return RequestError(
+        f"{param} leaves no token that may come next.", code="no_token_allowed", param=param
+    )
+
+
 def _read(row: SampleRow, *, n_bytes: int) -> _Bytes:
     assert row.state is not None and row.state.mask is not None
-    masks = row.state.mask.allowed(row.draft)
-    if row.n_ahead >= len(masks):
-        raise EngineError("there is no mask behind a drafted token")
-    mask = np.frombuffer(masks[row.n_ahead], dtype=np.uint8)
+    allowed = row.state.mask.allowed(row.draft[: row.n_ahead])
+    mask = np.frombuffer(allowed, dtype=np.uint8)
     if mask.shape != (n_bytes,):
         raise EngineError(f"the mask of allowed tokens is not {n_bytes} bytes long")
     return mask

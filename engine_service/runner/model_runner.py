@@ -13,7 +13,7 @@ from engine_service.errors import EngineError
 from engine_service.protocol import TokenLogprob
 from engine_service.runner.executors import Executor
 from engine_service.runner.logprobs import score_prompt
-from engine_service.runner.sample_row import SampleRow
+from engine_service.runner.sample_row import SampleRow, mask_comes_first
 from engine_service.runner.sampler import Samples, sample
 from engine_service.scheduling.batch import Batch, Row
 from engine_service.scheduling.sequence import Sequence
@@ -52,9 +52,9 @@ class ModelRunner:
     def forward(self, batch: Batch) -> Tensor:
         """Compute a batch; return the float32 logits of ``batch.logit_places()``.
 
-        Meanwhile the masks for sampling from it are made, on a thread of their own.
+        Meanwhile the masks that sampling will ask for are made, on a thread of their own.
         """
-        masked = [row for row in batch.rows if row.is_sampled and _has_mask(row.sequence)]
+        masked = [row for row in batch.rows if row.is_sampled and _needs_mask(row.sequence)]
         masks = self._masks.submit(_make_masks, masked) if masked else None
         if batch.copies:
             self._executor.copy(batch.copies)
@@ -94,8 +94,9 @@ class ModelRunner:
         self._executor.clear(blocks)
 
 
-def _has_mask(sequence: Sequence) -> bool:
-    return sequence.sampling_state is not None and sequence.sampling_state.mask is not None
+def _needs_mask(sequence: Sequence) -> bool:
+    state = sequence.sampling_state
+    return state is not None and state.mask is not None and mask_comes_first(sequence.sampling)
 
 
 def _make_masks(rows: SequenceOf[Row]) -> None:
@@ -106,7 +107,8 @@ def _make_masks(rows: SequenceOf[Row]) -> None:
             with contextlib.suppress(Exception):
                 if state is not None and state.mask is not None:
                     state.catch_up(sequence.token_ids)
-                    state.mask.allowed(row.draft)
+                    for n_ahead in range(1 + len(row.draft)):
+                        state.mask.allowed(row.draft[:n_ahead])
 
 
 def _split(logits: Tensor, *, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,9 @@ looked at only in their rows.
 """
 
 import logging
+from collections.abc import Collection
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from engine_service.errors import EngineError
 from engine_service.protocol import TokenLogprob
 from engine_service.runner.logit_adjustments import AdjustedRow, adjust
 from engine_service.runner.logprobs import token_logprobs
+from engine_service.runner.redrawing import forbid_refused, held_rows, refused_rows
 from engine_service.runner.sample_row import SampleRow
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ def sample(logits: Tensor, *, rows: SequenceOf[SampleRow]) -> Samples:
     logprobs = logits[wanted].log_softmax(dim=-1) if wanted else None
     errors = _adjust(logits, rows=rows)
     token_ids = _choose(logits, rows=rows)
+    errors |= _redraw(logits, rows=rows, token_ids=token_ids, failed=errors.keys())
     for i in errors:
         token_ids[i] = None
     if logprobs is None:
@@ -80,6 +83,30 @@ def _adjust(logits: Tensor, *, rows: SequenceOf[SampleRow]) -> dict[int, EngineE
             continue
         adjusted.append(AdjustedRow(i, row, row.state))
     return errors | adjust(logits, rows=adjusted) if adjusted else errors
+
+
+def _redraw(
+    logits: Tensor,
+    *,
+    rows: SequenceOf[SampleRow],
+    token_ids: list[int | None],
+    failed: Collection[int],
+) -> dict[int, EngineError]:
+    """Draw again where a mask refuses what was drawn; return what must fail instead, by row."""
+    errors: dict[int, EngineError] = {}
+    to_check = [i for i in held_rows(rows) if i not in failed]
+    while refused := refused_rows(rows, token_ids=token_ids, to_check=to_check):
+        again = [replace(rows[i], is_again=True) for i in refused]
+        remaining = logits[refused]
+        for place, error in forbid_refused(remaining, rows=again).items():
+            errors[refused[place]] = error
+        for i, token_id in zip(refused, _choose(remaining, rows=again), strict=True):
+            token_ids[i] = token_id
+        # Behind what was drawn now stands another draw only where this is the guess.
+        to_check = [
+            i + 1 for i in refused if token_ids[i] is not None and token_ids[i] == rows[i].drafted
+        ]
+    return errors
 
 
 def _choose(logits: Tensor, *, rows: SequenceOf[SampleRow]) -> list[int | None]:

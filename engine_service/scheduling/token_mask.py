@@ -26,12 +26,12 @@ class TokenMask(Protocol):
     def fork(self) -> "TokenMask":
         """Return one that follows another answer to the same prompt; called before any token."""
 
-    def allowed(self, draft: Sequence[int] = ()) -> Sequence[Mask]:
-        """Return the masks over the next token and over the one behind each token of ``draft``.
+    def allowed(self, behind: Sequence[int] = ()) -> Mask:
+        """Return the mask over the next token; over the one behind ``behind``, were those next.
 
-        The first, and those of the others that stand behind allowed tokens and can be made. Each
-        is ``n_mask_bytes`` long; token ``i`` is bit ``i % 8`` of byte ``i // 8``, 1 allows it. Bits
-        past the vocabulary are ignored. The bytes must hold still until the next ``accept``.
+        It is ``n_mask_bytes`` long; token ``i`` is bit ``i % 8`` of byte ``i // 8``, 1 allows it.
+        Bits past the vocabulary are ignored. The bytes must hold still until the next ``accept``.
+        Raises where ``behind`` is not allowed itself.
         """
 
     def forced(self) -> Sequence[int]:
@@ -39,4 +39,5 @@ class TokenMask(Protocol):
         none where there is a choice. Others may spell the same: these are only likely."""
 
     def n_allowed(self, token_ids: Sequence[int]) -> int:
-        """Return how many of ``token_ids`` may come next, one after the other."""
+        """Return how many of ``token_ids`` may come next, one after the other: as many as the
+        masks behind each other allow, at a fraction of their cost."""

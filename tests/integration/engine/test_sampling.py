@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from engine_service.backends.native import NativeBackend
 from engine_service.config import EngineConfig
 from engine_service.errors import RequestError
 from engine_service.protocol import SamplingParams, TokenLogprob
+from tests.masks import ListedMask
 from tests.models import random_llama_dir
 
 VOCAB = 320
@@ -70,35 +70,10 @@ def prompt_logprobs(outputs: list[SequenceOutput]) -> list[TokenLogprob]:
     return [entry for output in outputs for entry in output.prompt_logprobs]
 
 
-class CountingMask:
+def multiples(divisor: int, *, n_most: int = 1000) -> ListedMask:
     """Allows the multiples of ``divisor``, and nothing more after ``n_most`` tokens."""
-
-    param = "response_format"
-
-    def __init__(self, *, divisor: int, n_most: int = 1000) -> None:
-        self.divisor = divisor
-        self.n_most = n_most
-        self.seen: list[int] = []
-
-    def accept(self, token_id: int) -> None:
-        self.seen.append(token_id)
-
-    def allowed(self, draft: SequenceOf[int] = ()) -> list[bytes]:
-        return [self._mask(len(self.seen) + i) for i in range(1 + len(draft))]
-
-    def forced(self) -> list[int]:
-        return []
-
-    def n_allowed(self, token_ids: SequenceOf[int]) -> int:
-        wrong = (i for i, token_id in enumerate(token_ids) if token_id % self.divisor)
-        return next(wrong, len(token_ids))
-
-    def _mask(self, n_seen: int) -> bytes:
-        words = bytearray(-(-VOCAB // 32) * 4)
-        if n_seen < self.n_most:
-            for token_id in range(0, VOCAB, self.divisor):
-                words[token_id // 8] |= 1 << token_id % 8
-        return bytes(words)
+    ids = range(0, VOCAB, divisor)
+    return ListedMask(lambda n_seen: ids if n_seen < n_most else (), vocab_size=VOCAB)
 
 
 def test_a_stop_token_ends_the_answer_and_min_tokens_keeps_it_away(model_dir: Path) -> None:
@@ -157,7 +132,7 @@ def test_preemption_in_the_middle_changes_nothing(model_dir: Path) -> None:
             frequency_penalty=0.7,
             repetition_penalty=1.2,
             min_p=0.01,
-            mask=CountingMask(divisor=2),
+            mask=multiples(2),
         )
 
     alone = run(make_backend(model_dir), wanted())[0]
@@ -168,7 +143,7 @@ def test_preemption_in_the_middle_changes_nothing(model_dir: Path) -> None:
     assert busy.stats().n_preemptions > 0
     assert tokens(outputs) == tokens(alone)
     assert all(token_id % 2 == 0 for token_id in tokens(outputs))
-    assert isinstance(request.mask, CountingMask)
+    assert isinstance(request.mask, ListedMask)
     assert request.mask.seen == tokens(outputs)[:-1]
     assert [entry.token_id for entry in prompt_logprobs(outputs)] == list(range(2, 21))
 
@@ -176,7 +151,7 @@ def test_preemption_in_the_middle_changes_nothing(model_dir: Path) -> None:
 def test_a_mask_that_forbids_everything_ends_its_request_alone(model_dir: Path) -> None:
     backend = make_backend(model_dir)
     alone = tokens(run(backend, make_request(0))[0])
-    outputs = run(backend, make_request(1, mask=CountingMask(divisor=3, n_most=4)), make_request(2))
+    outputs = run(backend, make_request(1, mask=multiples(3, n_most=4)), make_request(2))
     assert len(tokens(outputs[1])) == 4
     last = outputs[1][-1]
     assert isinstance(last.error, RequestError)

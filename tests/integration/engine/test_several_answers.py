@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from engine_service.config import EngineConfig
 from engine_service.errors import DeadlineExceeded, EngineError, RequestError
 from engine_service.protocol import NO_STANDING, SamplingParams, Standing
 from engine_service.scheduling.sequence import seed_of_choice
+from tests.masks import ListedMask
 from tests.models import random_llama_dir
 
 PROMPT = range(1, 21)  # one block of 16 and a part of another
@@ -128,35 +128,11 @@ def test_greedy_answers_are_all_the_same(model_dir: Path) -> None:
     assert len({tuple(tokens(answer)) for answer in answers.values()}) == 1
 
 
-class EvenMask:
-    """Allows the even ids, and counts."""
-
-    param = "response_format"
-
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-        self.forks: list[EvenMask] = []
-
-    def fork(self) -> "EvenMask":
-        self.forks.append(EvenMask())
-        return self.forks[-1]
-
-    def accept(self, token_id: int) -> None:
-        self.seen.append(token_id)
-
-    def allowed(self, draft: SequenceOf[int] = ()) -> list[bytes]:
-        return [b"\x55" * 40] * (1 + len(draft))
-
-    def forced(self) -> list[int]:
-        return []
-
-    def n_allowed(self, token_ids: SequenceOf[int]) -> int:
-        return next((i for i, each in enumerate(token_ids) if each % 2), len(token_ids))
-
-
 def test_each_answer_has_its_own_mask(model_dir: Path) -> None:
-    mask = EvenMask()
-    answers = run(make_backend(model_dir), make_request(0, n=3, mask=mask))
+    backend = make_backend(model_dir)
+    vocab_size = backend.info.vocab_size
+    mask = ListedMask(lambda n_seen: range(0, vocab_size, 2), vocab_size=vocab_size)
+    answers = run(backend, make_request(0, n=3, mask=mask))
     for index, own in enumerate((mask, *mask.forks)):
         answer = tokens(answers[0, index])
         assert own.seen == answer[:-1]
@@ -212,9 +188,8 @@ def test_a_failing_step_ends_the_request_once(
 
 
 def test_an_answer_without_a_token_fails_the_request_once(model_dir: Path) -> None:
-    mask = EvenMask()
-    mask.allowed = lambda draft=(): [bytes(40)]  # type: ignore[method-assign]
     backend = make_backend(model_dir)
+    mask = ListedMask(lambda n_seen: (), vocab_size=backend.info.vocab_size)
     other = make_request(1, prompt=range(50, 60))
     outputs = run(backend, make_request(0, n=3, mask=mask), other)
     (failed,) = [output for (key, _), found in outputs.items() if key == 0 for output in found]

@@ -17,8 +17,8 @@ from engine_service.protocol import SamplingParams
 from engine_service.runner.model_runner import ModelRunner
 from engine_service.scheduling.batch import Batch, Row
 from engine_service.scheduling.sequence import Sequence
-from engine_service.scheduling.token_mask import n_mask_bytes
 from tests.compiled import best_kernels
+from tests.masks import ListedMask
 from tests.models import random_llama_dir
 
 PASSAGE = tuple(range(40, 52))
@@ -138,41 +138,10 @@ def test_tokens_and_logprobs_are_those_without_it(model_dir: Path, kv_cache_toke
     assert kv_cache_tokens > 256 or backend.stats().n_preemptions > 0
 
 
-class Alternating:
-    """Leaves no choice at every second place, where it wants the token 7."""
-
-    param = "response_format"
-
-    def __init__(self, vocab_size: int, n_seen: int = 0) -> None:
-        self._vocab_size = vocab_size
-        self._n_seen = n_seen
-
-    def accept(self, token_id: int) -> None:
-        self._n_seen += 1
-
-    def fork(self) -> "Alternating":
-        return Alternating(self._vocab_size, self._n_seen)
-
-    def allowed(self, draft: SequenceOf[int] = ()) -> list[bytes]:
-        return [self._mask(self._n_seen + i) for i in range(1 + len(draft))]
-
-    def forced(self) -> list[int]:
-        return [7] if self._n_seen % 2 else []
-
-    def n_allowed(self, token_ids: SequenceOf[int]) -> int:
-        for i, token_id in enumerate(token_ids):
-            if (self._n_seen + i) % 2 and token_id != 7:
-                return i
-        return len(token_ids)
-
-    def _mask(self, n_seen: int) -> bytes:
-        size = n_mask_bytes(self._vocab_size)
-        return (1 << 7).to_bytes(size, "little") if n_seen % 2 else b"\xff" * size
-
-
 def test_forced_tokens_are_drafted_and_change_no_token(model_dir: Path) -> None:
     def masked(backend: NativeBackend) -> list[EngineRequest]:
-        mask = Alternating(backend.info.vocab_size)
+        every = range(backend.info.vocab_size)  # and at every second place no choice but 7
+        mask = ListedMask(lambda n_seen: (7,) if n_seen % 2 else every, vocab_size=len(every))
         return [
             replace(request, mask=mask.fork())
             for request in (

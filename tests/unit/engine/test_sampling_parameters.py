@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from engine_service.errors import EngineError, RequestError
 from engine_service.protocol import SamplingParams
-from engine_service.runner.sample_row import SampleRow
+from engine_service.runner.sample_row import SampleRow, mask_comes_first
 from engine_service.runner.sampler import Samples, sample
 from engine_service.scheduling.sampling_state import SamplingState
+from tests.masks import ListedMask
 
 EOS = 3
 VOCAB = 37
@@ -21,24 +22,8 @@ PROMPT = (5, 1, 5, 8, 30)
 ANSWER = (8, 9, 9, 5, 9)
 
 
-class ListedMask:
-    """Allows what a list says; ``seen`` keeps what it was told."""
-
-    param = "response_format"
-
-    def __init__(self, allowed: set[int], *, vocab_size: int = VOCAB) -> None:
-        words = bytearray(-(-vocab_size // 32) * 4)
-        for token_id in allowed:
-            words[token_id // 8] |= 1 << token_id % 8
-        self.words: bytes | bytearray = words
-        self.ids = allowed
-        self.seen: list[int] = []
-
-    def accept(self, token_id: int) -> None:
-        self.seen.append(token_id)
-
-    def allowed(self, draft: Sequence[int] = ()) -> list[bytes | bytearray]:
-        return [self.words] * (1 + len(draft))
+def listed(allowed: Collection[int], *, vocab_size: int = VOCAB) -> ListedMask:
+    return ListedMask(lambda n_seen: allowed, vocab_size=vocab_size)
 
 
 def make_row(
@@ -130,12 +115,12 @@ def random_logits(n_rows: int, *, n_columns: int = VOCAB, seed: int = 5) -> Tens
 
 def test_logits_are_adjusted_as_defined_in_a_mixed_batch() -> None:
     picker = random.Random(2)
-    masks = [
-        ListedMask(set(picker.sample(range(VOCAB), 12))) if i % 3 == 0 else None
-        for i in range(2 * len(CASES))
+    lists = [
+        set(picker.sample(range(VOCAB), 12)) if i % 3 == 0 else None for i in range(2 * len(CASES))
     ]
     rows = [
-        make_row(mask=mask, **case) for mask, case in zip(masks, CASES + CASES[::-1], strict=True)
+        make_row(mask=None if ids is None else listed(ids), **case)
+        for ids, case in zip(lists, CASES + CASES[::-1], strict=True)
     ]
     logits = random_logits(len(rows))
     adjusted = logits.clone()
@@ -143,22 +128,26 @@ def test_logits_are_adjusted_as_defined_in_a_mixed_batch() -> None:
     assert samples.errors == {}
     n_untouched = 0
     for i, row in enumerate(rows):
-        mask = masks[i]
-        wanted = reference_logits(
-            logits[i].tolist(), row.params, allowed=None if mask is None else mask.ids
-        )
-        assert adjusted[i].tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+        wanted = reference_logits(logits[i].tolist(), row.params, allowed=lists[i])
         assert samples.token_ids[i] in reference_probabilities(wanted, row.params)
+        if not mask_comes_first(row.params):
+            wanted = reference_logits(logits[i].tolist(), row.params)
+        assert adjusted[i].tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
         if row.state is None:
             n_untouched += 1
             assert torch.equal(adjusted[i], logits[i])
     assert n_untouched == 10
 
 
-def test_greedy_takes_the_best_of_the_adjusted() -> None:
-    rows = [make_row(**{**case, "temperature": 0.0}) for case in CASES]
+@pytest.mark.parametrize("allowed", [None, set(range(1, VOCAB, 3)), {35}])
+def test_greedy_takes_the_best_of_the_adjusted(allowed: set[int] | None) -> None:
+    mask = None if allowed is None else listed(allowed)
+    rows = [make_row(mask=mask, **{**case, "temperature": 0.0}) for case in CASES]
     logits = random_logits(len(rows))
-    wanted = [reference_logits(logits[i].tolist(), row.params) for i, row in enumerate(rows)]
+    wanted = [
+        reference_logits(logits[i].tolist(), row.params, allowed=allowed)
+        for i, row in enumerate(rows)
+    ]
     chosen = sample(logits.clone(), rows=rows).token_ids
     assert chosen == [values.index(max(values)) for values in wanted]
     assert chosen != logits.argmax(dim=-1).tolist()
@@ -189,10 +178,15 @@ def assert_follows(drawn: list[int | None], expected: dict[int, float]) -> None:
     assert statistic < limit
 
 
-def draw(params: dict[str, Any], *, n_draws: int) -> None:
+def draw(
+    params: dict[str, Any], *, n_draws: int, allowed: set[int] | None = None, shift: float = 0.0
+) -> None:
+    """shift: by how much what is allowed is less likely."""
     logits = random_logits(1)
+    if allowed is not None:
+        logits[0, sorted(allowed)] -= shift
     drawn: list[int | None] = []
-    row = make_row(**params)
+    row = make_row(mask=None if allowed is None else listed(allowed), **params)
     for start in range(0, n_draws, 5000):
         rows = [
             SampleRow(
@@ -206,13 +200,21 @@ def draw(params: dict[str, Any], *, n_draws: int) -> None:
         ]
         drawn += sample(logits.repeat(5000, 1), rows=rows).token_ids
     assert len(drawn) == n_draws
-    wanted = reference_logits(logits[0].tolist(), row.params)
+    wanted = reference_logits(logits[0].tolist(), row.params, allowed=allowed)
     assert_follows(drawn, reference_probabilities(wanted, row.params))
 
 
 @pytest.mark.parametrize("params", CASES)
 def test_draws_follow_the_exact_probabilities(params: dict[str, Any]) -> None:
     draw(params, n_draws=20_000)
+
+
+@pytest.mark.parametrize("shift", [0.0, 200.0])
+@pytest.mark.parametrize("params", CASES)
+def test_held_draws_follow_the_probabilities_of_what_is_allowed(
+    params: dict[str, Any], shift: float
+) -> None:
+    draw(params, n_draws=5_000, allowed=set(range(0, VOCAB, 3)), shift=shift)
 
 
 @pytest.mark.prove
@@ -229,7 +231,7 @@ def test_a_row_is_bit_for_bit_the_same_alone_and_in_any_company() -> None:
         return [
             make_row(
                 seed=i,
-                mask=ListedMask(set(range(0, 3001, 3)), vocab_size=3001) if i % 4 == 0 else None,
+                mask=listed(set(range(0, 3001, 3)), vocab_size=3001) if i % 4 == 0 else None,
                 **{"logprobs": i % 22 - 1 if i % 22 else None, **CASES[i % len(CASES)]},
             )
             for i in range(n_rows)
@@ -248,7 +250,7 @@ def test_a_row_is_bit_for_bit_the_same_alone_and_in_any_company() -> None:
 
 def test_a_state_that_catches_up_late_knows_the_same() -> None:
     params = SamplingParams(repetition_penalty=1.5, frequency_penalty=0.5)
-    masks = [ListedMask({1}), ListedMask({1})]
+    masks = [listed({1}), listed({1})]
     step_by_step, at_once = (SamplingState(params, prompt_token_ids=PROMPT, mask=m) for m in masks)
     for n in range(len(ANSWER) + 1):
         step_by_step.catch_up(PROMPT + ANSWER[:n])
@@ -266,8 +268,16 @@ def test_parameters_that_need_no_state_have_none() -> None:
 
 
 class BrokenMask(ListedMask):
-    def allowed(self) -> bytes:
+    def allowed(self, behind: Sequence[int] = ()) -> bytes:
         raise ValueError("no grammar")
+
+    def n_allowed(self, token_ids: Sequence[int]) -> int:
+        raise ValueError("no grammar")
+
+
+class ShortMask(ListedMask):
+    def allowed(self, behind: Sequence[int] = ()) -> bytes:
+        return super().allowed(behind)[:-1]
 
 
 class RefusingMask(ListedMask):
@@ -278,13 +288,13 @@ class RefusingMask(ListedMask):
 def sampled_beside(row: SampleRow) -> tuple[Samples, Samples]:
     """The row between two others, and those two without it."""
     logits = random_logits(3)
-    others = [make_row(seed=1, presence_penalty=1.0), make_row(seed=2, mask=ListedMask({4, 6}))]
+    others = [make_row(seed=1, presence_penalty=1.0), make_row(seed=2, mask=listed({4, 6}))]
     with_it = sample(logits.clone(), rows=[others[0], row, others[1]])
     return with_it, sample(logits[[0, 2]], rows=others)
 
 
 def test_a_mask_that_forbids_everything_fails_its_own_request() -> None:
-    samples, others = sampled_beside(make_row(mask=ListedMask(set())))
+    samples, others = sampled_beside(make_row(mask=listed(set())))
     assert (samples.token_ids[::2], samples.token_ids[1]) == (others.token_ids, None)
     (error,) = samples.errors.values()
     assert isinstance(error, RequestError)
@@ -292,17 +302,19 @@ def test_a_mask_that_forbids_everything_fails_its_own_request() -> None:
 
 
 def test_a_mask_that_allows_only_the_end_before_min_tokens_is_that_error() -> None:
-    samples, _ = sampled_beside(make_row(mask=ListedMask({EOS}), min_tokens=9))
+    samples, _ = sampled_beside(make_row(mask=listed({EOS}), min_tokens=9))
     assert isinstance(samples.errors[1], RequestError)
-    samples, _ = sampled_beside(make_row(mask=ListedMask({EOS}), min_tokens=len(ANSWER)))
+    samples, _ = sampled_beside(make_row(mask=listed({EOS}), min_tokens=len(ANSWER)))
     assert (samples.errors, samples.token_ids[1]) == ({}, EOS)
 
 
-@pytest.mark.parametrize("kind", [BrokenMask, RefusingMask, ListedMask])
-def test_a_mask_that_fails_takes_nobody_with_it(kind: type[ListedMask]) -> None:
-    mask = kind({4})
-    mask.words = mask.words[:-1] if kind is ListedMask else mask.words
-    samples, others = sampled_beside(make_row(mask=mask))
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.9}])
+@pytest.mark.parametrize("kind", [BrokenMask, RefusingMask, ShortMask])
+def test_a_mask_that_fails_takes_nobody_with_it(
+    kind: type[ListedMask], params: dict[str, Any]
+) -> None:
+    mask = kind(lambda n_seen: {4}, vocab_size=VOCAB)
+    samples, others = sampled_beside(make_row(mask=mask, **params))
     assert (samples.token_ids[::2], samples.token_ids[1]) == (others.token_ids, None)
     assert type(samples.errors[1]) is EngineError
     assert "mask of allowed tokens" in str(samples.errors[1])
@@ -311,7 +323,7 @@ def test_a_mask_that_fails_takes_nobody_with_it(kind: type[ListedMask]) -> None:
 def test_not_finite_logits_are_not_blamed_on_the_mask() -> None:
     logits = random_logits(1)
     logits[0, 20] = math.nan
-    samples = sample(logits, rows=[make_row(mask=ListedMask({4, 20}), min_tokens=9, logprobs=2)])
+    samples = sample(logits, rows=[make_row(mask=listed({4, 20}), min_tokens=9, logprobs=2)])
     assert (samples.token_ids, samples.errors, samples.logprobs) == ([None], {}, {})
 
 
@@ -319,7 +331,7 @@ def test_logprobs_are_of_the_model_whatever_the_parameters() -> None:
     logits = random_logits(4)
     rows = [
         make_row(seed=1, logprobs=0, temperature=0.3),
-        make_row(seed=2, logprobs=4, frequency_penalty=2.0, mask=ListedMask({2, 9})),
+        make_row(seed=2, logprobs=4, frequency_penalty=2.0, mask=listed({2, 9})),
         make_row(seed=3),
         make_row(seed=4, logprobs=20, top_k=1),
     ]

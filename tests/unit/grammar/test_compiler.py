@@ -1,6 +1,7 @@
 """From what a request asks of its answer to a mask, or to a refusal that names the field."""
 
 import json
+import random
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -60,7 +61,7 @@ def mask_of(
 
 
 def is_allowed(mask: GrammarMask, token_id: int) -> bool:
-    allowed = mask.allowed()[0]
+    allowed = mask.allowed()
     assert len(allowed) == n_mask_bytes(VOCAB_SIZE)
     return bool(allowed[token_id // 8] >> token_id % 8 & 1)
 
@@ -98,7 +99,7 @@ def test_a_mask_has_the_size_that_sampling_expects_whatever_the_vocabulary() -> 
         )
         try:
             mask = mask_of(compiler, schema=ARGUMENTS)
-            assert len(mask.allowed()[0]) == n_mask_bytes(vocab_size)
+            assert len(mask.allowed()) == n_mask_bytes(vocab_size)
         finally:
             compiler.close()
 
@@ -228,13 +229,14 @@ def test_a_token_that_is_not_allowed_is_an_error(compiler: GrammarCompiler) -> N
 def test_masks_behind_a_draft_are_those_of_step_by_step(compiler: GrammarCompiler) -> None:
     mask = mask_of(compiler, schema=ARGUMENTS)
     draft = TOKENIZER.encode('{"a": 5').ids
-    ahead, expected = mask.fork(), [mask.fork().allowed()[0]]
+    ahead, expected = mask.fork(), [mask.fork().allowed()]
     for token_id in draft:
         ahead.accept(token_id)
-        expected.append(ahead.allowed()[0])
-    assert mask.allowed(draft) == expected
-    assert mask.allowed() == expected[:1]
-    assert mask.allowed([END_ID, *draft]) == expected[:1]
+        expected.append(ahead.allowed())
+    assert [mask.allowed(draft[:n]) for n in range(len(draft) + 1)] == expected
+    assert mask.allowed() == expected[0]
+    with pytest.raises(EngineError, match="drafted token"):
+        mask.allowed([END_ID, *draft])
 
 
 def test_what_must_come_is_forced_and_a_draft_ends_where_it_is_wrong(
@@ -248,3 +250,29 @@ def test_what_must_come_is_forced_and_a_draft_ends_where_it_is_wrong(
     for token_id in whole[:-1]:
         mask.accept(token_id)
     assert list(mask.forced()) == []
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        ARGUMENTS,
+        {"type": "array", "items": {"type": "number"}},
+        {"type": "string", "pattern": "[a-z]{2,12}( [a-z]{2,12}){0,5}"},
+        {"anyOf": [{"type": "boolean"}, {"type": "string", "format": "date"}]},
+    ],
+)
+def test_a_token_is_allowed_on_its_own_where_the_mask_allows_it(
+    compiler: GrammarCompiler, schema: dict[str, Any]
+) -> None:
+    picker = random.Random(3)
+    for _ in range(8):
+        mask = mask_of(compiler, schema=schema)
+        for _ in range(30):
+            bits = int.from_bytes(mask.allowed(), "little")
+            allowed = [token_id for token_id in range(VOCAB_SIZE) if bits >> token_id & 1]
+            found = [token_id for token_id in range(VOCAB_SIZE) if mask.n_allowed([token_id])]
+            assert found == allowed
+            token_id = picker.choice(allowed)
+            if token_id == END_ID:
+                break
+            mask.accept(token_id)
