@@ -1,7 +1,8 @@
 """Starts the engine process: arguments, model, socket; then runs until it is told to stop.
 
-Exit codes: 0 stopped as asked, 69 the socket is in use, 70 the step loop failed, 78 the model or
-the configuration is wrong (starting again will not help), 143 stopped by a second signal.
+Exit codes: 0 stopped as asked, 69 the socket is in use, 70 the step loop failed or the journal
+cannot be written, 78 the model or the configuration is wrong (starting again will not help), 143
+stopped by a second signal.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from engine_service.encoder_config import is_encoder
 from engine_service.engine import Engine
 from engine_service.errors import EngineError, ModelError
 from engine_service.frontend import Frontend, load_tokenizer
+from engine_service.journal import Journal, JournalError
 from engine_service.server.listening import SocketError, SocketInUse
 from engine_service.server.service import EngineService
 
@@ -50,6 +52,7 @@ class Options:
     epoch: int
     drain_s: float
     exit_with_parent: bool
+    journal: Path | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,6 +70,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--epoch", type=int, required=True, help="number of this start")
     parser.add_argument("--drain-s", type=float, default=10.0, help="grace for running requests")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when stdin ends")
+    parser.add_argument(
+        "--journal", type=Path, metavar="DIR", help="keep a record of every request there"
+    )
     parser.add_argument("--dtype", choices=get_args(DTypeName), default="auto")
     parser.add_argument("--kernels", choices=get_args(KernelsName), default="auto")
     parser.add_argument(
@@ -116,6 +122,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         epoch=found.epoch,
         drain_s=found.drain_s,
         exit_with_parent=found.exit_with_parent,
+        journal=found.journal,
     )
 
 
@@ -163,10 +170,32 @@ def load_backend(config: EngineConfig) -> Backend:
     return NativeBackend(config)
 
 
-async def serve(options: Options, *, backend: Backend, frontend: Frontend) -> int:
+def open_journal(options: Options) -> Journal | None:
+    """Make the files of this start; their names begin with the socket's.
+
+    Raises:
+        JournalError: they cannot be made.
+    """
+    if options.journal is None:
+        return None
+    config = options.engine
+    return Journal(
+        options.journal,
+        f"{options.socket.stem}-{time.time_ns():x}",
+        epoch=options.epoch,
+        # Those in the inbox, those that wait behind it, and those that run.
+        capacity=2 * config.max_waiting + config.max_sequences,
+    )
+
+
+async def serve(
+    options: Options, *, backend: Backend, frontend: Frontend, journal: Journal | None = None
+) -> int:
     """Answer on the socket until told to stop; return the exit code."""
     shutdown = Shutdown()
-    service = EngineService(frontend=frontend, info=backend.info, epoch=options.epoch)
+    service = EngineService(
+        frontend=frontend, info=backend.info, epoch=options.epoch, journal=journal
+    )
     engine = Engine(
         backend,
         on_outputs=service.on_outputs,
@@ -187,6 +216,8 @@ async def serve(options: Options, *, backend: Backend, frontend: Frontend) -> in
         if code != EXIT_FORCED:
             await service.close()
             engine.stop(timeout_s=_STEP_THREAD_STOP_S)
+            if journal is not None:
+                journal.close()
         return code
     finally:
         if file is not None:
@@ -220,6 +251,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         options = parse_options(arguments)
+        journal = open_journal(options)
         logger.info("loading the tokenizer of %s", options.engine.model_dir)
         tokenizer = load_tokenizer(options.engine.model_dir)
         logger.info("loading the model")
@@ -240,11 +272,14 @@ def main(arguments: Sequence[str]) -> int:
             time.monotonic() - started_at,
         )
         return asyncio.run(
-            serve(options, backend=backend, frontend=Frontend(tokenizer, info)),
+            serve(options, backend=backend, frontend=Frontend(tokenizer, info), journal=journal),
         )
     except SocketInUse as error:
         logger.error("cannot start: %s", error)
         return EXIT_IN_USE
+    except JournalError as error:
+        logger.error("cannot start: %s", error)
+        return EXIT_FATAL  # a disk may be emptied: starting again may help
     except (ModelError, SocketError) as error:
         logger.error("cannot start: %s", error)
         return EXIT_CONFIGURATION

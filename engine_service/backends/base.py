@@ -54,8 +54,10 @@ class SequenceOutput:
 
     token_ids: sampled in this step, an end-of-sequence token included. Either the last output of
     each answer has ``finish_reason`` set, or one has ``error``, which ends all of them and is the
-    request's last. Counts are the answer's totals so far. logprobs: one for each of ``token_ids``,
-    prompt_logprobs: of the next part of the prompt; both only if asked for.
+    request's last. Counts are the answer's totals so far. step: the number of the step that sampled
+    its tokens. waited_s: how long the request queued before it was first computed. logprobs: one
+    for each of ``token_ids``, prompt_logprobs: of the next part of the prompt; both only if asked
+    for.
     vectors: all of an embedding request, in the order of its inputs, each little-endian float32;
     they come with its ``finish_reason="stop"``.
     """
@@ -67,6 +69,8 @@ class SequenceOutput:
     error: EngineError | None = None
     n_cached_tokens: int = 0
     n_completion_tokens: int = 0
+    step: int = 0
+    waited_s: float = 0.0
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     vectors: tuple[bytes, ...] = ()

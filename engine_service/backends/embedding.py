@@ -177,7 +177,12 @@ class EmbeddingBackend:
             self._counters.n_finished += 1
             vectors = tuple(vector for vector in job.vectors if vector is not None)
             self._outputs.append(
-                SequenceOutput(key=pending.key, finish_reason="stop", vectors=vectors)
+                SequenceOutput(
+                    key=pending.key,
+                    finish_reason="stop",
+                    step=self._counters.n_steps + 1,
+                    vectors=vectors,
+                )
             )
 
     def _fail(self, key: int, *, error: EngineError) -> None:

@@ -268,6 +268,7 @@ class NativeBackend:
             sequence,
             token_ids=advance.token_ids,
             finish_reason=advance.finish_reason,
+            step=self._counters.n_steps + 1,
             logprobs=logprobs[:n_new],
         )
 
@@ -288,5 +289,6 @@ def _output_of(sequence: Sequence, **fields: Any) -> SequenceOutput:
         choice=sequence.index,
         n_cached_tokens=sequence.n_cached or 0,
         n_completion_tokens=sequence.n_generated,
+        waited_s=sequence.waited_s,
         **fields,
     )

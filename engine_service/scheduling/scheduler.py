@@ -305,7 +305,8 @@ class Scheduler:
             sequence.state = SequenceState.RUNNING
             if sequence.seniority is None:
                 sequence.seniority = next(self._seniority)
-                self.waits_s.append(self._scheduled_at_s - sequence.arrived_at_s)
+                sequence.waited_s = self._scheduled_at_s - sequence.arrived_at_s
+                self.waits_s.append(sequence.waited_s)
                 self._waiting.charge(sequence, n_tokens=sequence.n_prompt - sequence.n_computed)
             for members in (self._running, prefills):
                 insort(members, sequence, key=_rank)

@@ -34,8 +34,8 @@ class Sequence:
     all do.
 
     index: which of the request's answers it is, the leader's is 0. leader: None is itself.
-    seniority: number of its first admission, kept when it is preempted. expires_at_s: when it is
-    to be given up if it waits then, on the scheduler's clock.
+    seniority: number of its first admission, kept when it is preempted. waited_s: until that one.
+    expires_at_s: when it is to be given up if it waits then, on the scheduler's clock.
     cache_tags: by which the blocks that it leaves in the prefix cache can be purged.
     stepped_at: number of the last step in which it decoded while not everyone could.
     n_scored: first tokens of the prompt whose logits have been looked at, for prompt_logprobs.
@@ -67,6 +67,7 @@ class Sequence:
         "state",
         "stepped_at",
         "token_ids",
+        "waited_s",
     )
 
     def __init__(
@@ -98,6 +99,7 @@ class Sequence:
         self.standing = standing
         self.seniority: int | None = None
         self.arrived_at_s = 0.0
+        self.waited_s = 0.0
         self.stepped_at = 0
         self.expires_at_s = math.inf
         self.state = SequenceState.WAITING
@@ -156,6 +158,7 @@ class Sequence:
         """Start where the leader is; the caller has made its blocks held once more."""
         self.state = leader.state
         self.seniority = leader.seniority
+        self.waited_s = leader.waited_s
         self.expires_at_s = leader.expires_at_s
         self.block_table = leader.block_table.copy()
         self.n_computed = leader.n_computed

@@ -317,7 +317,7 @@ class Connection(asyncio.Protocol):
         for request in requests.values():
             request.drop()
             if request.key is not None:
-                self._service.abort(request.key)
+                self._service.lose(request.key)
 
     def _close_after(self, timeout_s: float) -> None:
         if self._timer is not None:

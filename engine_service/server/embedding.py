@@ -9,9 +9,12 @@ from engine_service.server.generation import Update
 class Embedding:
     """Follows one request from its start to its one terminal."""
 
+    n_cached_tokens = 0
+    n_completion_tokens = 0
+
     def __init__(self, *, request_id: str, n_prompt_tokens: int) -> None:
         self.request_id = request_id
-        self._n_prompt_tokens = n_prompt_tokens
+        self.n_prompt_tokens = n_prompt_tokens
 
     def update(self, output: SequenceOutput) -> Update:
         """Account for the one output that an embedding request has."""
@@ -23,7 +26,7 @@ class Embedding:
             answer=Embedded(
                 request_id=self.request_id,
                 vectors=output.vectors,
-                n_prompt_tokens=self._n_prompt_tokens,
+                n_prompt_tokens=self.n_prompt_tokens,
             )
         )
 

@@ -38,6 +38,20 @@ class Update:
         return not (self.finished is None and self.failed is None and self.answer is None)
 
     @property
+    def finish_reason(self) -> str:
+        """Of the last; empty where the request failed."""
+        if isinstance(self.answer, Embedded):
+            return "stop"
+        return self.finished.finish_reason if self.finished is not None else ""
+
+    @property
+    def error_code(self) -> str:
+        """Of the last; empty where it did not fail."""
+        if isinstance(self.answer, Failed):
+            return self.answer.error.code
+        return self.failed.error.code if self.failed is not None else ""
+
+    @property
     def ends_choice(self) -> bool:
         """True where an answer ends with it."""
         return self.is_last or (self.delta is not None and self.delta.finish_reason is not None)
@@ -104,20 +118,21 @@ class Generation:
 
     def __init__(self, frontend: Frontend, *, request_id: str, prompt: PreparedPrompt) -> None:
         self.request_id = request_id
+        self.n_prompt_tokens = len(prompt.token_ids)
+        self.n_cached_tokens = 0
         self._frontend = frontend
         self._prompt = prompt
         self._choices = [
             _Choice(frontend.detokenizer(prompt.sampling), frontend.answer_parser(prompt))
             for _ in range(prompt.sampling.n)
         ]
-        self._n_cached_tokens = 0
 
     def update(self, output: SequenceOutput) -> Update:
         """Account for one step. After an update that is the last, the object is done with."""
         choice = self._choices[output.choice]
         if choice.has_ended and output.error is None:
             return Update()  # by a stop string; the abort is on its way
-        self._n_cached_tokens = output.n_cached_tokens
+        self.n_cached_tokens = output.n_cached_tokens
         if output.error is not None:
             return self.fail(output.error)
         n_before, choice.n_tokens = choice.n_tokens, output.n_completion_tokens
@@ -156,12 +171,13 @@ class Generation:
             failed=FailedRequest(
                 request_id=self.request_id,
                 error=error.to_wire(),
-                n_completion_tokens=self._n_completion_tokens,
+                n_completion_tokens=self.n_completion_tokens,
             )
         )
 
     @property
-    def _n_completion_tokens(self) -> int:
+    def n_completion_tokens(self) -> int:
+        """Of all answers so far."""
         return sum(choice.n_tokens for choice in self._choices)
 
     def _is_end_token(self, token_id: int) -> bool:
@@ -191,9 +207,9 @@ class Generation:
                 index=output.choice,
                 finish_reason=reason,
                 stop=self._choices[output.choice].detokenizer.stop,
-                n_prompt_tokens=len(self._prompt.token_ids),
-                n_cached_tokens=self._n_cached_tokens,
-                n_completion_tokens=self._n_completion_tokens,
+                n_prompt_tokens=self.n_prompt_tokens,
+                n_cached_tokens=self.n_cached_tokens,
+                n_completion_tokens=self.n_completion_tokens,
                 text=piece.text,
                 reasoning=piece.reasoning,
                 tool_calls=tuple(piece.tool_calls),

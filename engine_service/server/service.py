@@ -18,6 +18,7 @@ from engine_service.backends.base import (
 )
 from engine_service.errors import EngineError, Overloaded
 from engine_service.frontend import Frontend, PreparedPrompt
+from engine_service.journal import Journal, LiveRequest
 from engine_service.protocol import (
     PROTOCOL_VERSION,
     Embed,
@@ -31,6 +32,7 @@ from engine_service.protocol import (
     TextQuestion,
     Welcome,
 )
+from engine_service.protocol.journal import CONNECTION_LOST
 from engine_service.server.connection import Connection
 from engine_service.server.embedding import Embedding
 from engine_service.server.generation import Generation, Outbox, Update
@@ -58,22 +60,35 @@ class StepEngine(Protocol):
 
 @dataclass(slots=True)
 class _Live:
+    """A request that runs. entry: its place in the journal. is_lost: its client's connection is."""
+
     connection: Connection
     work: Generation | Embedding
+    entry: LiveRequest | None = None
+    is_lost: bool = False
 
 
 class EngineService:
     """Runs on the event loop; ``on_outputs`` alone is called by the step thread.
 
     Make it inside the running loop, hand ``on_outputs`` to the engine, then ``listen``.
+    journal: gets a record of each request before its client gets the terminal, and of its tokens
+    so far before they are sent; None keeps no record.
     """
 
     def __init__(
-        self, *, frontend: Frontend, info: ModelInfo, epoch: int, limits: Limits | None = None
+        self,
+        *,
+        frontend: Frontend,
+        info: ModelInfo,
+        epoch: int,
+        limits: Limits | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.epoch = epoch
         self.limits = limits or Limits()
         self._frontend = frontend
+        self._journal = journal
         self._info = info
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
@@ -232,7 +247,18 @@ class EngineService:
     def _submit(self, request: EngineRequest | EmbeddingRequest, *, live: _Live) -> int:
         if self._drain_s is not None:
             raise Overloaded("the engine is stopping", retry_after_s=self._drain_s)
-        self._need_engine().submit(request)
+        if self._journal is not None:
+            live.entry = self._journal.begin(
+                key=request.key,
+                request_id=live.work.request_id,
+                n_prompt_tokens=live.work.n_prompt_tokens,
+            )
+        try:
+            self._need_engine().submit(request)
+        except EngineError:
+            if self._journal is not None and live.entry is not None:
+                self._journal.drop(live.entry)
+            raise
         self._live[request.key] = live
         self._idle.clear()
         return request.key
@@ -241,6 +267,12 @@ class EngineService:
         """Stop a started request; its terminal comes from a later step."""
         if key in self._live:
             self._need_engine().abort(key)
+
+    def lose(self, key: int) -> None:
+        """Stop a started request whose connection is gone."""
+        if (live := self._live.get(key)) is not None:
+            live.is_lost = True
+            self.abort(key)
 
     def ping(self, connection: Connection, nonce: int) -> None:
         """Send a round trip through the step thread."""
@@ -288,6 +320,13 @@ class EngineService:
             if live is None:
                 continue  # ended by a stop string or by draining; the abort is on its way
             update = self._update(live, output)
+            if live.entry is not None and (output.token_ids or output.vectors):
+                live.entry.note(
+                    n_cached_tokens=live.work.n_cached_tokens,
+                    n_completion_tokens=live.work.n_completion_tokens,
+                    step=output.step,
+                    waited_s=output.waited_s,
+                )
             self._settle(output.key, live, update, outboxes)
             if output.finish_reason is not None or output.error is not None:
                 continue
@@ -309,12 +348,27 @@ class EngineService:
     ) -> None:
         outboxes.setdefault(live.connection, Outbox()).add(update)
         if update.is_last:
+            self._record(live, update)
             del self._live[key]
             live.connection.ended(live.work.request_id)
             if not self._live:
                 self._idle.set()
 
+    def _record(self, live: _Live, update: Update) -> None:
+        if self._journal is None or live.entry is None:
+            return
+        is_cut = live.is_lost and update.finish_reason in ("", "abort")
+        self._journal.end(
+            live.entry,
+            n_cached_tokens=live.work.n_cached_tokens,
+            n_completion_tokens=live.work.n_completion_tokens,
+            finish_reason=update.finish_reason,
+            error_code=CONNECTION_LOST if is_cut else update.error_code,
+        )
+
     def _flush(self, outboxes: dict[Connection, Outbox]) -> None:
+        if self._journal is not None:
+            self._journal.flush()
         for connection, outbox in outboxes.items():
             for message in outbox.messages(self.epoch):
                 connection.send(message)
