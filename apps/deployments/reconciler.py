@@ -19,6 +19,7 @@ from apps.engines.services import (
     Timings,
     engine_epoch_take,
     is_ready,
+    journals_read,
     observations_record,
     orphan_end,
     stale_states_correct,
@@ -37,6 +38,7 @@ class Reconciler:
 
     def __init__(self, *, paths: AgentPaths, timings: Timings) -> None:
         self.agent = EngineAgent(paths=paths, take_epoch=_epoch_take, timings=timings)
+        self._paths = paths
         self._timings = timings
         self._stop = asyncio.Event()
         self._stamp: int | None = None
@@ -62,6 +64,7 @@ class Reconciler:
             await self._wait(stopping)
         await stopping
         await self._tolerantly(self._record)
+        await self._tolerantly(self._sweep)
         for task in orphans:
             task.cancel()
 
@@ -79,8 +82,14 @@ class Reconciler:
         now = asyncio.get_running_loop().time()
         if now - self._swept_at >= _SWEEP_EVERY_S:
             self._swept_at = now
-            if n_orphans := await database_hop(orphans_close, timezone.now()):
-                logger.warning("Closed %d usage records whose gateway is gone", n_orphans)
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Read what the engines recorded, then close what nobody else will."""
+        now = timezone.now()
+        await database_hop(journals_read, self._paths.journal_dir, now=now)
+        if n_orphans := await database_hop(orphans_close, now):
+            logger.warning("Closed %d usage records whose gateway is gone", n_orphans)
 
     async def _record(self) -> None:
         """Write what is new; what cannot be written now is kept and written later."""

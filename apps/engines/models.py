@@ -1,4 +1,5 @@
-"""Engine processes as the agent observes them. Desired state lives in deployments."""
+"""Engine processes as the agent observes them, and what they say of the requests that they ran.
+Desired state lives in deployments."""
 
 from django.db import models
 
@@ -39,3 +40,55 @@ class EngineProcess(TimestampedModel):
 
     def __str__(self) -> str:
         return self.name
+
+
+class EngineJournal(models.Model):
+    """What one start of an engine recorded, as far as the agent of its machine has read it."""
+
+    name = models.CharField(max_length=80, unique=True)
+    engine_name = models.CharField(max_length=120, blank=True)
+    epoch = models.PositiveBigIntegerField()
+    log_number = models.PositiveIntegerField(default=0)
+    log_end = models.PositiveBigIntegerField(default=0)
+    read_at = models.DateTimeField(
+        null=True, blank=True, help_text="All that its engine had written by then is here."
+    )
+    complete_since = models.DateTimeField(help_text="What was read before was pruned.")
+    closed_at = models.DateTimeField(
+        null=True, blank=True, help_text="Its engine is gone, and all of it was read."
+    )
+
+    class Meta:
+        indexes = [models.Index(fields=["engine_name", "epoch"], name="journal_engine_idx")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class JournalEntry(models.Model):
+    """One request of a journal, field by field a ``RequestEnd``."""
+
+    journal = models.ForeignKey(EngineJournal, on_delete=models.CASCADE, related_name="entries")
+    key = models.PositiveBigIntegerField()
+    request_id = models.CharField(max_length=128, db_index=True)
+    n_prompt_tokens = models.PositiveIntegerField()
+    n_cached_tokens = models.PositiveIntegerField()
+    n_completion_tokens = models.PositiveIntegerField()
+    finish_reason = models.CharField(max_length=16, blank=True)
+    error_code = models.CharField(max_length=60, blank=True)
+    first_step = models.PositiveBigIntegerField()
+    last_step = models.PositiveBigIntegerField()
+    waited_ms = models.FloatField()
+    started_at = models.DateTimeField()
+    first_token_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField()
+    read_at = models.DateTimeField(db_index=True, help_text="By the agent's clock.")
+
+    class Meta:
+        verbose_name_plural = "journal entries"
+        constraints = [
+            models.UniqueConstraint(fields=["journal", "key"], name="journal_entry_once"),
+        ]
+
+    def __str__(self) -> str:
+        return self.request_id

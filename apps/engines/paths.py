@@ -20,6 +20,7 @@ _LONGEST_SOCKET_NAME: Final = "e999999999-999999999.sock"
 class AgentPaths:
     run_dir: Path
     log_dir: Path
+    journal_dir: Path
 
     def socket(self, *, process_id: int, epoch: int) -> Path:
         """A path of its own for every start: an engine that still drains removes its own socket
@@ -28,6 +29,11 @@ class AgentPaths:
 
     def log(self, name: str) -> Path:
         return self.log_dir / f"engine-{name}.log"
+
+
+def journal_dir_of(var_dir: Path) -> Path:
+    """Return where this machine's engines leave their journals; they make it themselves."""
+    return var_dir / "journal"
 
 
 def run_dir_of(var_dir: Path) -> Path:
@@ -55,7 +61,7 @@ def agent_paths(var_dir: Path) -> AgentPaths:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise AgentError(f"{run_dir} is not a directory of this user; remove it or set VAR")
     run_dir.chmod(0o700)
-    return AgentPaths(run_dir=run_dir, log_dir=log_dir)
+    return AgentPaths(run_dir=run_dir, log_dir=log_dir, journal_dir=journal_dir_of(var_dir))
 
 
 def socket_exists(path: Path) -> bool:

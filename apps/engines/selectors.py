@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from django.db.models import QuerySet
+
 from apps.core.files import log_tail
-from apps.engines.models import EngineProcess
+from apps.engines.models import EngineJournal, EngineProcess, JournalEntry
 from apps.engines.paths import run_dir_of
 
 EngineState = EngineProcess.State
@@ -27,3 +29,13 @@ def engine_log_tail(process: EngineProcess, *, n_lines: int = 200) -> list[str]:
 def engine_sockets(var_dir: Path) -> list[Path]:
     """Return the sockets of this machine's engines, without asking the database."""
     return sorted(run_dir_of(var_dir).glob("e*.sock"))
+
+
+def journal_entries() -> "QuerySet[JournalEntry]":
+    """Return what engines recorded of the requests that they ran, to be narrowed down."""
+    return JournalEntry.objects.all()
+
+
+def engine_journals() -> "QuerySet[EngineJournal]":
+    """Return the journals of all starts of engines, to be narrowed down."""
+    return EngineJournal.objects.all()

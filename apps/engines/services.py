@@ -1,17 +1,22 @@
 """Writes of observed state, by the engine agent only."""
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Final
 
 from django.db import transaction
 from django.db.models import F
 
 from apps.core.services import change_stamp_bump
 from apps.engines.agent import EngineAgent, is_ready, orphan_end
-from apps.engines.models import EngineProcess
+from apps.engines.journals import JournalFiles, journals_in
+from apps.engines.models import EngineJournal, EngineProcess, JournalEntry
 from apps.engines.paths import AgentPaths, agent_paths
 from apps.engines.policy import Timings
-from apps.engines.types import REPLICAS_STAMP, EngineObservation
+from apps.engines.types import REPLICAS_STAMP, EngineObservation, JournalPlace, RequestEnd
 
 # The agent's mechanics that the room of deployments drives.
 __all__ = [
@@ -23,11 +28,16 @@ __all__ = [
     "engine_process_create",
     "engine_processes_remove",
     "is_ready",
+    "journals_read",
     "observations_record",
     "orphan_end",
     "stale_states_correct",
 ]
 
+logger = logging.getLogger(__name__)
+
+_ENTRIES_AT_A_TIME: Final = 1_000
+_ENTRIES_AT_MOST: Final = 20_000  # in one run, of one journal
 _GONE = {"pid": None, "socket_path": "", "ping_ms": None}
 
 
@@ -84,3 +94,79 @@ def stale_states_correct() -> list[EngineProcess]:
         )
         change_stamp_bump(REPLICAS_STAMP)
     return stale
+
+
+def journals_read(directory: Path, *, now: datetime) -> int:
+    """Put what the engines of this machine have recorded into the database; return how many.
+
+    Each record is there once: how far a journal was read moves in the transaction of what was read
+    there. Files go once all of them is in the database and their engine is gone. A journal that
+    cannot be read is said in the log, and holds up no other.
+    """
+    n_entries = 0
+    for files in journals_in(directory):
+        try:
+            n_entries += _journal_read(files, now=now)
+        except OSError as error:
+            logger.error("The journal %s cannot be read: %s", files.name, error)
+    return n_entries
+
+
+def _journal_read(files: JournalFiles, *, now: datetime) -> int:
+    is_over = files.is_over()  # before reading: what is read then is all of it
+    journal = _journal_row(files)
+    n_entries = 0
+    if journal.closed_at is None:
+        place = JournalPlace(log_number=journal.log_number, log_end=journal.log_end)
+        for ends, end in files.added(place, limit=_ENTRIES_AT_A_TIME):
+            with transaction.atomic():
+                _entries_add(journal, ends, now=now)
+                _journal_update(journal, log_number=end.log_number, log_end=end.log_end)
+            n_entries += len(ends)
+            if n_entries >= _ENTRIES_AT_MOST:
+                return n_entries
+        if is_over:
+            n_entries += _journal_close(journal, files, now=now)
+        else:
+            _journal_update(journal, read_at=now)
+    if is_over:
+        files.remove()
+    else:
+        files.trim(JournalPlace(log_number=journal.log_number, log_end=journal.log_end))
+    return n_entries
+
+
+@transaction.atomic
+def _journal_close(journal: EngineJournal, files: JournalFiles, *, now: datetime) -> int:
+    """Add what its engine had not ended when it died."""
+    unfinished = files.unfinished()
+    keys = [end.key for end in unfinished]
+    ended = set(journal.entries.filter(key__in=keys).values_list("key", flat=True))
+    left = [end for end in unfinished if end.key not in ended]
+    _entries_add(journal, left, now=now)
+    _journal_update(journal, read_at=now, closed_at=now)
+    return len(left)
+
+
+def _journal_row(files: JournalFiles) -> EngineJournal:
+    engine = EngineProcess.objects.filter(pk=files.process_id).values_list("name", flat=True)
+    return EngineJournal.objects.get_or_create(
+        name=files.name,
+        defaults={
+            "engine_name": engine.first() or "",
+            "epoch": files.epoch,
+            "complete_since": files.opened_at,
+        },
+    )[0]
+
+
+def _journal_update(journal: EngineJournal, **fields: object) -> None:
+    for name, value in fields.items():
+        setattr(journal, name, value)
+    journal.save(update_fields=list(fields))
+
+
+def _entries_add(journal: EngineJournal, ends: Iterable[RequestEnd], *, now: datetime) -> None:
+    JournalEntry.objects.bulk_create(
+        [JournalEntry(journal=journal, read_at=now, **asdict(end)) for end in ends]
+    )

@@ -155,6 +155,7 @@ class Supervisor:
                 "engine_service",
                 *self.spec.arguments,
                 *("--socket", str(socket), "--epoch", str(self._epoch)),
+                *("--journal", str(self._paths.journal_dir)),
                 *("--drain-s", str(self._life.timings.drain_s), "--exit-with-parent"),
                 cwd=ROOT_DIR,
                 stdin=asyncio.subprocess.PIPE,  # it closes when the agent dies, however it dies

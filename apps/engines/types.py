@@ -199,6 +199,43 @@ class TokenizedPrompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestEnd:
+    """How a request ended in an engine, by the engine's own record. Counts are of all its answers.
+
+    key: tells one request of an engine's start from another; an embedding request of many inputs
+    has several under one id. finish_reason: empty where there is none, and ``error_code`` says why.
+    first_step, last_step: those that made its first and last token, 0 where it made none.
+    """
+
+    key: int
+    request_id: str
+    n_prompt_tokens: int
+    n_cached_tokens: int
+    n_completion_tokens: int
+    finish_reason: str
+    error_code: str
+    first_step: int
+    last_step: int
+    waited_ms: float
+    started_at: datetime
+    first_token_at: datetime | None
+    ended_at: datetime
+
+
+# Error codes of a request that was cut off: its client was shown no more than was made, maybe less.
+ENGINE_DIED: Final = "engine_died"
+CONNECTION_LOST: Final = "connection_lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalPlace:
+    """How far a journal was read: up to the byte ``log_end`` of its log ``log_number``."""
+
+    log_number: int
+    log_end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
     """What the agent should run in one slot. A spec that differs in anything is another engine.
 

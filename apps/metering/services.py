@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from apps.audit.services import event_record
 from apps.audit.types import Actor
-from apps.metering import budgets, meters, rollups
+from apps.metering import budgets, meters, orphans, rollups
 from apps.metering.meter_sums import meter_correct
 from apps.metering.models import UsageRecord
 from apps.metering.rates import count_request
@@ -21,7 +21,6 @@ __all__ = [
     "usage_roll_up",
 ]  # fmt: skip
 
-_ORPHANS_AT_A_TIME: Final = 200
 _ROWS_AT_A_TIME: Final = 200  # on SQLite, requests wait meanwhile
 _ROWS_AT_MOST: Final = 50_000
 
@@ -116,33 +115,13 @@ def settle(settlement: Settlement) -> bool:
 
 
 def orphans_close(now: datetime) -> int:
-    """Close every row still reserved past its life, as ``interrupted``; return how many.
+    """Close the rows that were left by a process that was killed; return how many.
 
-    Such a row is left by a process that was killed between dispatch and settling. What its engine
-    made is not known here: its prompt is charged.
+    Where its engine is done with a request, by the engine's own record of it and soon; else, once
+    the row's life is over, as ``interrupted``, at the price of its prompt.
     """
-    n_closed = 0
-    orphans = UsageRecord.objects.filter(state=UsageRecord.State.RESERVED, expires_at__lt=now)
-    while rows := list(orphans.order_by("id")[:_ORPHANS_AT_A_TIME]):
-        n_closed += sum(_orphan_close(row, now=now) for row in rows)
-    return n_closed
-
-
-@transaction.atomic
-def _orphan_close(row: UsageRecord, *, now: datetime) -> bool:
-    n_rows = UsageRecord.objects.filter(pk=row.pk, state=UsageRecord.State.RESERVED).update(
-        state=UsageRecord.State.SETTLED,
-        outcome=UsageRecord.Outcome.INTERRUPTED,
-        error_code="orphaned",
-        n_charged_tokens=row.n_prompt_tokens,
-        cost_micro=row.prices.cost(n_prompt=row.n_prompt_tokens, n_cached=0, n_completion=0),
-        settled_at=now,
-    )
-    if n_rows:
-        meters.give_back(
-            meter_ids=row.meter_ids, n_held=row.n_reserved_tokens, n_used=row.n_prompt_tokens
-        )
-    return n_rows == 1
+    n_closed = sum(settle(settlement) for settlement in orphans.journaled(now))
+    return n_closed + sum(settle(settlement) for settlement in orphans.overdue(now))
 
 
 def usage_roll_up(

@@ -18,6 +18,7 @@ class Outcome(StrEnum):
     COMPLETED = "completed"
     ABORTED = "aborted"
     FAILED = "failed"
+    INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How a request ended and what its engine did for it."""
+    """How a request ended and what its engine did for it. total_ms: None where nobody knows."""
 
     outcome: Outcome
     n_completion_tokens: int
@@ -99,7 +100,7 @@ class Ending:
     finish_reason: str = ""
     error_code: str = ""
     ttft_ms: float | None = None
-    total_ms: float
+    total_ms: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

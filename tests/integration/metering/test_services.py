@@ -163,7 +163,11 @@ def test_orphans_are_closed_as_interrupted() -> None:
     assert orphans_close(now) == 1
     assert orphans_close(now) == 0
     orphan = UsageRecord.objects.get(request_id="r0")
-    assert (orphan.state, orphan.outcome, orphan.settled_at) == ("settled", "interrupted", now)
+    assert (orphan.state, orphan.outcome, orphan.error_code) == (
+        "settled",
+        "interrupted",
+        "orphaned",
+    )
     assert UsageRecord.objects.get(request_id="r1").state == "reserved"
     assert UsageRecord.objects.get(request_id="done").outcome == "completed"
     assert settle(settlement(grant, request_id="r0")) is False
