@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from django.db import connection
+from django.db.models import F
 
 from apps.metering.models import Meter
 
@@ -82,6 +83,13 @@ def give_back(*, meter_ids: Sequence[int], n_held: int, n_used: int) -> None:
             """,  # noqa: S608 - only marks and constants are put in
             [*meter_ids, n_held, n_used],
         )
+
+
+def charge(*, meter_ids: Sequence[int], n_used: int) -> None:
+    """Count tokens of a request that holds nothing any more; fewer than none are given back."""
+    meters = Meter.objects.filter(pk__in=meter_ids).exclude(period=OPEN).order_by("pk")
+    for meter_id in meters.select_for_update().values_list("pk", flat=True):
+        Meter.objects.filter(pk=meter_id).update(n_used=F("n_used") + n_used)
 
 
 def readings(wants: Sequence[Want]) -> list[Reading]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # A gateway that lives settles within moments of its engine's last word; or tries every second while
 # the database is away, and then nobody reads journals either.
 JOURNAL_GRACE: Final = timedelta(seconds=20)
+# The error code of a row that was closed for want of any record.
+ORPHANED: Final = "orphaned"
 _ROWS_AT_A_TIME: Final = 200
 
 logger = logging.getLogger(__name__)
@@ -54,10 +56,17 @@ def overdue(now: datetime) -> Iterator[Settlement]:
                 Ending(
                     outcome=Outcome.INTERRUPTED,
                     n_completion_tokens=0,
-                    error_code="orphaned",
+                    error_code=ORPHANED,
                     total_ms=None,
                 ),
             )
+
+
+def settlement_late(row: UsageRecord) -> Settlement | None:
+    """Return how to settle a row by a record that came after it was closed for want of one; None
+    where there is none that can be believed."""
+    ending = _ending(row, _entries_of([row])[row.request_id])
+    return None if ending is None else _settlement(row, ending)
 
 
 def _entries_of(rows: Sequence[UsageRecord]) -> "dict[str, list[JournalEntry]]":

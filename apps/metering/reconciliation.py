@@ -1,8 +1,7 @@
 """Does the ledger agree with itself? Each check reads one thing twice, in one statement, and names
 the requests where the two differ. Nothing is changed here: ``services.ledger_correct`` does that.
 
-A further source, such as the engines' own record of what they finished, is one more check in
-``CHECKS``.
+A further source is one more check in ``CHECKS``.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from django.db.models import (
 )  # fmt: skip
 from django.db.models.functions import Coalesce, Least, Trunc
 
+from apps.metering import journal_checks
 from apps.metering.meter_sums import MeterSums, meters_off, requests_of
 from apps.metering.models import UsageRecord, UsageRollup
 from apps.metering.rollups import FAILURES, SPANS, RollupKey, rows_of
@@ -137,8 +137,17 @@ def rollups(window: Window) -> Iterator[Finding]:
             )
 
 
-# The engines' journals will be compared with the ledger here.
-CHECKS: Final[tuple[Check, ...]] = (unsettled, miscounted, meters, not_rolled_up, rollups)
+CHECKS: Final[tuple[Check, ...]] = (
+    unsettled,
+    miscounted,
+    meters,
+    not_rolled_up,
+    rollups,
+    journal_checks.unjournaled,
+    journal_checks.unledgered,
+    journal_checks.counted_otherwise,
+    journal_checks.late,
+)
 
 
 def findings(window: Window) -> list[Finding]:

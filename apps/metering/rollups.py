@@ -129,14 +129,15 @@ def _summed(
 ) -> dict[RollupKey, UsageRollup]:
     sums: dict[RollupKey, UsageRollup] = {}
     for row in rows:
-        for key in _keys_of(row, granularities):
+        for key in keys_of(row, granularities):
             if key not in sums:
                 sums[key] = UsageRollup(**asdict(key))
             _add(sums[key], row)
     return sums
 
 
-def _keys_of(row: UsageRecord, granularities: Iterable[str]) -> Iterator[RollupKey]:
+def keys_of(row: UsageRecord, granularities: Iterable[str] = tuple(SPANS)) -> Iterator[RollupKey]:
+    """Yield the roll-ups that a row belongs to."""
     for granularity in granularities:
         yield RollupKey(
             granularity=granularity,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from django.db import transaction
 from django.utils import timezone
@@ -14,7 +14,15 @@ from apps.metering.meter_sums import meter_correct
 from apps.metering.models import UsageRecord
 from apps.metering.rates import count_request
 from apps.metering.rollups import RollupKey
-from apps.metering.types import Ending, Finding, FindingKind, Grant, Reservation, Settlement
+from apps.metering.types import (
+    Ending,
+    Finding,
+    FindingKind,
+    Grant,
+    Outcome,
+    Reservation,
+    Settlement,
+)
 
 __all__ = [
     "count_request", "ledger_correct", "orphans_close", "reserve", "reused_record", "settle",
@@ -89,22 +97,9 @@ def settle(settlement: Settlement) -> bool:
     The condition on the state is in the UPDATE itself, so that of two callers one wins, whatever
     the database's isolation.
     """
-    ending = settlement.ending
     n_rows = UsageRecord.objects.filter(
         request_id=settlement.request_id, state=UsageRecord.State.RESERVED
-    ).update(
-        state=UsageRecord.State.SETTLED,
-        outcome=ending.outcome,
-        finish_reason=ending.finish_reason,
-        error_code=ending.error_code[:60],
-        n_charged_tokens=settlement.n_charged_tokens,
-        n_cached_tokens=ending.n_cached_tokens,
-        n_completion_tokens=ending.n_completion_tokens,
-        cost_micro=settlement.cost_micro,
-        ttft_ms=ending.ttft_ms,
-        total_ms=ending.total_ms,
-        settled_at=timezone.now(),
-    )
+    ).update(state=UsageRecord.State.SETTLED, settled_at=timezone.now(), **_charged(settlement))
     if n_rows:
         meters.give_back(
             meter_ids=settlement.grant.meter_ids,
@@ -112,6 +107,22 @@ def settle(settlement: Settlement) -> bool:
             n_used=settlement.n_charged_tokens,
         )
     return n_rows == 1
+
+
+def _charged(settlement: Settlement) -> dict[str, Any]:
+    """Return what a row says of how its request ended, and what that costs."""
+    ending = settlement.ending
+    return {
+        "outcome": ending.outcome,
+        "finish_reason": ending.finish_reason,
+        "error_code": ending.error_code[:60],
+        "n_charged_tokens": settlement.n_charged_tokens,
+        "n_cached_tokens": ending.n_cached_tokens,
+        "n_completion_tokens": ending.n_completion_tokens,
+        "cost_micro": settlement.cost_micro,
+        "ttft_ms": ending.ttft_ms,
+        "total_ms": ending.total_ms,
+    }
 
 
 def orphans_close(now: datetime) -> int:
@@ -156,12 +167,15 @@ def ledger_correct(findings: Iterable[Finding], *, now: datetime, actor: Actor) 
 @transaction.atomic
 def _correct(finding: Finding, *, actor: Actor) -> bool:
     """False where it was right or pruned by now, which is no event."""
-    match finding.subject:
-        case int() as meter_id:
+    match finding.kind, finding.subject:
+        case FindingKind.METER, int() as meter_id:
             if meter_correct(meter_id) is None:
                 return False
-        case RollupKey() as key:
+        case FindingKind.ROLLUP, RollupKey() as key:
             rollups.rebuild(key)
+        case FindingKind.LATE, str() as request_id:
+            if not _settle_late(request_id):
+                return False
     event_record(
         action="ledger.corrected",
         actor=actor,
@@ -171,4 +185,22 @@ def _correct(finding: Finding, *, actor: Actor) -> bool:
             "requests": ", ".join(finding.request_ids),
         },
     )
+    return True
+
+
+def _settle_late(request_id: str) -> bool:
+    """Charge a row that was closed for want of a record by the one that came since, and put the
+    difference where the old numbers had gone."""
+    row = UsageRecord.objects.select_for_update().filter(request_id=request_id).first()
+    if row is None or (row.outcome, row.error_code) != (Outcome.INTERRUPTED, orphans.ORPHANED):
+        return False
+    settlement = orphans.settlement_late(row)
+    if settlement is None:
+        return False
+    UsageRecord.objects.filter(pk=row.pk).update(**_charged(settlement))
+    n_more = settlement.n_charged_tokens - row.n_charged_tokens
+    meters.charge(meter_ids=row.meter_ids, n_used=n_more)
+    if row.is_rolled_up:
+        for key in rollups.keys_of(row):
+            rollups.rebuild(key)
     return True

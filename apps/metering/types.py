@@ -166,14 +166,18 @@ class MeterState:
 
 
 class FindingKind(StrEnum):
-    """What the ledger can be at odds with. Of a row that was counted wrongly nobody can say what
-    is right; everything else can be closed by a service."""
+    """What the ledger can be at odds with. Of a row that was counted wrongly, or otherwise than by
+    its engine, nobody can say what is right; everything else can be closed by a service."""
 
     UNSETTLED = "unsettled"
     MISCOUNTED = "miscounted"
     METER = "meter"
     NOT_ROLLED_UP = "not_rolled_up"
     ROLLUP = "rollup"
+    UNJOURNALED = "unjournaled"
+    UNLEDGERED = "unledgered"
+    JOURNAL = "journal"
+    LATE = "late"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,4 +203,14 @@ class Finding:
 
     @property
     def is_correctable(self) -> bool:
-        return self.kind != FindingKind.MISCOUNTED
+        return self.kind not in _LEFT_TO_PEOPLE
+
+
+_LEFT_TO_PEOPLE: Final = frozenset(
+    {
+        FindingKind.MISCOUNTED,
+        FindingKind.UNJOURNALED,
+        FindingKind.UNLEDGERED,
+        FindingKind.JOURNAL,
+    }
+)

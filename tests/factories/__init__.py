@@ -12,6 +12,7 @@ from tests.factories.access import (
 from tests.factories.audit import AuditEventFactory
 from tests.factories.batches import BatchFactory, BatchItemFactory, UploadedFileFactory
 from tests.factories.deployments import DeploymentFactory, EngineProcessFactory, ReplicaFactory
+from tests.factories.journals import EngineJournalFactory, JournalEntryFactory
 from tests.factories.metering import UsageRecordFactory
 from tests.factories.registry import ModelVersionFactory, RegisteredModelFactory
 from tests.factories.routing import RouteFactory
@@ -24,8 +25,10 @@ __all__ = [
     "BatchItemFactory",
     "DeploymentFactory",
     "EndUserFactory",
+    "EngineJournalFactory",
     "EngineProcessFactory",
     "FailedSignInFactory",
+    "JournalEntryFactory",
     "MembershipFactory",
     "ModelVersionFactory",
     "PlanFactory",
