@@ -12,6 +12,7 @@ from apps.batches.selectors import batches_at
 from apps.core.access import Access
 from apps.core.prices import currency_text
 from apps.deployments.selectors import deployment_name
+from apps.engines.selectors import journal_of
 from apps.gateway.selectors import kept_request_of
 from apps.gateway.types import KeptRequest
 from apps.metering.selectors import meters_of
@@ -23,6 +24,7 @@ from apps.tenants.selectors import tenant_names
 
 if TYPE_CHECKING:
     from apps.audit.models import AuditEvent
+    from apps.engines.models import JournalEntry
     from apps.metering.models import UsageRecord
 
 _EVENTS_SHOWN: Final = 10
@@ -50,7 +52,8 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestReport:
-    """token, owner, user: None where there is none. batches: those that it may belong to."""
+    """token, owner, user: None where there is none. batches: those that it may belong to. engine:
+    what its engine recorded, in as many parts as it was sent in."""
 
     record: "UsageRecord"
     tenant: Link
@@ -63,6 +66,7 @@ class RequestReport:
     meters: tuple[MeterState, ...]
     n_meters_gone: int
     timeline: tuple[Span, ...]
+    engine: "tuple[JournalEntry, ...]"
     cost: str
     prices: tuple[tuple[str, str], ...]
     kept: KeptRequest | None
@@ -97,6 +101,7 @@ def request_report(record: "UsageRecord", *, access: Access) -> RequestReport:
         meters=meters,
         n_meters_gone=len(set(record.meter_ids)) - len(meters),
         timeline=timeline(record),
+        engine=tuple(journal_of(request_id=record.request_id, epoch=record.engine_epoch)),
         cost=currency_text(record.cost_micro),
         prices=tuple(
             (name, currency_text(micro * 1_000_000))

@@ -92,3 +92,14 @@ class JournalEntry(models.Model):
 
     def __str__(self) -> str:
         return self.request_id
+
+    @property
+    def first_token_ms(self) -> float | None:
+        """From its start in the engine; None where it made none."""
+        if self.first_token_at is None:
+            return None
+        return (self.first_token_at - self.started_at).total_seconds() * 1000
+
+    @property
+    def end_said(self) -> str:
+        return ", ".join(filter(None, (self.finish_reason, self.error_code)))

@@ -36,6 +36,12 @@ def journal_entries() -> "QuerySet[JournalEntry]":
     return JournalEntry.objects.all()
 
 
+def journal_of(*, request_id: str, epoch: int) -> list[JournalEntry]:
+    """Return what one start of an engine recorded of a request, the first part first."""
+    entries = JournalEntry.objects.filter(request_id=request_id, journal__epoch=epoch)
+    return list(entries.order_by("key"))
+
+
 def engine_journals() -> "QuerySet[EngineJournal]":
     """Return the journals of all starts of engines, to be narrowed down."""
     return EngineJournal.objects.all()

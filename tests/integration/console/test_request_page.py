@@ -19,6 +19,8 @@ from tests.factories import (
     ApiTokenFactory,
     AuditEventFactory,
     BatchFactory,
+    EngineJournalFactory,
+    JournalEntryFactory,
     MembershipFactory,
     ReplicaFactory,
     RouteFactory,
@@ -122,6 +124,33 @@ def test_times_of_a_request() -> None:
     assert [(each.start, each.width) for each in timeline(late)] == [(0, 1000)]
     assert timeline(UsageRecord(**values | {"total_ms": None})) == ()
     assert timeline(UsageRecord(**values | {"settled_at": None})) == ()
+
+
+def test_what_its_engine_recorded(admin_client: Client, token: ApiToken) -> None:
+    record = request_of(token)
+    entry = {"request_id": record.request_id, "started_at": NOON, "waited_ms": 7.0}
+    journal = EngineJournalFactory(epoch=record.engine_epoch)
+    JournalEntryFactory(journal=journal, first_step=4123, last_step=4172, **entry)
+    JournalEntryFactory(journal__epoch=record.engine_epoch + 1, first_step=999, **entry)
+    JournalEntryFactory(journal=journal, first_step=888)
+    page = admin_client.get(url(record)).content.decode()
+    for text in ("12:00:00.000000", "7 ms", "1000 ms", "4123 to 4172", "12:00:02.000000, stop"):
+        assert text in page, text
+    assert "999" not in page and "888" not in page
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"is_from_cache": True, "engine_name": "", "engine_epoch": 0}, "the answer had been kept"),
+        ({"open": True}, "once the engine is done with it"),
+        ({}, "no engine began with it, or it is not read yet"),
+    ],
+)
+def test_a_request_of_which_nothing_is_recorded(
+    admin_client: Client, token: ApiToken, fields: dict[str, Any], said: str
+) -> None:
+    assert said in admin_client.get(url(request_of(token, **fields))).content.decode()
 
 
 def test_the_last_ten_changes_before_it(admin_client: Client, token: ApiToken) -> None:

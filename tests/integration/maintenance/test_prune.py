@@ -18,6 +18,7 @@ from apps.audit.models import AuditEvent
 from apps.batches.models import UploadedFile
 from apps.core import pruning as core_pruning
 from apps.core.pruning import PruneOrder, rows_prune
+from apps.engines.models import EngineJournal, JournalEntry
 from apps.metering.models import Meter, UsageRecord
 from apps.metering.pruning import meters_past
 from apps.rbac.models import TokenFamily
@@ -26,7 +27,9 @@ from tests.factories import (
     ApiTokenFactory,
     AuditEventFactory,
     BatchFactory,
+    EngineJournalFactory,
     EngineProcessFactory,
+    JournalEntryFactory,
     TenantFactory,
     UploadedFileFactory,
     UsageRecordFactory,
@@ -38,6 +41,7 @@ NOTHING = """\
 {verb} 0 families of access tokens that are over
 {verb} 0 files and results of batches past FILES_KEEP_DAYS
 {verb} 0 half-written folders of imports
+{verb} 0 old entries of the engines' journals
 {verb} 0 old logs
 {verb} 0 meters of past days and months
 {verb} 0 sessions that ran out
@@ -137,6 +141,11 @@ def populate(places: Path) -> UploadedFile:
     AuditEventFactory()
     Meter.objects.create(scope="tenant:1", period="2020-01-01")
     Meter.objects.create(scope="tenant:1", period=f"{now:%Y-%m-%d}")
+    journal = EngineJournalFactory(complete_since=now - timedelta(days=99))
+    EngineJournalFactory(closed_at=now - timedelta(days=31))
+    EngineJournalFactory(closed_at=now - timedelta(days=29))
+    JournalEntryFactory(journal=journal, read_at=now - timedelta(days=31))
+    JournalEntryFactory(journal=journal, request_id="stays", read_at=now - timedelta(days=29))
     Session.objects.create(session_key="gone", expire_date=now - timedelta(seconds=1))
     Session.objects.create(session_key="live", expire_date=now + timedelta(hours=1))
     tenant = TenantFactory()
@@ -164,7 +173,16 @@ def populate(places: Path) -> UploadedFile:
 
 def state(places: Path) -> tuple[Any, ...]:
     files = sorted(str(path.relative_to(places)) for path in places.rglob("*"))
-    rows = (UsageRecord, AuditEvent, Meter, Session, UploadedFile, TokenFamily)
+    rows = (
+        UsageRecord,
+        EngineJournal,
+        JournalEntry,
+        AuditEvent,
+        Meter,
+        Session,
+        UploadedFile,
+        TokenFamily,
+    )
     return files, [sorted(model.objects.values_list("pk", flat=True)) for model in rows]  # type: ignore[attr-defined]
 
 
@@ -190,11 +208,16 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
         "families": 1,
         "files": 1,
         "imports": 1,
+        "journal": 1,
         "logs": 2,
         "meters": 1,
         "sessions": 1,
     }
     assert list(Meter.objects.values_list("period", flat=True)) == [f"{timezone.now():%Y-%m-%d}"]
+    assert list(JournalEntry.objects.values_list("request_id", flat=True)) == ["stays"]
+    running, closed = EngineJournal.objects.order_by("pk")
+    assert abs(running.complete_since - (timezone.now() - timedelta(days=30))) < timedelta(hours=1)
+    assert closed.closed_at is not None  # the older one went
     assert list(Session.objects.values_list("session_key", flat=True)) == ["live"]
     assert list(TokenFamily.objects.values_list("public_id", flat=True)) == ["stays"]
     kept = set(UploadedFile.objects.values_list("file_id", flat=True))

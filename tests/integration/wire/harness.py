@@ -11,6 +11,7 @@ from apps.engines.client import EngineClient, EngineStream, SamplingParams, Text
 from engine_service.engine import Engine
 from engine_service.errors import EngineError
 from engine_service.frontend import Frontend
+from engine_service.journal import Journal
 from engine_service.protocol import (
     HEADER,
     PROTOCOL_VERSION,
@@ -85,12 +86,20 @@ class RawPeer:
 
 @asynccontextmanager
 async def running(
-    directory: Path, *, limits: Limits | None = None, max_model_len: int = 100_000
+    directory: Path,
+    *,
+    limits: Limits | None = None,
+    max_model_len: int = 100_000,
+    journal: Journal | None = None,
 ) -> AsyncIterator[Harness]:
     info = model_info(max_model_len=max_model_len)
     backend = EchoBackend(info)
     service = EngineService(
-        frontend=Frontend(chat_tokenizer(), info), info=info, epoch=EPOCH, limits=limits
+        frontend=Frontend(chat_tokenizer(), info),
+        info=info,
+        epoch=EPOCH,
+        limits=limits,
+        journal=journal,
     )
     engine = Engine(backend, on_outputs=service.on_outputs, max_inbox=256)
     engine.start()
