@@ -63,6 +63,17 @@ class Limits:
             values[each.name] = mine if theirs is None else theirs
         return Limits(**values)
 
+    def is_wider_than(self, other: "Limits") -> bool:
+        """Return whether something is allowed here that the other refuses."""
+        for each in fields(self):
+            mine, theirs = getattr(self, each.name), getattr(other, each.name)
+            if theirs is None or mine == theirs:
+                continue
+            # Of sets, > asks for all of the other's: one name more is enough.
+            if mine is None or (mine - theirs if isinstance(mine, frozenset) else mine > theirs):
+                return True
+        return False
+
 
 UNLIMITED = Limits()
 LIMIT_NAMES = tuple(each.name for each in fields(Limits))

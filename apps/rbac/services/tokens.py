@@ -13,13 +13,21 @@ from django.utils import timezone
 
 from apps.audit.services import event_record
 from apps.audit.types import Actor
+from apps.core.addresses import Network
 from apps.core.exceptions import Conflict, InvalidRequest, PermissionDenied
-from apps.core.limits import LIMIT_NAMES
+from apps.core.limits import LIMIT_NAMES, Limits
 from apps.core.services import change_stamp_bump, model_changes, plain
 from apps.rbac.models import ApiToken, User
 from apps.rbac.permissions import access_of, access_within
 from apps.rbac.selectors import TOUCH_EVERY, secret_digest
-from apps.rbac.types import ADD_TOKEN, SCOPES, SECRET_MARK, IssuedToken, scope_permissions
+from apps.rbac.types import (
+    ADD_TOKEN,
+    SCOPES,
+    SECRET_MARK,
+    IssuedToken,
+    networks_of,
+    scope_permissions,
+)
 
 if TYPE_CHECKING:
     from apps.tenants.models import Tenant
@@ -178,20 +186,25 @@ def _secret_draw() -> str:
 @transaction.atomic
 def api_token_update(*, token: ApiToken, actor: Actor, by: User | None = None) -> ApiToken:
     """Save the name, the scopes, the networks, the time of expiry and the limits that ``token``
-    carries."""
-    stored = ApiToken.objects.select_for_update().get(pk=token.pk)
+    carries. by: the person who asks; None where the platform does.
+
+    Raises:
+        PermissionDenied: it would do more than before, or longer, and ``by`` could not issue it.
+        InvalidRequest: ``param`` names the field.
+    """
+    stored = (
+        ApiToken.objects.select_for_update(of=("self",)).select_related("owner").get(pk=token.pk)
+    )
     if stored.tenant_id != token.tenant_id:
         raise InvalidRequest("A token stays with its tenant.", param="tenant")
     if stored.owner_id != token.owner_id:
         raise InvalidRequest("A token stays with its owner.", param="owner")
-    if by is not None and not by.access.covers(
-        scope_permissions(set(token.scopes) - set(stored.scopes)), tenant_id=token.tenant_id
-    ):
-        raise PermissionDenied("You cannot let a token do what you may not do yourself.")
     changes = model_changes(obj=token, stored=stored)
     if not changes:
         return token
     token.full_clean()
+    if by is not None and _is_wider(token, stored):
+        _check_creator(by, owner=stored.owner, scopes=token.scopes, tenant_id=token.tenant_id)
     token.save(update_fields=[*_EDITABLE, *LIMIT_NAMES, "updated_at"])
     event_record(
         action="api_token.updated",
@@ -202,6 +215,27 @@ def api_token_update(*, token: ApiToken, actor: Actor, by: User | None = None) -
     )
     change_stamp_bump("access")
     return token
+
+
+def _is_wider(token: ApiToken, stored: ApiToken) -> bool:
+    """Return whether a changed token is good for more, from more places or for longer: then it is
+    as if it were issued anew."""
+    if set(token.scopes) - set(stored.scopes):
+        return True
+    ends, ended = token.expires_at, stored.expires_at
+    if ended is not None and (ends is None or ends > ended):
+        return True
+    before, after = networks_of(stored.allowed_networks), networks_of(token.allowed_networks)
+    if before and not (after and all(_is_inside(each, before) for each in after)):
+        return True
+    return Limits.of(token).is_wider_than(Limits.of(stored))
+
+
+def _is_inside(network: Network, others: Sequence[Network]) -> bool:
+    return any(
+        network.version == other.version and network.subnet_of(other)  # type: ignore[arg-type]
+        for other in others
+    )
 
 
 @transaction.atomic

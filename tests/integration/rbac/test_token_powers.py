@@ -138,6 +138,75 @@ def test_a_viewer_cannot_widen_a_token(actor: Actor) -> None:
     assert ApiToken.objects.get().scopes == ["batches"]
 
 
+BOUNDS: dict[str, Any] = {
+    "scopes": ["batches"],
+    "allowed_networks": "192.0.2.0/24",
+    "requests_per_minute": 5,
+    "tokens_per_day": 100,
+    "allowed_routes": "small",
+}
+WIDER: list[tuple[str, Any]] = [
+    ("scopes", ["inference", "batches"]),
+    ("allowed_networks", ""),
+    ("allowed_networks", "192.0.0.0/16"),
+    ("allowed_networks", "192.0.2.0/25\n2001:db8::/32"),
+    ("requests_per_minute", None),
+    ("tokens_per_day", 101),
+    ("allowed_routes", "small large"),
+    ("expires_at", None),
+    ("expires_at", timezone.now() + timedelta(days=3)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WIDER)
+@pytest.mark.parametrize("whose", ["tenant", "colleague"])
+def test_who_could_not_issue_a_token_makes_it_do_no_more(
+    name: str, value: Any, whose: str, actor: Actor
+) -> None:
+    """Else whoever once had its secret would bring it back to life, or out of its bounds."""
+    row = member("developer")
+    owner = None if whose == "tenant" else member("developer", tenant=row.tenant).user
+    expired = timezone.now() - timedelta(days=1)
+    token = ApiTokenFactory(tenant=row.tenant, owner=owner, expires_at=expired, **BOUNDS)
+    before = ApiToken.objects.values().get()
+    setattr(token, name, value)
+    with pytest.raises(PermissionDenied):
+        api_token_update(token=token, by=row.user, actor=actor)
+    assert ApiToken.objects.values().get() == before
+    assert not AuditEvent.objects.filter(action="api_token.updated").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("name", "renamed"),
+        ("allowed_networks", "192.0.2.128/25"),
+        ("requests_per_minute", 4),
+        ("max_context_tokens", 64),
+        ("expires_at", timezone.now()),
+    ],
+)
+def test_who_may_change_tokens_narrows_any_of_their_tenant(
+    name: str, value: Any, actor: Actor
+) -> None:
+    row = member("developer")
+    later = timezone.now() + timedelta(days=1)
+    token = ApiTokenFactory(tenant=row.tenant, expires_at=later, **BOUNDS)
+    setattr(token, name, value)
+    api_token_update(token=token, by=row.user, actor=actor)
+    assert getattr(ApiToken.objects.get(), name) == value
+
+
+@pytest.mark.parametrize(("name", "value"), WIDER)
+def test_ones_own_token_is_widened_again(name: str, value: Any, actor: Actor) -> None:
+    row = member("developer")
+    later = timezone.now() + timedelta(days=1)
+    token = ApiTokenFactory(tenant=row.tenant, owner=row.user, expires_at=later, **BOUNDS)
+    setattr(token, name, value)
+    api_token_update(token=token, by=row.user, actor=actor)
+    assert getattr(ApiToken.objects.get(), name) == value
+
+
 @pytest.mark.parametrize("text", ["300.1.1.1", "10.0.0.1/8", "localhost", "10.0.0.0/8, ::1"])
 def test_networks_that_are_none(text: str, actor: Actor) -> None:
     with pytest.raises(ValidationError) as refusal:
