@@ -131,6 +131,28 @@ class ObjectScoped(BaseAdmin):
             return True
         return self._is_given(request, obj, "change")
 
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        kwargs.setdefault("queryset", self._choices(db_field, request))
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        kwargs.setdefault("queryset", self._choices(db_field, request))
+        return super().formfield_for_manytomany(db_field, request, **kwargs)
+
+    def _choices(self, db_field: Any, request: HttpRequest) -> models.QuerySet[Any]:
+        """Offer, and take, what somebody sees on the pages of that kind, and what is chosen now:
+        else one object that they were given would lead them to any other."""
+        rows: models.QuerySet[Any] = db_field.remote_field.model._default_manager.all()
+        page = self.admin_site.get_model_admin(db_field.remote_field.model)
+        seen = page.get_queryset(request) if page.has_view_permission(request) else rows.none()
+        match = request.resolver_match
+        changed = self.model._default_manager.filter(
+            pk=match.kwargs.get("object_id") if match is not None else None
+        )
+        return rows.filter(
+            models.Q(pk__in=seen.values("pk")) | models.Q(pk__in=changed.values(db_field.name))
+        )
+
     def changeable(self, request: HttpRequest, rows: Iterable[M]) -> list[M]:
         """Return the rows; raises PermissionDenied where this person may not change all of them."""
         found = list(rows)
