@@ -8,18 +8,21 @@ from django.http import HttpRequest
 
 from apps.audit.models import AuditEvent
 from apps.audit.types import Actor
+from apps.core.addresses import client_address
 
 
 def actor_of(request: HttpRequest) -> Actor:
     """Return the signed-in user of a request to the admin as an actor.
 
-    The address is the connection's: a header could be forged by any client.
+    The address is what the doors and the sign-in see: a header is believed from known proxies.
     """
+    meta = request.META
+    address = client_address(meta.get("REMOTE_ADDR"), meta.get("HTTP_X_FORWARDED_FOR"))
     return Actor(
         kind="user",
         id=request.user.pk,
         label=request.user.get_username(),
-        ip_address=request.META.get("REMOTE_ADDR") or None,
+        ip_address=None if address is None else str(address),
     )
 
 

@@ -4,11 +4,15 @@ from typing import Any
 
 from django import forms
 from django.contrib.auth.base_user import AbstractBaseUser
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest
 from unfold.forms import AdminOwnPasswordChangeForm
 from unfold.widgets import BASE_INPUT_CLASSES
 
-from apps.audit.types import Actor
+from apps.audit.selectors import actor_of
 from apps.rbac.services import user_password_set
+from apps.sign_in.exceptions import ConfirmationFailed, SignInLocked
+from apps.sign_in.services.devices import password_confirm
 
 _CLASSES = " ".join(BASE_INPUT_CLASSES)
 _CODE_CHARS = 32
@@ -17,10 +21,28 @@ _CODE_CHARS = 32
 class OwnPasswordForm(AdminOwnPasswordChangeForm):  # type: ignore[misc]
     """Someone changes their own password, after giving the old one."""
 
+    def __init__(self, *args: Any, request: HttpRequest, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._request = request
+
+    def clean_old_password(self) -> str:
+        """A wrong one counts as a failed sign-in: else an open session would be a place to guess
+        the password."""
+        password: str = self.cleaned_data["old_password"]
+        try:
+            password_confirm(request=self._request, user=self.user, password=password)
+        except SignInLocked as error:
+            raise ValidationError(error.message) from error
+        except ConfirmationFailed as error:
+            message = self.error_messages["password_incorrect"]
+            raise ValidationError(message, code="password_incorrect") from error
+        return password
+
     def save(self, commit: bool = True) -> AbstractBaseUser:
-        actor = Actor(kind="user", id=self.user.pk, label=self.user.get_username())
         return user_password_set(
-            user=self.user, password=self.cleaned_data["new_password1"], actor=actor
+            user=self.user,
+            password=self.cleaned_data["new_password1"],
+            actor=actor_of(self._request),
         )
 
 

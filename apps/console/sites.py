@@ -24,6 +24,15 @@ from apps.sign_in.selectors import session_standing
 from apps.sign_in.types import Standing
 
 
+class OwnPasswordView(PasswordChangeView):
+    """The form knows where it comes from."""
+
+    form_class = OwnPasswordForm
+
+    def get_form_kwargs(self) -> dict[str, Any]:
+        return {**super().get_form_kwargs(), "request": self.request}
+
+
 class ConsoleAdminSite(UnfoldAdminSite):
     index_title = "Overview"
     index_template = "console/overview.html"
@@ -89,8 +98,7 @@ class ConsoleAdminSite(UnfoldAdminSite):
     ) -> HttpResponseBase:
         """As the theme does it, but the new password is set by the service and told in the audit
         trail."""
-        view = PasswordChangeView.as_view(
-            form_class=OwnPasswordForm,
+        view = OwnPasswordView.as_view(
             success_url=reverse(f"{self.name}:password_change_done"),
             template_name="registration/password_change_form.html",
             extra_context={**self.each_context(request), **(extra_context or {})},

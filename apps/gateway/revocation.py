@@ -14,6 +14,7 @@ from apps.core.hop import database_hop
 from apps.gateway.exceptions import AccessRevoked
 from apps.rbac.selectors import identities_in_force
 from apps.rbac.types import Identity, Principal
+from apps.sign_in.services.sessions import is_session_open
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class AccessWatch:
         while since != self.generation:
             since = self.generation
             try:
-                kept = await database_hop(identities_in_force, [principal.identity])
+                kept = await database_hop(_in_force, [principal.identity])
             except (DatabaseError, InterfaceError) as error:
                 raise Unavailable("The access cannot be checked at the moment.") from error
             if not kept:
@@ -76,7 +77,7 @@ class AccessWatch:
             generation = self.generation
             identities = {each.principal.identity for each in self._all()}
             try:
-                kept = await database_hop(identities_in_force, identities) if identities else set()
+                kept = await database_hop(_in_force, identities) if identities else set()
             except (DatabaseError, InterfaceError) as error:
                 logger.warning("Who has lost access cannot be read, trying again: %s", error)
                 await asyncio.sleep(AGAIN_S)
@@ -92,3 +93,14 @@ class AccessWatch:
 
     def _all(self) -> Iterable[Held]:
         return chain.from_iterable(self._held)
+
+
+def _in_force(identities: Collection[Identity]) -> set[Identity]:
+    """Return those that may still use models: of people also where their session goes on."""
+    kept = identities_in_force(identities)
+    over = {
+        key
+        for key in {each.session_key for each in kept}
+        if key is not None and not is_session_open(key)
+    }
+    return {each for each in kept if each.session_key not in over}

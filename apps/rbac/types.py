@@ -38,12 +38,14 @@ class Identity(NamedTuple):
     """What stays the same of a principal, however its token or tenant is renamed or limited.
 
     family_id: of the JWT that it came with; None where it came with the API token itself.
+    session_key: of the session in which a person came.
     """
 
     tenant_id: int
     api_token_id: int | None
     user_id: int | None
     family_id: int | None = None
+    session_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,7 @@ class Principal:
     scopes: what it may be used for. subject_id: the person, or the owner of the token if it has
     one; routes that are not for everyone know them. uses_every_route: such routes included.
     networks: from where it may be used; empty is anywhere. family_id: of the JWT that it came with.
+    session_key: of the session in which a person came.
     cache_salt: the tenant's, given to the engine to seed its prefix cache. weight: its plan's share
     of a busy engine. limits: of its plan and its own. key_limits: of the key alone. prices: its
     plan's.
@@ -73,10 +76,13 @@ class Principal:
     uses_every_route: bool = False
     networks: tuple[Network, ...] = ()
     family_id: int | None = None
+    session_key: str | None = field(default=None, repr=False)
 
     @property
     def identity(self) -> "Identity":
-        return Identity(self.tenant_id, self.api_token_id, self.user_id, self.family_id)
+        return Identity(
+            self.tenant_id, self.api_token_id, self.user_id, self.family_id, self.session_key
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Who is on a connection, and whether that still holds at a later request on it."""
 
 import time
+from dataclasses import replace
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -56,7 +57,7 @@ def _for_inference(principal: Principal) -> Principal:
 
 
 def _principal_of(session_key: str) -> Principal:
-    return principal_of_user(session_person(session_key))
+    return replace(principal_of_user(session_person(session_key)), session_key=session_key)
 
 
 def check_origin(headers: dict[bytes, bytes]) -> None:

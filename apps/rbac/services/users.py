@@ -88,9 +88,11 @@ def user_permissions_set(*, user: User, permissions: Collection[Permission], act
 
 @transaction.atomic
 def user_password_set(*, user: User, password: str, actor: Actor) -> User:
-    """Set a new password; the audit event says that, and never what."""
+    """Set a new password, which ends the person's sessions; the audit event says that, and never
+    what."""
     validate_password(password, user)
     user.set_password(password)
     user.save(update_fields=["password"])
     event_record(action="user.password_changed", actor=actor, obj=user)
+    change_stamp_bump("access")
     return user

@@ -9,6 +9,7 @@ from django.http import HttpRequest
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.exceptions import Conflict
+from apps.core.services import change_stamp_bump
 from apps.sign_in.exceptions import CodeWrong, ConfirmationFailed
 from apps.sign_in.models import SignInState
 from apps.sign_in.selectors import DEVICE_KEY, facts_of, facts_refresh, is_two_factor_required
@@ -47,14 +48,20 @@ def identity_confirm(*, request: HttpRequest, user: "User", password: str, code:
     Raises:
         ConfirmationFailed, SignInLocked, CodeThrottled: the attempt counts as one to sign in.
     """
+    password_confirm(request=request, user=user, password=password)
+    if facts_of(user).device_id is None:
+        return
+    if code_check(request=request, user=user, code=code) is None:
+        raise ConfirmationFailed
+
+
+def password_confirm(*, request: HttpRequest, user: "User", password: str) -> None:
+    """Check the password of whoever is signed in; raises ConfirmationFailed, SignInLocked: the
+    attempt counts as one to sign in."""
     username = user.get_username()
     lock_check(request=request, username=username)
     if not user.check_password(password):
         failure_count(request=request, username=username, reason="confirmation")
-        raise ConfirmationFailed
-    if facts_of(user).device_id is None:
-        return
-    if code_check(request=request, user=user, code=code) is None:
         raise ConfirmationFailed
 
 
@@ -153,6 +160,7 @@ def two_factor_policy_set(*, user: "User", is_required: bool, actor: Actor) -> N
     state.is_two_factor_required = is_required
     state.save(update_fields=["is_two_factor_required"])
     facts_refresh(user)
+    change_stamp_bump("access")
     event_record(
         action="two_factor.policy_changed",
         actor=actor,

@@ -15,6 +15,7 @@ from django.http import HttpRequest
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.exceptions import Unavailable
+from apps.core.services import change_stamp_bump
 from apps.sign_in.exceptions import SessionOver
 from apps.sign_in.models import SignInState
 from apps.sign_in.selectors import (
@@ -60,10 +61,9 @@ def session_person(session_key: str) -> "User":
         SessionOver: signed out, expired, ended elsewhere, or the second factor is missing.
         Unavailable: the database cannot be asked.
     """
-    store: SessionBase = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
     try:
-        user: Any = auth.get_user(SimpleNamespace(session=store))  # type: ignore[arg-type]
-        if session_standing(user=user, session=store) is not Standing.COMPLETE:
+        user, store, standing = _stored(session_key)
+        if standing is not Standing.COMPLETE:
             raise SessionOver
         if session_touch(store):
             store.save()
@@ -71,7 +71,27 @@ def session_person(session_key: str) -> "User":
         raise SessionOver from None
     except (DatabaseError, InterfaceError) as error:
         raise Unavailable("The session cannot be checked at the moment.") from error
-    return user  # type: ignore[no-any-return]
+    return user
+
+
+def is_session_open(session_key: str) -> bool:
+    """Return whether a stored session is fully signed in. That is no use of it."""
+    return _stored(session_key)[2] is Standing.COMPLETE
+
+
+def _stored(session_key: str) -> "tuple[User, SessionBase, Standing]":
+    store: SessionBase = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
+    user: Any = auth.get_user(SimpleNamespace(session=store))  # type: ignore[arg-type]
+    return user, store, session_standing(user=user, session=store)
+
+
+@transaction.atomic
+def session_end(sender: object, request: HttpRequest, user: "User | None", **kwargs: Any) -> None:
+    """End a session, and what runs in it. A receiver of ``user_logged_out``, which comes before the
+    session goes: then what runs would be looked at too early."""
+    if user is not None:
+        request.session.flush()
+        change_stamp_bump("access")
 
 
 @transaction.atomic
@@ -87,9 +107,11 @@ def sessions_end(*, user: "User", actor: Actor, keep: SessionBase | None = None)
 
 
 def epoch_raise(*, user: "User", keep: SessionBase | None) -> None:
-    """End the sessions of a person in the caller's transaction."""
+    """End the sessions of a person, and what runs in them, in the caller's transaction."""
     SignInState.objects.get_or_create(user_id=user.pk)
     SignInState.objects.filter(user_id=user.pk).update(session_epoch=F("session_epoch") + 1)
     epoch = facts_refresh(user).epoch
+    change_stamp_bump("access")
     if keep is not None:
         keep[EPOCH_KEY] = epoch
+        keep.save()  # with the rest, so that nobody finds it ended meanwhile

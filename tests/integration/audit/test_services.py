@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from django.db import transaction
 from django.test import RequestFactory
@@ -43,14 +45,19 @@ def test_event_goes_with_the_transaction_that_fails() -> None:
     assert not AuditEvent.objects.exists()
 
 
-def test_actor_of_a_request_is_its_user_at_the_connections_address() -> None:
+@pytest.mark.parametrize(
+    ("trusted", "seen"), [([], "192.0.2.9"), (["192.0.2.0/24"], "198.51.100.1")]
+)
+def test_actor_of_a_request_is_its_user_at_the_address_that_the_doors_see(
+    trusted: list[str], seen: str, settings: Any
+) -> None:
+    """Behind a proxy all would have the proxy's; a header of anyone else's is not believed."""
+    settings.TRUSTED_PROXIES = trusted
     request = RequestFactory().get(
         "/", REMOTE_ADDR="192.0.2.9", HTTP_X_FORWARDED_FOR="198.51.100.1"
     )
     request.user = UserFactory(username="bob")
-    assert actor_of(request) == Actor(
-        kind="user", id=request.user.pk, label="bob", ip_address="192.0.2.9"
-    )
+    assert actor_of(request) == Actor(kind="user", id=request.user.pk, label="bob", ip_address=seen)
 
 
 def test_recent_events_come_newest_first() -> None:

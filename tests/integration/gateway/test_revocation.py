@@ -19,8 +19,10 @@ from apps.gateway.revocation import AccessWatch
 from apps.metering.models import Meter, UsageRecord
 from apps.rbac.models import ApiToken, User
 from apps.rbac.selectors import identities_in_force, principal_of_secret
-from apps.rbac.services import api_token_revoke, user_update
+from apps.rbac.services import api_token_revoke, user_password_set, user_update
 from apps.rbac.types import Identity
+from apps.sign_in.services.devices import two_factor_policy_set
+from apps.sign_in.services.sessions import sessions_end
 from apps.tenants.services import membership_remove, tenant_update
 from tests.factories import ApiTokenFactory, MembershipFactory, TenantFactory, UserFactory
 from tests.integration.gateway.conftest import chat
@@ -152,6 +154,62 @@ async def test_a_person_who_leaves(
         await withdraw(person)
         assert (await until(ws, ends("a")))[-1]["error"]["code"] == "access_revoked"
         assert await closed_with(ws) == 4401
+
+
+async def sign_out(server: ServerRun, cookies: dict[str, str], person: User) -> None:
+    async with httpx.AsyncClient(base_url=server.base_url, cookies=cookies) as http:
+        await http.get("/admin/account/")
+        form = {"csrfmiddlewaretoken": http.cookies["csrftoken"]}
+        assert (await http.post("/admin/logout/", data=form)).status_code in (200, 302)
+
+
+async def be_signed_out(server: ServerRun, cookies: dict[str, str], person: User) -> None:
+    await database_hop(sessions_end, user=person, actor=SYSTEM)
+
+
+async def get_a_password(server: ServerRun, cookies: dict[str, str], person: User) -> None:
+    await database_hop(user_password_set, user=person, password="another horse 9", actor=SYSTEM)
+
+
+async def need_a_second_factor(server: ServerRun, cookies: dict[str, str], person: User) -> None:
+    await database_hop(two_factor_policy_set, user=person, is_required=True, actor=SYSTEM)
+
+
+@pytest.mark.parametrize("end", [sign_out, be_signed_out, get_a_password, need_a_second_factor])
+async def test_an_answer_ends_with_its_session(
+    server: ServerRun,
+    token: ApiToken,
+    end: Callable[[ServerRun, dict[str, str], User], Awaitable[None]],
+) -> None:
+    person: User = await database_hop(lambda: UserFactory(admin=True, username="ann"))
+    await database_hop(lambda: MembershipFactory(user=person, tenant=token.tenant))
+    cookie = await asyncio.to_thread(session_cookie, server)
+    headers = {"Cookie": f"sessionid={cookie}"}
+    async with connect(server.ws_url, additional_headers=headers, origin=server.base_url) as ws:
+        assert (await receive(ws))["type"] == "ready"
+        await send(ws, type="start", id="a", **{**chat(), **LONG})
+        await until(ws, lambda frame: frame["type"] == "delta")
+        await end(server, {"sessionid": cookie}, person)
+        ended_s = time.monotonic()
+        assert (await until(ws, ends("a")))[-1]["error"]["code"] == "access_revoked"
+        assert time.monotonic() - ended_s < 1
+        assert await closed_with(ws) == 4401
+    row = await database_hop(UsageRecord.objects.get)
+    assert (row.state, row.error_code) == ("settled", "access_revoked")
+    assert row.n_charged_tokens == row.n_prompt_tokens + row.n_completion_tokens
+
+
+async def test_another_session_of_the_person_goes_on(server: ServerRun, token: ApiToken) -> None:
+    person: User = await database_hop(lambda: UserFactory(admin=True, username="ann"))
+    await database_hop(lambda: MembershipFactory(user=person, tenant=token.tenant))
+    here, there = [await asyncio.to_thread(session_cookie, server) for _ in range(2)]
+    headers = {"Cookie": f"sessionid={here}"}
+    async with connect(server.ws_url, additional_headers=headers, origin=server.base_url) as ws:
+        assert (await receive(ws))["type"] == "ready"
+        await send(ws, type="start", id="a", **chat(max_tokens=300, ignore_eos=True))
+        await until(ws, lambda frame: frame["type"] == "delta")
+        await sign_out(server, {"sessionid": there}, person)
+        assert (await until(ws, ends("a")))[-1]["type"] == "finished"
 
 
 # -- what was authenticated before, and begins after ---------------------------------------------

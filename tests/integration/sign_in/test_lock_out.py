@@ -304,3 +304,17 @@ def test_two_people_at_one_door() -> None:
         Visitor(ann.user).password_step("wrong")
     assert bob.password_step().status_code == 302
     assert bob.is_in()
+
+
+def test_a_wrong_old_password_counts_as_a_failed_sign_in() -> None:
+    """Else an open session would be a place to guess the password without end."""
+    person = visitor()
+    form = {"new_password1": "another horse 9", "new_password2": "another horse 9"}
+    wrong = {**form, "old_password": "guessed"}
+    answers = [person.client.post("/admin/password_change/", wrong) for _ in range(6)]
+    assert [each.status_code for each in answers] == [200, 200, 200, 200, 429, 429]
+    right = {**form, "old_password": PASSWORD}
+    assert person.client.post("/admin/password_change/", right).status_code == 429
+    person.user.refresh_from_db()
+    assert person.user.check_password(PASSWORD)
+    assert actions()[-1] == "sign_in.locked"
