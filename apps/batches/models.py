@@ -49,6 +49,9 @@ class Batch(TimestampedModel):
     batch_id = models.CharField(max_length=64, unique=True, editable=False)
     tenant = models.ForeignKey("tenants.Tenant", on_delete=models.PROTECT, related_name="+")
     api_token_id = models.BigIntegerField(help_text="In whose name its requests run.")
+    family_id = models.BigIntegerField(
+        null=True, blank=True, help_text="Of the JWT that it was made with."
+    )
     endpoint = models.CharField(max_length=40)
     input_file_id = models.CharField(max_length=64, db_index=True)
     output_file_id = models.CharField(max_length=64, blank=True)

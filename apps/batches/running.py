@@ -24,6 +24,7 @@ from apps.batches.types import (
     StoredOutput,
     TakenItem,
 )
+from apps.core.exceptions import PermissionDenied
 from apps.core.ids import new_id
 from apps.gateway.types import Answer
 from apps.rbac.selectors import principal_of_token
@@ -55,6 +56,7 @@ def batch_claim_next(*, owner: str, lease_s: float) -> Claim | None:
             endpoint=row.endpoint,
             input_file_id=row.input_file_id,
             api_token_id=row.api_token_id,
+            family_id=row.family_id,
             expires_at=row.expires_at,
         )
     return None
@@ -137,9 +139,14 @@ def items_take(*, claim: Claim, limit: int) -> tuple[TakenItem, ...]:
     Raises:
         LeaseLost: the batch is not ours, or not in progress any more.
         AuthenticationFailed: the token that made the batch is no longer good.
+        PermissionDenied: it may no longer make batches, or its owner may not.
     """
     _lock(claim, Batch.Status.IN_PROGRESS)
-    principal = principal_of_token(claim.api_token_id)
+    principal = principal_of_token(claim.api_token_id, family_id=claim.family_id)
+    if "batches" not in principal.scopes:
+        raise PermissionDenied(
+            "The token of this batch may no longer make batches.", code="insufficient_scope"
+        )
     rows = list(
         BatchItem.objects.filter(batch_id=claim.pk, state=BatchItem.State.PENDING).order_by(
             "line_no"

@@ -126,6 +126,7 @@ def batch_create(
         batch_id=new_id("batch"),
         tenant_id=principal.tenant_id,
         api_token_id=principal.api_token_id,
+        family_id=principal.family_id,
         endpoint=endpoint,
         input_file_id=input_file_id,
         metadata=None if metadata is None else dict(metadata),

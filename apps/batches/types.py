@@ -69,6 +69,7 @@ class Claim:
     endpoint: str
     input_file_id: str
     api_token_id: int
+    family_id: int | None
     expires_at: datetime
 
 

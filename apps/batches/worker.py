@@ -22,7 +22,7 @@ from apps.batches.models import Batch
 from apps.batches.output import results_write
 from apps.batches.selectors import items_in_order
 from apps.batches.types import DOOR, PRIORITY, Claim, Ending, LineError, Outcome, TakenItem
-from apps.core.exceptions import AppError, AuthenticationFailed
+from apps.core.exceptions import AppError, AuthenticationFailed, PermissionDenied
 from apps.core.hop import database_hop
 from apps.core.ids import new_id
 from apps.gateway.services import aclose, answer
@@ -104,8 +104,8 @@ class BatchRun:
         if self._lease.status == Batch.Status.IN_PROGRESS and not self._is_overdue:
             try:
                 is_whole = await self._answer_lines()
-            except AuthenticationFailed as error:
-                return _unauthenticated(error)
+            except (AuthenticationFailed, PermissionDenied) as error:
+                return _refused(error)
         if self._lease.is_lost:
             raise LeaseLost
         if is_whole:
@@ -264,7 +264,7 @@ def _encoded(error: AppError) -> bytes:
     return msgspec.json.encode(error.body())
 
 
-def _unauthenticated(error: AuthenticationFailed) -> Ending:
+def _refused(error: AppError) -> Ending:
     return Ending(
         outcome=Outcome.FAILED,
         code=error.code,

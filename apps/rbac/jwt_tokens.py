@@ -1,6 +1,5 @@
 """Reads of JWTs: whether one is good, whose it is, and with which keys others may check."""
 
-from dataclasses import replace
 from datetime import datetime
 
 from django.db import DatabaseError, InterfaceError
@@ -9,9 +8,8 @@ from django.utils import timezone
 
 from apps.core.exceptions import AuthenticationFailed, Unavailable
 from apps.rbac.models import JwtKey, TokenFamily
-from apps.rbac.selectors import TOUCH_EVERY, TokenGrant, principal_of_live
+from apps.rbac.selectors import TOUCH_EVERY, TokenGrant, principal_of_family
 from apps.rbac.signing import Claims, Use, claims_of, invalid_token, kid_of
-from apps.rbac.types import Principal
 
 
 def grant_of_jwt(token: str) -> TokenGrant:
@@ -65,21 +63,6 @@ def family_of(claims: Claims, *, is_locked: bool = False) -> TokenFamily:
     if family is None:
         raise invalid_token()
     return family
-
-
-def principal_of_family(family: TokenFamily, *, now: datetime) -> Principal:
-    """Return who the tokens of a family belong to: its API token's principal, with no more scopes
-    than the family was given.
-
-    Raises:
-        AuthenticationFailed: it, its API token or whoever that belongs to is no longer in force.
-    """
-    if family.revoked_at is not None:
-        raise AuthenticationFailed("This token was revoked.", code="token_revoked")
-    principal = principal_of_live(family.api_token, now=now)
-    return replace(
-        principal, scopes=principal.scopes & frozenset(family.scopes), family_id=family.pk
-    )
 
 
 def public_keys() -> list[dict[str, str]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from django.db import DatabaseError, InterfaceError
@@ -121,8 +121,10 @@ def _scopes_of(access: Access, *, tenant_id: int) -> frozenset[str]:
     )
 
 
-def principal_of_token(token_id: int) -> Principal:
+def principal_of_token(token_id: int, *, family_id: int | None = None) -> Principal:
     """Return who a token belongs to, for work that goes on after the request that asked for it.
+
+    family_id: of the JWT that asked; that it has expired since does not matter.
 
     Raises:
         AuthenticationFailed: gone, revoked or expired, or its tenant is switched off.
@@ -130,7 +132,29 @@ def principal_of_token(token_id: int) -> Principal:
     token = ApiToken.objects.select_related("tenant__plan", "owner").filter(pk=token_id).first()
     if token is None:
         raise AuthenticationFailed
-    return principal_of_live(token, now=timezone.now())
+    now = timezone.now()
+    if family_id is None:
+        return principal_of_live(token, now=now)
+    family = TokenFamily.objects.filter(pk=family_id, api_token=token).first()
+    if family is None:
+        raise AuthenticationFailed("This token was revoked.", code="token_revoked")
+    family.api_token = token
+    return principal_of_family(family, now=now)
+
+
+def principal_of_family(family: TokenFamily, *, now: datetime) -> Principal:
+    """Return who the tokens of a family belong to: its API token's principal, with no more scopes
+    than the family was given.
+
+    Raises:
+        AuthenticationFailed: it, its API token or whoever that belongs to is no longer in force.
+    """
+    if family.revoked_at is not None:
+        raise AuthenticationFailed("This token was revoked.", code="token_revoked")
+    principal = principal_of_live(family.api_token, now=now)
+    return replace(
+        principal, scopes=principal.scopes & frozenset(family.scopes), family_id=family.pk
+    )
 
 
 def address_check(principal: Principal, *, address: Address | None) -> None:

@@ -23,9 +23,9 @@ from apps.core.exceptions import (
 )
 from apps.core.ids import new_id
 from apps.core.services import change_stamp_bump
-from apps.rbac.jwt_tokens import claims_of_token, family_of, principal_of_family
+from apps.rbac.jwt_tokens import claims_of_token, family_of
 from apps.rbac.models import ApiToken, JwtKey, TokenFamily
-from apps.rbac.selectors import address_check, principal_of_live
+from apps.rbac.selectors import address_check, principal_of_family, principal_of_live
 from apps.rbac.signing import InvalidToken, key_draw, private_key, token_sign
 from apps.rbac.types import JWT_ALGORITHM, SCOPES, Principal, TokenPair
 
@@ -33,6 +33,8 @@ ACCESS_LIFE: Final = timedelta(minutes=15)
 FAMILY_LIFE: Final = timedelta(hours=24)
 # Over the longest life of a token, for whoever is about to sign when a key is replaced.
 KEY_GRACE: Final = timedelta(minutes=5)
+# Past its expiry, for what was begun in time: a batch may run for a day, and asks for its family.
+FAMILY_KEPT: Final = timedelta(days=2)
 MAX_FAMILIES: Final = 1000
 FULL_RETRY_S: Final = 60.0
 
@@ -62,8 +64,8 @@ def token_pair_issue(
     fresh = principal_of_live(api_token, now=now)
     granted = _scopes_granted(fresh, scopes)
     families = TokenFamily.objects.filter(api_token=api_token)
-    families.filter(expires_at__lte=now).delete()
-    if families.filter(revoked_at=None).count() >= MAX_FAMILIES:
+    families.filter(expires_at__lte=now - FAMILY_KEPT).delete()
+    if families.filter(revoked_at=None, expires_at__gt=now).count() >= MAX_FAMILIES:
         raise Overloaded(
             "Too many tokens of this API key are in force.", retry_after_s=FULL_RETRY_S
         )

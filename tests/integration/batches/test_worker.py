@@ -11,14 +11,26 @@ from django.utils import timezone
 from apps.audit.types import SYSTEM
 from apps.batches import storage, worker
 from apps.batches.models import Batch, UploadedFile
-from apps.batches.services import batch_cancel
+from apps.batches.services import batch_cancel, batch_create
 from apps.core.hop import database_hop
 from apps.core.services import change_stamp_bump
 from apps.engines.models import EngineProcess
 from apps.gateway.runtime import GatewayRuntime
 from apps.metering.models import UsageRecord
-from apps.rbac.models import ApiToken
-from tests.integration.batches.conftest import Submit, request_line, results, states
+from apps.rbac.jwt_tokens import grant_of_jwt
+from apps.rbac.models import ApiToken, RoleGrant
+from apps.rbac.selectors import principal_of_token
+from apps.rbac.services import api_token_update, role_grant_remove, token_family_revoke
+from tests.factories import ApiTokenFactory, MembershipFactory
+from tests.integration.batches.conftest import (
+    ENDPOINT,
+    Submit,
+    request_line,
+    results,
+    states,
+    store,
+)
+from tests.integration.rbac.jwts import issue
 from tests.processes import EngineRun
 from tests.waiting import wait_until, wait_until_async
 
@@ -214,6 +226,66 @@ async def test_a_revoked_token_fails_what_is_left(
     assert left[0]["response"]["body"]["error"]["code"] == "invalid_api_key"
     late = UsageRecord.objects.filter(created_at__gt=now + timedelta(seconds=1))
     assert await database_hop(late.count) == 0
+
+
+async def test_a_batch_of_a_jwt_ends_with_its_family(
+    token: ApiToken, runtime: GatewayRuntime, few_at_once: None
+) -> None:
+    pair = await database_hop(lambda: issue(token))
+
+    def submit() -> Batch:
+        principal = grant_of_jwt(pair.access_token).principal
+        file = store(principal, *(request_line(f"r{n}", **LONG) for n in range(40)))
+        return batch_create(
+            principal=principal, input_file_id=file.file_id, endpoint=ENDPOINT, metadata=None
+        )
+
+    batch = await database_hop(submit)
+    task = await underway(batch, n_done=2)
+    now = timezone.now()
+    await database_hop(lambda: token_family_revoke(token=pair.access_token))
+    async with asyncio.timeout(30):
+        await task
+    batch = await fresh(batch)
+    assert (batch.status, batch.errors[0]["code"]) == ("failed", "token_revoked")
+    codes = {line["response"]["body"]["error"]["code"] for line in results(batch.error_file_id)}
+    assert codes == {"access_revoked", "token_revoked"}  # what ran, and what was left
+    late = UsageRecord.objects.filter(created_at__gt=now + timedelta(seconds=1))
+    assert await database_hop(late.count) == 0
+
+
+@pytest.mark.parametrize("what", ["role", "scope"])
+async def test_a_batch_ends_once_its_token_may_make_none(
+    runtime: GatewayRuntime, few_at_once: None, what: str
+) -> None:
+    member = await database_hop(MembershipFactory)
+    token = await database_hop(lambda: ApiTokenFactory(tenant=member.tenant, owner=member.user))
+
+    def submit() -> Batch:
+        principal = principal_of_token(token.pk)
+        file = store(principal, *(request_line(f"r{n}", **LONG) for n in range(40)))
+        return batch_create(
+            principal=principal, input_file_id=file.file_id, endpoint=ENDPOINT, metadata=None
+        )
+
+    def withdraw() -> None:
+        if what == "role":
+            grant = RoleGrant.objects.get()
+            role_grant_remove(grant=grant, by=None, actor=SYSTEM)
+        else:
+            token.scopes = ["inference"]
+            api_token_update(token=token, actor=SYSTEM)
+
+    batch = await database_hop(submit)
+    task = await underway(batch, n_done=2)
+    await database_hop(withdraw)
+    async with asyncio.timeout(30):
+        await task
+    batch = await fresh(batch)
+    assert (batch.status, batch.errors[0]["code"]) == ("failed", "insufficient_scope")
+    assert batch.n_completed + batch.n_failed == 40
+    statuses = {line["response"]["status_code"] for line in results(batch.error_file_id)}
+    assert 403 in statuses and statuses <= {401, 403}
 
 
 async def test_a_worker_that_is_told_to_stop_leaves_the_rest_to_the_next(

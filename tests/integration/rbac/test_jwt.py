@@ -21,7 +21,12 @@ from apps.core.exceptions import (
 )
 from apps.rbac.jwt_tokens import grant_of_jwt, public_keys
 from apps.rbac.models import ApiToken, JwtKey, RoleGrant, TokenFamily
-from apps.rbac.selectors import grant_of_secret, identities_in_force, principal_of_secret
+from apps.rbac.selectors import (
+    grant_of_secret,
+    identities_in_force,
+    principal_of_secret,
+    principal_of_token,
+)
 from apps.rbac.services import (
     api_token_revoke,
     jwt_key_rotate,
@@ -144,7 +149,19 @@ def test_families_are_bounded_and_those_that_are_over_go(
     assert state() == before
     TokenFamily.objects.update(expires_at=timezone.now())
     issue(token)
+    assert TokenFamily.objects.count() == 3  # what was begun in time may end
+    TokenFamily.objects.update(expires_at=timezone.now() - services.FAMILY_KEPT)
+    issue(token)
     assert TokenFamily.objects.count() == 1
+
+
+def test_what_was_begun_in_time_goes_on_when_others_are_issued(token: ApiToken) -> None:
+    principal = grant_of_jwt(issue(token).access_token).principal
+    TokenFamily.objects.update(expires_at=timezone.now())
+    issue(token)
+    assert identities_in_force([principal.identity]) == {principal.identity}
+    kept = principal_of_token(token.pk, family_id=principal.family_id)
+    assert (kept.family_id, kept.scopes) == (principal.family_id, principal.scopes)
 
 
 # -- what ends them -------------------------------------------------------------------------------
