@@ -32,6 +32,14 @@ def is_within(address: Address, networks: tuple[Network, ...]) -> bool:
     return any(address in network for network in networks)
 
 
+def counted_as(address: Address) -> str:
+    """Return what requests of an address are counted by. Of IPv6 it is the network of 64 bits, all
+    of whose addresses one client can use in turn."""
+    if isinstance(address, IPv4Address):
+        return str(address)
+    return str(ip_network((address, 64), strict=False).network_address)
+
+
 def _is_trusted(address: Address) -> bool:
     return is_within(address, _trusted_proxies(tuple(settings.TRUSTED_PROXIES)))
 

@@ -4,7 +4,6 @@ somebody tries to sign in."""
 import time
 from collections.abc import MutableMapping
 from datetime import datetime
-from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from axes.models import AccessAttempt
@@ -158,12 +157,9 @@ def client_address(request: HttpRequest) -> str | None:
 
 
 def counted_address(request: HttpRequest) -> str | None:
-    """Return what failures are counted by. Of IPv6 it is the network of 64 bits, all of whose
-    addresses one client can use in turn."""
+    """Return what failures are counted by; None where it cannot be known."""
     address = _address(request)
-    if address is None or address.version == 4:
-        return client_address(request)
-    return str(ip_network((address, 64), strict=False).network_address)
+    return None if address is None else addresses.counted_as(address)
 
 
 def _address(request: HttpRequest) -> Address | None:

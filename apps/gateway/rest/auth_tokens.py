@@ -5,17 +5,22 @@ from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, ParamSpec, TypeVar
 
 import msgspec
+from django.conf import settings
 from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 from msgspec import Meta
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from apps.core.addresses import counted_as
 from apps.core.exceptions import PermissionDenied, Unavailable
 from apps.core.hop import database_hop
+from apps.core.limits import Limits
+from apps.gateway.limits import counted
 from apps.gateway.rest.base import InferenceView, address_of, body_of
 from apps.gateway.rest.operations import Operation
 from apps.gateway.runtime import gateway_runtime
+from apps.metering.types import Scope
 from apps.rbac.services import token_family_revoke, token_pair_issue, token_pair_refresh
 from apps.rbac.types import TokenPair
 
@@ -101,6 +106,7 @@ class TokenView(_TokenView):
 
     async def post(self, request: Request) -> Response:
         body = body_of(request, TokenBody)
+        await _count(f"exchange:{self.principal.api_token_id}", said="This API key")
         pair = await _written(
             token_pair_issue,
             principal=self.principal,
@@ -132,6 +138,7 @@ class RefreshView(_TokenView):
 
     async def post(self, request: Request) -> Response:
         body = body_of(request, RefreshBody)
+        await _count(f"refresh:{_whence(request)}", said="This address")
         pair = await _written(
             token_pair_refresh, refresh_token=body.refresh_token, address=address_of(request)
         )
@@ -156,6 +163,7 @@ class RevokeView(_TokenView):
 
     async def post(self, request: Request) -> Response:
         body = body_of(request, RevokeBody)
+        await _count(f"revoke:{_whence(request)}", said="This address")
         await _written(token_family_revoke, token=body.token, address=address_of(request))
         return Response(Revoked())
 
@@ -190,6 +198,18 @@ def _answer(pair: TokenPair) -> TokenAnswer:
         refresh_expires_in=math.ceil((pair.refresh_expires_at - now).total_seconds()),
         scopes=pair.scopes,
     )
+
+
+async def _count(key: str, *, said: str) -> None:
+    """Bound what one may write here, in the database and the audit trail; raises RateLimited. Each
+    thing that is done is counted by itself: nobody uses up another's revocations by refreshing."""
+    limits = Limits(requests_per_minute=settings.AUTH_REQUESTS_PER_MINUTE)
+    await counted((Scope(key=f"auth:{key}", said=said, limits=limits),))
+
+
+def _whence(request: Request) -> str:
+    address = address_of(request)
+    return "" if address is None else counted_as(address)
 
 
 async def _written(service: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Any:

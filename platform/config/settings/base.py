@@ -128,6 +128,9 @@ TRUSTED_PROXIES = env.networks("TRUSTED_PROXIES")
 JWT_ISSUER = env.text("JWT_ISSUER", "nano-llm")
 JWT_AUDIENCE = env.text("JWT_AUDIENCE", "nano-llm-api")
 
+# How often a minute one API token is exchanged for JWTs, and one address may refresh, and revoke.
+AUTH_REQUESTS_PER_MINUTE = env.integer("AUTH_REQUESTS_PER_MINUTE", default=120, minimum=1)
+
 X_FRAME_OPTIONS = "DENY"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from apps.audit.models import AuditEvent
 from apps.audit.types import SYSTEM
 from apps.core.hop import database_hop
 from apps.gateway.runtime import GatewayRuntime
@@ -17,6 +18,7 @@ from apps.rbac.models import ApiToken, TokenFamily
 from apps.rbac.services import api_token_revoke, jwt_key_rotate, token_family_revoke
 from apps.rbac.services import jwt as services
 from apps.tenants.services import tenant_update
+from tests.factories import ApiTokenFactory
 from tests.integration.gateway.conftest import chat
 from tests.integration.gateway.streams import closed_with, opened, receive, send, until
 from tests.integration.gateway.test_revocation import LONG, Streamed
@@ -103,6 +105,40 @@ async def test_what_is_refused(
     assert (answer.status_code, error["param"]) == (status, param)
     assert set(error) == {"message", "type", "param", "code"}
     assert await database_hop(TokenFamily.objects.count) == 0
+
+
+async def test_what_may_be_asked_in_a_minute_is_bounded(
+    http: httpx.AsyncClient, token: ApiToken, settings: Any
+) -> None:
+    """Each exchange and each refresh is a row and an audit event."""
+    settings.AUTH_REQUESTS_PER_MINUTE = 2
+    pair = await exchanged(http)
+    pair = (await http.post(f"{TOKEN}/refresh", json=refresh(pair))).json()
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        (TOKEN, {}, "This API key may make 2 requests a minute."),
+        (f"{TOKEN}/refresh", refresh(pair), "This address may make 2 requests a minute."),
+    ]
+    for path, body, message in cases:
+        allowed = await http.post(path, json=body)
+        assert allowed.status_code == 200
+        before = await database_hop(written)
+        refused = await http.post(path, json=body)
+        assert (refused.status_code, refused.json()["error"]["message"]) == (429, message)
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert await database_hop(written) == before
+    revoked = await http.post(f"{TOKEN}/revoke", json={"token": pair["access_token"]})
+    assert revoked.status_code == 200  # counted by itself
+    other = await database_hop(ApiTokenFactory)
+    assert (await http.post(TOKEN, json={}, headers=bearer(other.secret))).status_code == 200
+
+
+def refresh(pair: dict[str, Any]) -> dict[str, Any]:
+    return {"refresh_token": pair["refresh_token"]}
+
+
+def written() -> tuple[list[Any], int]:
+    return list(TokenFamily.objects.order_by("pk").values()), AuditEvent.objects.count()
 
 
 async def test_the_networks_of_the_api_token_hold(
