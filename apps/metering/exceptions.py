@@ -14,6 +14,7 @@ class LimitExceeded(AppError):
 
     status = 429
     type = "requests"
+    default_message = "A limit of requests or of tokens is reached."
 
     def __init__(
         self, message: str, *, retry_after_s: float, budget: "Budget | None" = None

@@ -13,7 +13,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from apps.core.addresses import counted_as
-from apps.core.exceptions import PermissionDenied, Unavailable
+from apps.core.exceptions import Unavailable
 from apps.core.hop import database_hop
 from apps.core.limits import Limits
 from apps.gateway.limits import counted
@@ -100,7 +100,6 @@ class TokenView(_TokenView):
             ),
             tag="Access tokens",
             answer=TokenAnswer,
-            errors=(PermissionDenied,),
         ),
     }
 
@@ -132,7 +131,6 @@ class RefreshView(_TokenView):
             ),
             tag="Access tokens",
             answer=TokenAnswer,
-            errors=(PermissionDenied,),
         ),
     }
 

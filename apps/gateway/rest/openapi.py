@@ -41,6 +41,7 @@ from apps.gateway.rest.struct_schemas import (
     form_schema,
 )
 from apps.gateway.types import Reuse, ReuseWish
+from apps.metering.exceptions import LimitExceeded
 
 NEUTRAL: Final[Neutral] = {
     **schemas.NEUTRAL,
@@ -61,6 +62,15 @@ HEADERS: Final[dict[str, Schema]] = {
     "Retry-After": {
         "description": "After how many seconds the same request may succeed.",
         "schema": {"type": "integer", "minimum": 1},
+    },
+    **{
+        f"X-RateLimit-{what}-{of}": {"description": says, "schema": {"type": "string"}}
+        for what, says in (
+            ("Limit", "The tightest limit."),
+            ("Remaining", "What it leaves."),
+            ("Reset", "When all of it is there again, such as 1m30s."),
+        )
+        for of in ("requests", "tokens")
     },
     "WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}},
     REPLAYED: {
@@ -266,6 +276,8 @@ class DeclaredSchema(AutoSchema):
 
 
 def _headers_of(kind: type[AppError]) -> tuple[str, ...]:
+    if issubclass(kind, LimitExceeded):
+        return (*ALWAYS, "Retry-After", *(name for name in HEADERS if "RateLimit" in name))
     if kind.status in MAY_COME_AGAIN or kind is IdempotencyKeyInUse:
         return (*ALWAYS, "Retry-After")
     return (*ALWAYS, "WWW-Authenticate") if kind is AuthenticationFailed else ALWAYS

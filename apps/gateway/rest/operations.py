@@ -11,6 +11,7 @@ from apps.core.exceptions import (
     InvalidRequest,
     NotFound,
     PayloadTooLarge,
+    PermissionDenied,
     Unavailable,
 )
 from apps.gateway.exceptions import (
@@ -19,6 +20,7 @@ from apps.gateway.exceptions import (
     RequestTimedOut,
     UnsupportedMediaType,
 )
+from apps.metering.exceptions import LimitExceeded
 
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
@@ -28,6 +30,7 @@ EVENTS: Final = "text/event-stream"
 ERRORS: Final[tuple[type[AppError], ...]] = (
     InvalidRequest,
     AuthenticationFailed,
+    PermissionDenied,
     PayloadTooLarge,
     AppError,
     Unavailable,
@@ -36,6 +39,7 @@ ERRORS_OF_A_NAME: Final[tuple[type[AppError], ...]] = (NotFound,)
 ERRORS_OF_A_BODY: Final[tuple[type[AppError], ...]] = (
     NotFound,
     UnsupportedMediaType,
+    LimitExceeded,
     RequestTimedOut,
 )
 ERRORS_OF_A_KEY: Final[tuple[type[AppError], ...]] = (IdempotencyKeyInUse, IdempotencyKeyReused)

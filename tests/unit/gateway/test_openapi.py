@@ -88,14 +88,17 @@ def test_every_operation_is_named_secured_and_says_how_it_fails(described: dict[
         names.append(operation["operationId"])
         asks = None if name in WITHOUT_HEADER else [{"apiToken": []}]
         assert operation.get("security") == asks, name
-        assert {"400", "401", "413", "500", "503"} <= set(operation["responses"]), name
+        assert {"400", "401", "403", "413", "500", "503"} <= set(operation["responses"]), name
+        assert ("429" in operation["responses"]) == ("requestBody" in operation), name
         for status, response in operation["responses"].items():
             if "$ref" in response:
                 name_of_it = response["$ref"].removeprefix("#/components/responses/")
                 response = described["components"]["responses"][name_of_it]
             assert "X-Request-Id" in response["headers"], (name, status)
-            is_for_later = status in ("409", "503")
+            is_for_later = status in ("409", "429", "503")
             assert ("Retry-After" in response["headers"]) == is_for_later, (name, status)
+            is_limit = status == "429"
+            assert ("X-RateLimit-Remaining-tokens" in response["headers"]) == is_limit, name
             if int(status) >= 400:
                 schema = response["content"]["application/json"]["schema"]
                 body = "MessagesErrorBody" if "/v1/messages" in name else "Error"
