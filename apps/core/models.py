@@ -15,8 +15,9 @@ class TimestampedModel(models.Model):
 class ChangeStamp(models.Model):
     """A counter that a service raises when it changes what other processes hold in memory."""
 
-    name = models.CharField(max_length=40, primary_key=True)
+    name = models.CharField(max_length=80, primary_key=True)
     value = models.PositiveBigIntegerField(default=0)
+    moved_at = models.DateTimeField(auto_now=True)
 
     def __str__(self) -> str:
         return f"{self.name}={self.value}"

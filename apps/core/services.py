@@ -15,10 +15,11 @@ _BEAT_EVERY: Final = timedelta(seconds=15)
 
 def change_stamp_bump(name: str) -> None:
     """Raise a stamp by one in the caller's transaction; other processes see it once it commits."""
-    if not ChangeStamp.objects.filter(name=name).update(value=F("value") + 1):
+    moved = {"value": F("value") + 1, "moved_at": timezone.now()}
+    if not ChangeStamp.objects.filter(name=name).update(**moved):
         stamp, created = ChangeStamp.objects.get_or_create(name=name, defaults={"value": 1})
         if not created:
-            ChangeStamp.objects.filter(pk=stamp.pk).update(value=F("value") + 1)
+            ChangeStamp.objects.filter(pk=stamp.pk).update(**moved)
 
 
 def model_changes(*, obj: models.Model, stored: models.Model) -> dict[str, list[Any]]:

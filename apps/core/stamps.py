@@ -30,6 +30,7 @@ class StampWatcher:
         self._interval_s = interval_s
         self._read = read
         self._seen: dict[str, int] = {}
+        self._before: dict[str, int] | None = None
         self._is_read = False
         self._callbacks: defaultdict[str, list[Callback]] = defaultdict(list)
         self._task: asyncio.Task[None] | None = None
@@ -57,6 +58,11 @@ class StampWatcher:
         """Every stamp as the last poll read it."""
         return self._seen
 
+    @property
+    def before(self) -> Mapping[str, int] | None:
+        """Every stamp as the poll before the last read it; None until there were two."""
+        return self._before
+
     async def values(self) -> Mapping[str, int]:
         """Return every stamp as it was last read, which is at most a poll ago."""
         if not self._is_read:
@@ -67,6 +73,7 @@ class StampWatcher:
         """Read once and call back for what moved."""
         stamps = await database_hop(self._read)
         moved = [name for name, value in stamps.items() if self._seen.get(name) != value]
+        self._before = self._seen if self._is_read else None
         self._seen, self._is_read = stamps, True
         for name in moved:
             for callback in self._callbacks[name]:

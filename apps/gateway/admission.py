@@ -17,6 +17,7 @@ from apps.gateway.types import GenerationRequest
 from apps.metering.types import UNHURRIED_DOORS, Reservation
 from apps.rbac.types import Principal
 from apps.routing.selectors import Lease
+from apps.routing.types import cache_tags, person_digest
 
 PREPARE_TIMEOUT_S = 30.0
 ORPHAN_GRACE_S = 60.0  # over the request's own deadline, before the sweeper may close its row
@@ -34,6 +35,11 @@ class Arrival:
     lease: Lease
     access_generation: int
     started_s: float
+
+    @property
+    def person(self) -> str:
+        """Whom the tenant serves by it, where answers and prefixes are kept."""
+        return person_digest(self.request.end_user, cache_salt=self.principal.cache_salt)
 
     def reservation(
         self, *, request_id: str, n_prompt_tokens: int, max_new_tokens: int
@@ -143,6 +149,7 @@ async def _prepare(arrival: Arrival) -> GenerationStream:
             priority=arrival.priority,
             deadline_s=timeout_s,
         ),
+        cache_tags=cache_tags(principal.tenant_id, arrival.person),
         output_format=request.output_format,
     )
     n_prompt_tokens = prepared.n_prompt_tokens

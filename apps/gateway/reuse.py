@@ -34,7 +34,7 @@ from apps.routing.selectors import Generation
 WITHOUT_EFFECT: Final = frozenset(
     {"model", "end_user", "stream", "include_usage", "max_tokens_param"}
 )
-_FORM: Final = 1  # of what is kept; raised with it
+_FORM: Final = 2  # of what is kept; raised with it
 
 
 class ToldStream:
@@ -176,8 +176,8 @@ def response_key(
         if each.name not in WITHOUT_EFFECT
     }
     whole = (
-        _FORM, principal.tenant_id, principal.cache_salt, origin, generation, max_context_tokens,
-        request.endpoint, shaping,
+        _FORM, principal.tenant_id, principal.cache_salt, origin, generation.shared,
+        max_context_tokens, request.endpoint, shaping,
     )  # fmt: skip
     return hashlib.sha256(msgspec.msgpack.encode(whole)).hexdigest()
 
@@ -193,10 +193,12 @@ async def _kept_or_run(
         raise app_error_of(error) from error
     target, principal = arrival.lease.target, arrival.principal
     try:
+        stamps = await runtime.stamps()
         generation = Generation.of(
-            await runtime.stamps(),
+            stamps,
             tenant_id=principal.tenant_id,
             model_version_id=target.model_version_id,
+            person=arrival.person,
         )
     except (DatabaseError, InterfaceError):
         return None  # what was purged is not known
@@ -216,7 +218,7 @@ async def _kept_or_run(
         return None if kept is None else (kept, "coalesced")
     run = _run_registered(runtime, key, generation)
     try:
-        data = await runtime.responses.fetch(key, generation=generation)
+        data = await runtime.responses.fetch(key, generation=generation, stamps=stamps)
     except BaseException:
         run.end(None)
         raise

@@ -4,7 +4,7 @@ Made on the first request and bound to the event loop that serves it."""
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db import DatabaseError, InterfaceError
@@ -12,6 +12,7 @@ from django.db import DatabaseError, InterfaceError
 from apps.core.exceptions import Unavailable
 from apps.core.hop import database_hop
 from apps.core.stamps import StampWatcher
+from apps.engines.exceptions import EngineClientError
 from apps.gateway.engines import EnginePool
 from apps.gateway.exceptions import Draining
 from apps.gateway.idempotency import KeptAnswer, NamedRequest
@@ -19,7 +20,7 @@ from apps.gateway.limits import LimitCheck
 from apps.gateway.revocation import AccessWatch, Held
 from apps.rbac.authentication import TokenCache
 from apps.routing.selectors import ResponseCache, RoutingTable, snapshot
-from apps.routing.types import RESPONSES_STAMP
+from apps.routing.types import RESPONSES_STAMP, purged_tag
 
 if TYPE_CHECKING:
     from apps.gateway.runs import Run
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+PURGE_TIMEOUT_S = 10.0
 _ROUTING_STAMPS = ("routes", "deployments", "replicas")
 
 
@@ -102,7 +104,26 @@ class GatewayRuntime:
         await self.engines.aclose()
 
     def _on_purge(self, _stamp: str) -> None:
-        self.responses.purge(self._watcher.seen)
+        """Forget here, and have every engine forget. What was purged before this process began to
+        listen is done."""
+        before, seen = self._watcher.before, self._watcher.seen
+        self.responses.purge(seen)
+        if before is None:
+            return
+        moved = (name for name, value in seen.items() if before.get(name) != value)
+        if tags := [tag for tag in map(purged_tag, moved) if tag is not None]:
+            self.spawn(self._engines_purge(tags))
+
+    async def _engines_purge(self, tags: Iterable[str]) -> None:
+        """Have the engines forget the prefixes of prompts that they keep under these tags."""
+        endpoints = {each for group in self.table.snapshot.endpoints.values() for each in group}
+        for endpoint in endpoints:
+            try:
+                client = await self.engines.client(endpoint)
+                for tag in tags:
+                    await client.purge(tag, timeout_s=PURGE_TIMEOUT_S)
+            except EngineClientError as error:  # one that is gone keeps nothing
+                logger.error("Engine %s was not purged: %s", endpoint.engine_name, error)
 
     def _on_routing_change(self, _stamp: str) -> None:
         self._is_stale = True

@@ -8,48 +8,66 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 from django.conf import settings
 from django.core.cache import caches
 from redis.exceptions import RedisError
 
-from apps.routing.types import tenant_stamp, version_stamp
+from apps.routing.types import person_stamp, tenant_stamp, version_stamp
 
 logger = logging.getLogger(__name__)
 
 ALIAS: Final = "responses"
 _REDIS: Final = "django.core.cache.backends.redis.RedisCache"
 _PREFIX: Final = "response:"
-# An entry says itself when it ends, so that one that moves nearer does not live longer.
-_END: Final = struct.Struct(">d")
+# An entry says itself when it ends, so that one that moves nearer does not live longer; for whom it
+# was made, and how often their answers had been purged then.
+_HEAD: Final = struct.Struct(">d16sQ")
 
 _executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="responses")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """How often the answers of a tenant, and those of a model version, were purged. It belongs into
-    every key: after a purge no process finds what was kept before, in whatever tier."""
+    """How often the answers of a tenant, those of a model version, and those that were made for one
+    person were purged. person: of the tenant's, as ``person_digest`` has them; empty is nobody.
+
+    What equal requests share of it belongs into their key: after a purge no process finds what was
+    kept before, in whatever tier. Of the person the entry itself tells.
+    """
 
     tenant_id: int
     model_version_id: int
     n_tenant: int
     n_version: int
+    person: str = ""
+    n_person: int = 0
 
     @classmethod
-    def of(cls, stamps: Mapping[str, int], *, tenant_id: int, model_version_id: int) -> Self:
+    def of(
+        cls, stamps: Mapping[str, int], *, tenant_id: int, model_version_id: int, person: str = ""
+    ) -> Self:
         return cls(
             tenant_id=tenant_id,
             model_version_id=model_version_id,
             n_tenant=stamps.get(tenant_stamp(tenant_id), 0),
             n_version=stamps.get(version_stamp(model_version_id), 0),
+            person=person,
+            n_person=stamps.get(person_stamp(tenant_id, person), 0) if person else 0,
         )
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        return self.tenant_id, self.model_version_id, self.n_tenant, self.n_version
 
     def is_current(self, stamps: Mapping[str, int]) -> bool:
         return self == self.of(
-            stamps, tenant_id=self.tenant_id, model_version_id=self.model_version_id
+            stamps,
+            tenant_id=self.tenant_id,
+            model_version_id=self.model_version_id,
+            person=self.person,
         )
 
 
@@ -74,11 +92,13 @@ class ResponseCache:
             self._drop(key)
             return None
         self._entries.move_to_end(key)
-        return found[0][_END.size :]
+        return found[0][_HEAD.size :]
 
-    async def fetch(self, key: str, *, generation: Generation) -> bytes | None:
+    async def fetch(
+        self, key: str, *, generation: Generation, stamps: Mapping[str, int]
+    ) -> bytes | None:
         """Return what another process has kept, and remember it. Redis that is away is no error:
-        the request then runs."""
+        the request then runs. generation: of the request that asks."""
         if not self._is_shared:
             return None
         loop = asyncio.get_running_loop()
@@ -87,17 +107,21 @@ class ResponseCache:
         except (RedisError, OSError) as error:
             logger.warning("Kept answers cannot be read: %s", error)
             return None
-        if not isinstance(entry, bytes) or len(entry) < _END.size or not self._is_good(entry):
+        if not isinstance(entry, bytes) or len(entry) < _HEAD.size or not self._is_good(entry):
             return None
-        self._remember(key, entry, generation)
-        return entry[_END.size :]
+        made_for = _made_for(entry, generation)
+        if not made_for.is_current(stamps):
+            return None
+        self._remember(key, entry, made_for)
+        return entry[_HEAD.size :]
 
     async def keep(self, key: str, data: bytes, *, generation: Generation) -> None:
         """Remember an answer and share it; nothing where it is too large."""
         if len(data) > settings.RESPONSE_CACHE_MAX_ANSWER_BYTES:
             return
         ttl_s = settings.RESPONSE_CACHE_TTL_S
-        entry = _END.pack(self._clock() + ttl_s) + data
+        person = bytes.fromhex(generation.person)
+        entry = _HEAD.pack(self._clock() + ttl_s, person, generation.n_person) + data
         self._remember(key, entry, generation)
         if not self._is_shared:
             return
@@ -114,7 +138,7 @@ class ResponseCache:
                 self._drop(key)
 
     def _is_good(self, entry: bytes) -> bool:
-        (until_s,) = _END.unpack_from(entry)
+        until_s, _, _ = _HEAD.unpack_from(entry)
         return bool(self._clock() < until_s)
 
     def _remember(self, key: str, entry: bytes, generation: Generation) -> None:
@@ -131,3 +155,9 @@ class ResponseCache:
     def _drop(self, key: str) -> None:
         entry, _ = self._entries.pop(key)
         self.n_bytes -= len(entry)
+
+
+def _made_for(entry: bytes, asked: Generation) -> Generation:
+    """Return the generation of an entry, which is another person's than that of who asks."""
+    _, person, n_person = _HEAD.unpack_from(entry)
+    return replace(asked, person=person.hex() if any(person) else "", n_person=n_person)

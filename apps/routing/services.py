@@ -15,6 +15,8 @@ from apps.routing.types import (
     RESPONSES_STAMP,
     ROUTES_STAMP,
     RouteFields,
+    person_digest,
+    person_stamp,
     tenant_stamp,
     version_stamp,
 )
@@ -73,20 +75,20 @@ def route_delete(*, route: Route, actor: Actor) -> None:
 @transaction.atomic
 def tenant_responses_purge(*, tenant: Tenant, actor: Actor) -> None:
     """Forget the kept answers of a tenant, in every process within a second."""
-    event_record(action="responses.purged", actor=actor, obj=tenant)
+    event_record(action="responses.purged", actor=actor, obj=tenant, tenant_id=tenant.pk)
     _purged(tenant_stamp(tenant.pk))
 
 
 @transaction.atomic
-def person_responses_purge(*, tenant: Tenant, actor: Actor) -> None:
-    """Forget what is kept of one of the people whom a tenant serves.
-
-    An answer is shared by everyone of the tenant, and the cache keeps nobody's name to find theirs
-    by: all of the tenant's are forgotten. Nor does the audit log need to know who it was.
-    """
+def person_responses_purge(*, tenant: Tenant, person: str, actor: Actor) -> None:
+    """Forget what is kept of one of the people whom a tenant serves: the answers that were made for
+    them. person: as requests name them in ``user``; the audit trail need not know who it was."""
     facts = {"because_of": "a person"}
-    event_record(action="responses.purged", actor=actor, obj=tenant, changes=facts)
-    _purged(tenant_stamp(tenant.pk))
+    event_record(
+        action="responses.purged", actor=actor, obj=tenant, tenant_id=tenant.pk, changes=facts
+    )
+    digest = person_digest(person, cache_salt=tenant.cache_salt)
+    _purged(person_stamp(tenant.pk, digest))
 
 
 @transaction.atomic

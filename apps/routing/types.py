@@ -1,5 +1,6 @@
 """What the room hands to others."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,12 +18,41 @@ ROUTES_STAMP: Final = "routes"
 RESPONSES_STAMP: Final = "responses"  # moves with each purge, beside the stamps of what was purged
 
 
+# What leads from the stamp of a purge to the tag under which engines keep the same text.
+_OF: Final = f"{RESPONSES_STAMP}:"
+
+
 def tenant_stamp(tenant_id: int) -> str:
-    return f"{RESPONSES_STAMP}:tenant:{tenant_id}"
+    return f"{_OF}tenant:{tenant_id}"
+
+
+def person_stamp(tenant_id: int, person: str) -> str:
+    """person: as ``person_digest`` has it."""
+    return f"{_OF}person:{tenant_id}:{person}"
 
 
 def version_stamp(model_version_id: int) -> str:
-    return f"{RESPONSES_STAMP}:version:{model_version_id}"
+    return f"{_OF}version:{model_version_id}"
+
+
+def person_digest(identifier: str | None, *, cache_salt: str) -> str:
+    """Return what stands for one whom a tenant serves where answers are kept: 32 hexadecimal
+    digits, which say nothing without the tenant's salt; nothing of nobody."""
+    if not identifier:
+        return ""
+    return hashlib.sha256(f"{cache_salt}:{identifier}".encode()).hexdigest()[:32]
+
+
+def cache_tags(tenant_id: int, person: str) -> tuple[str, ...]:
+    """Return the names under which an engine keeps what it computed for a request."""
+    stamps = [tenant_stamp(tenant_id), *([person_stamp(tenant_id, person)] if person else [])]
+    return tuple(stamp.removeprefix(_OF) for stamp in stamps)
+
+
+def purged_tag(stamp: str) -> str | None:
+    """Return what engines are to forget where a stamp has moved; None where it is of no text."""
+    kind, _, rest = stamp.removeprefix(_OF).partition(":")
+    return f"{kind}:{rest}" if stamp.startswith(_OF) and kind != "version" else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from apps.audit.models import AuditEvent
 from apps.audit.types import SYSTEM
 from apps.core.hop import database_hop
 from apps.core.selectors import change_stamps
+from apps.deployments.types import ReplicaEndpoint
 from apps.gateway.runtime import GatewayRuntime
 from apps.rbac.models import ApiToken
 from apps.routing.models import Route
@@ -22,12 +23,12 @@ from apps.routing.services import (
     tenant_responses_purge,
     version_responses_purge,
 )
-from apps.routing.types import tenant_stamp, version_stamp
+from apps.routing.types import person_digest, person_stamp, tenant_stamp, version_stamp
 from tests.factories import ModelVersionFactory, RouteFactory, TenantFactory
 from tests.factories.access import ApiTokenFactory
 from tests.integration.console.pages import actions, staff
-from tests.integration.gateway.conftest import MODEL
-from tests.integration.gateway.kept import caching, empty_cache, http, told
+from tests.integration.gateway.conftest import MODEL, chat
+from tests.integration.gateway.kept import NO_STORE, caching, empty_cache, http, told
 from tests.processes import ROOT, ServerRun
 from tests.waiting import wait_until_async
 
@@ -50,14 +51,13 @@ async def test_purges_reach_what_they_are_of_and_nothing_else(
         assert len(runtime.responses) == 2
 
     await filled()
-    for purge in (tenant_responses_purge, person_responses_purge):
-        await database_hop(purge, tenant=token.tenant, actor=SYSTEM)
+    await database_hop(tenant_responses_purge, tenant=token.tenant, actor=SYSTEM)
 
-        async def is_one() -> bool:
-            return len(runtime.responses) == 1
+    async def is_one() -> bool:
+        return len(runtime.responses) == 1
 
-        await wait_until_async("the purge to be heard of", is_one, timeout_s=1)
-        assert (await told(http), await told(http, **headers)) == ("miss", "hit")
+    await wait_until_async("the purge to be heard of", is_one, timeout_s=1)
+    assert (await told(http), await told(http, **headers)) == ("miss", "hit")
     await database_hop(
         version_responses_purge, model_version=route.deployment.model_version, actor=SYSTEM
     )
@@ -68,7 +68,61 @@ async def test_purges_reach_what_they_are_of_and_nothing_else(
     await wait_until_async("the purge to be heard of", is_empty, timeout_s=1)
     await filled()
     purges = AuditEvent.objects.filter(action="responses.purged")
-    assert await database_hop(purges.count) == 3
+    assert await database_hop(purges.count) == 2
+
+
+async def test_a_purge_of_a_person_leaves_the_others(
+    http: httpx.AsyncClient, token: ApiToken, runtime: GatewayRuntime
+) -> None:
+    asked = {name: chat(f"I am {name}", user=name) for name in ("ann", "bob")}
+    assert [await told(http, body) for body in asked.values()] == ["miss", "miss"]
+    same = {**asked["ann"], "user": "bob"}
+    assert await told(http, same) == "hit"  # nothing is kept for bob by that
+    await database_hop(person_responses_purge, tenant=token.tenant, person="ann", actor=SYSTEM)
+
+    async def is_one() -> bool:
+        return len(runtime.responses) == 1
+
+    await wait_until_async("the purge to be heard of", is_one, timeout_s=1)
+    assert [await told(http, body) for body in asked.values()] == ["miss", "hit"]
+    event = await database_hop(lambda: AuditEvent.objects.get(action="responses.purged"))
+    assert event.tenant_id == token.tenant_id
+    assert "ann" not in f"{event.changes}{event.object_label}"
+
+
+@pytest.mark.parametrize("whose", ["tenant", "person"])
+async def test_a_purge_reaches_the_prefix_caches_of_the_engines(
+    http: httpx.AsyncClient, token: ApiToken, runtime: GatewayRuntime, whose: str
+) -> None:
+    async def n_cached(name: str) -> int:
+        body = chat(f"{name} tells a long story. " * 20, user=name, max_tokens=1)
+        answer = await http.post("/v1/chat/completions", json=body, headers=NO_STORE)
+        return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    assert [await n_cached(name) for name in ("ann", "bob")] == [0, 0]
+    warm = [await n_cached(name) for name in ("ann", "bob")]
+    assert min(warm) > 0
+    if whose == "tenant":
+        await database_hop(tenant_responses_purge, tenant=token.tenant, actor=SYSTEM)
+    else:
+        await database_hop(person_responses_purge, tenant=token.tenant, person="ann", actor=SYSTEM)
+    purged: list[str] = []
+    client = await runtime.engines.client(next(iter(endpoints(runtime))))
+    purge = client.purge
+
+    async def noted(tag: str, *, timeout_s: float) -> int:
+        n_blocks = await purge(tag, timeout_s=timeout_s)
+        purged.append(tag)
+        return n_blocks
+
+    client.purge = noted  # type: ignore[method-assign]
+    await wait_until_async("the engine to be purged", lambda: bool(purged), timeout_s=2)
+    after = [await n_cached(name) for name in ("ann", "bob")]
+    assert after == ([0, 0] if whose == "tenant" else [0, warm[1]])
+
+
+def endpoints(runtime: GatewayRuntime) -> set[ReplicaEndpoint]:
+    return {each for group in runtime.table.snapshot.endpoints.values() for each in group}
 
 
 @pytest.fixture
@@ -102,7 +156,7 @@ async def test_processes_share_by_redis_without_pickles(
     await wait_until_async("the answer to be shared", is_there)
     [name] = redis_cache.keys("*")
     assert 3590 < redis_cache.ttl(name) <= 3600
-    assert redis_cache.get(name)[8:9] == b"\x94"  # of msgpack: an array of four
+    assert redis_cache.get(name)[32:33] == b"\x94"  # of msgpack: an array of four
 
     def forget() -> None:
         for key in list(runtime.responses._entries):
@@ -111,7 +165,7 @@ async def test_processes_share_by_redis_without_pickles(
     forget()  # as another process, which has never had it
     assert await told(http) == "hit"
     assert len(runtime.responses) == 1
-    redis_cache.set(name, b"\x80\x04 no answer")
+    redis_cache.set(name, b"\x80\x04" + b" no answer" * 5)
     forget()
     assert await told(http) == "miss"
     await database_hop(tenant_responses_purge, tenant=token.tenant, actor=SYSTEM)
@@ -154,11 +208,14 @@ def test_the_commands_that_are_shown(transactional_db: None) -> None:
         str(tenant.pk), str(tenant.pk), str(version.pk),
     ]  # fmt: skip
     stamps = change_stamps()
-    assert [stamps[each] for each in (tenant_stamp(tenant.pk), version_stamp(version.pk))] == [2, 1]
+    person = person_stamp(tenant.pk, person_digest("user-17", cache_salt=tenant.cache_salt))
+    for name in (tenant_stamp(tenant.pk), person, version_stamp(version.pk)):
+        assert stamps[name] == 1
     assert stamps["responses"] == 3
     for wrong in (
         [], ["--tenant", "nobody"], ["--model", "my-model"], ["--model", "none", "--number", "1"],
         ["--tenant", "acme", "--model", "my-model"],
+        ["--model", "my-model", "--number", "1", "--person", "user-17"],
     ):  # fmt: skip
         with pytest.raises(CommandError):
             call_command("purge_cache", *wrong)

@@ -17,7 +17,9 @@ from django.utils import timezone
 from apps.audit.models import AuditEvent
 from apps.batches.models import UploadedFile
 from apps.core import pruning as core_pruning
+from apps.core.models import ChangeStamp
 from apps.core.pruning import PruneOrder, rows_prune
+from apps.core.selectors import change_stamps
 from apps.engines.models import EngineJournal, JournalEntry
 from apps.metering.models import Meter, UsageRecord
 from apps.metering.pruning import meters_past
@@ -44,6 +46,7 @@ NOTHING = """\
 {verb} 0 old entries of the engines' journals
 {verb} 0 old logs
 {verb} 0 meters of past days and months
+{verb} 0 purges of kept answers, long past
 {verb} 0 sessions that ran out
 """
 
@@ -156,6 +159,10 @@ def populate(places: Path) -> UploadedFile:
             scopes=["inference"],
             expires_at=now - timedelta(days=age_days),
         )
+    for name, age_days in (("responses:tenant:1", 2), ("responses:tenant:2", 1), ("routes", 99)):
+        ChangeStamp.objects.create(name=name, value=1)
+        moved_at = now - timedelta(days=age_days)
+        ChangeStamp.objects.filter(name=name).update(moved_at=moved_at)
     read = file_stored(places, age_days=31, tenant=tenant)
     BatchFactory(tenant=tenant, input_file_id=read.file_id)
     done = file_stored(places, age_days=31, tenant=tenant)
@@ -211,6 +218,7 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
         "journal": 1,
         "logs": 2,
         "meters": 1,
+        "purges": 1,
         "sessions": 1,
     }
     assert list(Meter.objects.values_list("period", flat=True)) == [f"{timezone.now():%Y-%m-%d}"]
@@ -220,6 +228,8 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
     assert closed.closed_at is not None  # the older one went
     assert list(Session.objects.values_list("session_key", flat=True)) == ["live"]
     assert list(TokenFamily.objects.values_list("public_id", flat=True)) == ["stays"]
+    assert set(change_stamps()) >= {"responses:tenant:2", "routes"}
+    assert "responses:tenant:1" not in change_stamps()
     kept = set(UploadedFile.objects.values_list("file_id", flat=True))
     assert len(kept) == 2
     assert read.file_id in kept

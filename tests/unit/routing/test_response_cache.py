@@ -6,11 +6,11 @@ import pytest
 
 from apps.core.caches import BytesSerializer
 from apps.routing.response_cache import Generation, ResponseCache
-from apps.routing.types import tenant_stamp, version_stamp
+from apps.routing.types import person_digest, person_stamp, tenant_stamp, version_stamp
 
 MINE = Generation.of({}, tenant_id=1, model_version_id=5)
 THEIRS = Generation.of({}, tenant_id=2, model_version_id=5)
-N_END = 8  # each entry says in so many bytes when it ends
+N_END = 32  # each entry says in so many bytes when it ends, and for whom it was made
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +90,32 @@ async def test_a_purge_drops_what_it_is_of(
     cache.purge({stamp: 1, "routes": 7})
     assert [key for key in "ab" if cache.look(key)] == left
     assert len(cache) == len(left)
+
+
+async def test_a_purge_of_a_person_drops_what_was_made_for_them(cache: ResponseCache) -> None:
+    ann, bob = (person_digest(name, cache_salt="salt") for name in ("ann", "bob"))
+    for key, person in (("a", ann), ("b", bob), ("c", "")):
+        generation = Generation.of({}, tenant_id=1, model_version_id=5, person=person)
+        await cache.keep(key, key.encode(), generation=generation)
+    cache.purge({person_stamp(2, ann): 1})
+    assert [cache.look(key) for key in "abc"] == [b"a", b"b", b"c"]
+    cache.purge({person_stamp(1, ann): 1})
+    assert [cache.look(key) for key in "abc"] == [None, b"b", b"c"]
+
+
+def test_equal_requests_of_two_persons_share_a_key() -> None:
+    stamps = {person_stamp(1, "a" * 32): 7, tenant_stamp(1): 3}
+    mine, yours = (
+        Generation.of(stamps, tenant_id=1, model_version_id=5, person=person)
+        for person in ("a" * 32, "b" * 32)
+    )
+    assert mine.shared == yours.shared == (1, 5, 3, 0)
+    assert (mine.n_person, yours.n_person) == (7, 0)
+
+
+def test_a_digest_tells_nobody_apart_from_another_tenants() -> None:
+    assert person_digest("ann", cache_salt="a") != person_digest("ann", cache_salt="b")
+    assert person_digest(None, cache_salt="a") == person_digest("", cache_salt="a") == ""
 
 
 def test_redis_holds_bytes_and_nothing_else() -> None:

@@ -23,8 +23,9 @@ class Command(BaseCommand):
         parser.add_argument("--tenant", default="", metavar="SLUG", help="of one tenant")
         parser.add_argument(
             "--person",
-            action="store_true",
-            help="of one of the people whom that tenant serves; all of the tenant's go with them",
+            default="",
+            metavar="ID",
+            help="of one whom that tenant serves, as its requests name them in the field user",
         )
         parser.add_argument("--model", default="", metavar="NAME", help="of a registered model")
         parser.add_argument("--number", type=int, metavar="N", help="of one of its versions")
@@ -32,18 +33,22 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if bool(options["tenant"]) == bool(options["model"]):
             raise CommandError("Say either --tenant or --model.")
+        if options["person"] and not options["tenant"]:
+            raise CommandError("Say whose --person it is: --tenant.")
         if options["tenant"]:
-            self._tenant_purge(options["tenant"], is_person=options["person"])
+            self._tenant_purge(options["tenant"], person=options["person"])
         else:
             self._version_purge(options["model"], options["number"])
         self.stdout.write("Forgotten.")
 
-    def _tenant_purge(self, slug: str, *, is_person: bool) -> None:
+    def _tenant_purge(self, slug: str, *, person: str) -> None:
         tenant = tenant_by_slug(slug)
         if tenant is None:
             raise CommandError(f"There is no tenant {slug!r}.")
-        purge = person_responses_purge if is_person else tenant_responses_purge
-        purge(tenant=tenant, actor=_ACTOR)
+        if person:
+            person_responses_purge(tenant=tenant, person=person, actor=_ACTOR)
+        else:
+            tenant_responses_purge(tenant=tenant, actor=_ACTOR)
 
     def _version_purge(self, name: str, number: int | None) -> None:
         if number is None:
