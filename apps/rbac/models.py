@@ -236,3 +236,13 @@ class TokenFamily(TimestampedModel):
 
     def __str__(self) -> str:
         return self.public_id
+
+    @property
+    def tenant_id(self) -> int:
+        return self.api_token.tenant_id
+
+    @property
+    def is_live(self) -> bool:
+        return (
+            self.revoked_at is None and self.expires_at > timezone.now() and self.api_token.is_live
+        )

@@ -7,6 +7,7 @@ from tests.factories.access import (
     PlanFactory,
     RoleFactory,
     TenantFactory,
+    TokenFamilyFactory,
     UserFactory,
 )
 from tests.factories.audit import AuditEventFactory
@@ -37,6 +38,7 @@ __all__ = [
     "RoleFactory",
     "RouteFactory",
     "TenantFactory",
+    "TokenFamilyFactory",
     "UploadedFileFactory",
     "UsageRecordFactory",
     "UserFactory",

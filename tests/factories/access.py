@@ -1,12 +1,14 @@
 """Tenants, members, users and tokens."""
 
 import hashlib
+from datetime import timedelta
 from typing import Any
 
 import factory
+from django.utils import timezone
 from factory.django import DjangoModelFactory
 
-from apps.rbac.models import ApiToken, Role, RoleGrant, User
+from apps.rbac.models import ApiToken, Role, RoleGrant, TokenFamily, User
 from apps.tenants.models import EndUser, Membership, Plan, Tenant
 
 
@@ -111,3 +113,15 @@ class ApiTokenFactory(DjangoModelFactory[ApiToken]):
         token.save()
         token.secret = secret  # type: ignore[attr-defined]
         return token
+
+
+class TokenFamilyFactory(DjangoModelFactory[TokenFamily]):
+    """In force for a day; nobody has its tokens."""
+
+    class Meta:
+        model = TokenFamily
+
+    api_token = factory.SubFactory(ApiTokenFactory)
+    public_id = factory.Sequence(lambda n: f"family-{n}")
+    scopes = factory.LazyFunction(lambda: ["inference"])
+    expires_at = factory.LazyFunction(lambda: timezone.now() + timedelta(days=1))

@@ -3,6 +3,7 @@ and the audit trail speak of them."""
 
 from apps.rbac.services.jwt import (
     jwt_key_rotate,
+    token_family_end,
     token_family_revoke,
     token_pair_issue,
     token_pair_refresh,
@@ -50,6 +51,7 @@ __all__ = [
     "role_save",
     "roles_seed",
     "service_account_create",
+    "token_family_end",
     "token_family_revoke",
     "token_pair_issue",
     "token_pair_refresh",

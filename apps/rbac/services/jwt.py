@@ -134,10 +134,31 @@ def token_family_revoke(*, token: str, address: Address | None = None) -> None:
         _revoke(family, "jwt.revoked", address=address)
 
 
+@transaction.atomic
+def token_family_end(*, family: TokenFamily, actor: Actor) -> None:
+    """End a family for somebody who may change its API token; once it has ended nothing changes."""
+    stored = TokenFamily.objects.select_for_update(of=("self",)).select_related("api_token")
+    current = stored.get(pk=family.pk)
+    if current.revoked_at is not None:
+        return
+    _end(current)
+    event_record(
+        action="jwt.revoked",
+        actor=actor,
+        obj=current,
+        tenant_id=current.tenant_id,
+        changes={"api_token": current.api_token.prefix},
+    )
+
+
 def _revoke(family: TokenFamily, action: str, *, address: Address | None) -> None:
+    _end(family)
+    _event(family, action, address=address)
+
+
+def _end(family: TokenFamily) -> None:
     family.revoked_at = timezone.now()
     family.save(update_fields=["revoked_at", "updated_at"])
-    _event(family, action, address=address)
     change_stamp_bump("access")
 
 

@@ -28,6 +28,7 @@ from tests.factories import (
     RoleFactory,
     RouteFactory,
     TenantFactory,
+    TokenFamilyFactory,
     UploadedFileFactory,
     UsageRecordFactory,
 )
@@ -87,6 +88,9 @@ def things() -> dict[str, Model]:
         "sign_in_person": member.user,
         "sign_in_failedsignin": FailedSignInFactory(username=f"{MARK}-ann"),
         "rbac_apitoken": ApiTokenFactory(tenant=tenant, name=f"{MARK}-token"),
+        "rbac_tokenfamily": TokenFamilyFactory(
+            api_token__tenant=tenant, public_id=f"family-{MARK}"
+        ),
         "metering_usagerecord": UsageRecordFactory(
             tenant_id=tenant.pk, request_id=f"chatcmpl-{MARK}"
         ),

@@ -122,6 +122,10 @@ UNFOLD: dict[str, Any] = {
                     _list("Sign-in", "passkey", "sign_in", "person"),
                     _list("Failed sign-ins", "lock_clock", "sign_in", "failedsignin"),
                     _list("API tokens", "key", "rbac", "apitoken"),
+                    {
+                        **_page("Access tokens", "token", "rbac_tokenfamily_changelist"),
+                        "permission": _may_view("rbac", "apitoken"),
+                    },
                 ],
             },
             {
