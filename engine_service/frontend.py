@@ -9,18 +9,11 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
-from engine_service.conversation.answer_parser import (
-    THINK,
-    THINK_END,
-    AnswerParser,
-    Reasoning,
-)
-from engine_service.conversation.rendering import n_chars, offered_tools, template_arguments
-from engine_service.conversation.tool_format import ToolFormat, tool_format
+from engine_service.conversation.answer_parser import AnswerParser, Reasoning
+from engine_service.conversation.prompt_reader import PromptReader, param_of
+from engine_service.conversation.tool_format import ToolFormat
 from engine_service.detokenizer import Detokenizer
 from engine_service.errors import ModelError, RequestError, WrongTask
 from engine_service.grammar.checker import TokenizerSpec
@@ -34,7 +27,6 @@ from engine_service.protocol import (
     Detokenized,
     Embed,
     Prepare,
-    Prompt,
     SamplingParams,
     Standing,
     TextAnswer,
@@ -54,10 +46,6 @@ from engine_service.validation import (
 
 if TYPE_CHECKING:
     from engine_service.backends.base import ModelInfo
-
-# Rules of a template are broken by what the messages hold; Jinja reports them in these ways.
-_TEMPLATE_ERRORS: Final = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
-_MAX_REASON_CHARS: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +91,11 @@ class Frontend:
     """Prepares prompts and makes detokenizers for one loaded model."""
 
     def __init__(self, tokenizer: Any, info: "ModelInfo", *, n_threads: int = 2) -> None:
-        self._tokenizer = tokenizer
+        self._reader = PromptReader(tokenizer, max_model_len=info.max_model_len)
         self._decoder = tokenizer.backend_tokenizer
         self._info = info
         added: Mapping[int, Any] = self._decoder.get_added_tokens_decoder()
         self._special_ids = frozenset(key for key, token in added.items() if token.special)
-        self._template = str(tokenizer.chat_template or "")
-        self._tool_format = tool_format(self._template)
         self._grammars = GrammarCompiler(
             TokenizerSpec(
                 tokenizer=self._decoder.to_str(),
@@ -117,7 +103,6 @@ class Frontend:
                 eos_token_ids=tuple(sorted(info.eos_token_ids)),
             )
         )
-        self._max_text_chars = info.max_model_len * max(map(len, tokenizer.get_vocab()))
         self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="frontend")
 
     async def prepare(self, request: Prepare) -> PreparedPrompt:
@@ -132,15 +117,15 @@ class Frontend:
     def prepare_now(self, request: Prepare) -> PreparedPrompt:
         """Do what ``prepare`` does on the calling thread."""
         if self._info.task != "generate":
-            raise WrongTask(param=_param_of(request.prompt))
+            raise WrongTask(param=param_of(request.prompt))
         validate_cache_tags(request.cache_tags)
-        token_ids, reasoning, tools = self._read(request.prompt)
+        token_ids, reasoning, tools = self._reader.read(request.prompt)
         max_new_tokens = validate_request(
             prompt_token_ids=token_ids,
             sampling=request.sampling,
             max_tokens=request.max_tokens,
             info=self._info,
-            prompt_param=_param_of(request.prompt),
+            prompt_param=param_of(request.prompt),
         )
         constraint = self._constraint(request, reasoning=reasoning, tools=tools)
         if request.sampling.logprobs is not None or request.sampling.prompt_logprobs is not None:
@@ -196,7 +181,7 @@ class Frontend:
                 param="input",
             )
         inputs = tuple(
-            self._encode(each.text, special_tokens=True, param=f"input[{index}]")
+            self._reader.encode(each.text, special_tokens=True, param=f"input[{index}]")
             if isinstance(each, TextPrompt)
             else each.token_ids
             for index, each in enumerate(request.inputs)
@@ -223,7 +208,7 @@ class Frontend:
                 return TokenizedInputs(request_id=question.request_id, inputs=inputs)
             case Detokenize():
                 validate_tokens(question.token_ids, info=self._info)
-                # A batch of one, as in ``_encode``.
+                # A batch of one, as where a text is encoded.
                 (text,) = self._decoder.decode_batch(
                     [list(question.token_ids)], skip_special_tokens=False
                 )
@@ -232,10 +217,12 @@ class Frontend:
     def _tokenize(self, question: Tokenize) -> Tokenized:
         prompt, special_tokens = question.prompt, question.add_special_tokens
         if special_tokens is None:
-            token_ids, _, _ = self._read(prompt)
+            token_ids, _, _ = self._reader.read(prompt)
         else:
-            text = self._render(prompt) if isinstance(prompt, ChatPrompt) else prompt.text
-            token_ids = self._encode(text, special_tokens=special_tokens, param=_param_of(prompt))
+            text = self._reader.render(prompt) if isinstance(prompt, ChatPrompt) else prompt.text
+            token_ids = self._reader.encode(
+                text, special_tokens=special_tokens, param=param_of(prompt)
+            )
         strings: tuple[str, ...] = ()
         if question.with_strings:
             strings = tuple(self._decoder.id_to_token(each) for each in token_ids)
@@ -266,87 +253,3 @@ class Frontend:
         """Stop the pool; what has not begun is dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._grammars.close()
-
-    def _read(self, prompt: Prompt) -> tuple[tuple[int, ...], Reasoning, ToolFormat | None]:
-        """Return the ids of a prompt, and what the text after it is to be searched for."""
-        if isinstance(prompt, TextPrompt):
-            return self._encode(prompt.text, special_tokens=True, param="prompt"), "off", None
-        if not isinstance(prompt, ChatPrompt):
-            return prompt.token_ids, "off", None
-        tools = None
-        if offered_tools(prompt):
-            tools = self._tool_format
-            if tools is None:
-                raise RequestError(
-                    "This model's chat template calls tools in a way that is not known here.",
-                    code="unsupported_value",
-                    param="tools",
-                )
-        text = self._render(prompt)
-        # The template writes the special tokens itself.
-        token_ids = self._encode(text, special_tokens=False, param="messages")
-        return token_ids, self._reasoning_after(text), tools
-
-    def _reasoning_after(self, text: str) -> Reasoning:
-        if THINK_END not in self._template and THINK not in self._template:
-            return "off"
-        end = text.rstrip()
-        if end.endswith(THINK):
-            return "open"
-        return "off" if end.endswith(THINK_END) else "optional"
-
-    def _render(self, prompt: ChatPrompt) -> str:
-        if not prompt.messages:
-            raise RequestError("messages is empty.", code="invalid_value", param="messages")
-        if not self._template:
-            raise RequestError(
-                "This model has no chat template: send a prompt instead of messages.",
-                code="unsupported_value",
-                param="messages",
-            )
-        # A turn takes at least a token. Rendering many thousands holds up all other threads.
-        if len(prompt.messages) > self._info.max_model_len:
-            raise RequestError(
-                f"The model's context is {self._info.max_model_len} tokens; there are "
-                f"{len(prompt.messages)} messages.",
-                code="context_length_exceeded",
-                param="messages",
-            )
-        # It renders to at least its text and one character of frame.
-        self._check_length(n_chars(prompt), param="messages")
-        try:
-            messages, arguments = template_arguments(
-                prompt, template=self._template, tool_format=self._tool_format
-            )
-            return str(
-                self._tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, **arguments
-                )
-            )
-        except _TEMPLATE_ERRORS as error:
-            reason = str(error)[:_MAX_REASON_CHARS]
-            raise RequestError(
-                f"The model's chat template refuses these messages: {reason}",
-                code="invalid_value",
-                param="messages",
-            ) from error
-
-    def _encode(self, text: str, *, special_tokens: bool, param: str) -> tuple[int, ...]:
-        self._check_length(len(text), param=param)
-        # A batch of one: it alone lets other threads run meanwhile, and a long text takes 0.3 s.
-        (encoding,) = self._decoder.encode_batch([text], add_special_tokens=special_tokens)
-        return tuple(encoding.ids)
-
-    def _check_length(self, n_chars: int, *, param: str) -> None:
-        """Refuse, before tokenizing it, text that even the longest tokens cannot make fit."""
-        if n_chars > self._max_text_chars:
-            raise RequestError(
-                f"The model's context is {self._info.max_model_len} tokens; {param} has {n_chars} "
-                "characters, which is more however it is tokenized.",
-                code="context_length_exceeded",
-                param=param,
-            )
-
-
-def _param_of(prompt: Prompt) -> str:
-    return "messages" if isinstance(prompt, ChatPrompt) else "prompt"

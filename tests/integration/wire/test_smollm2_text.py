@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine_service.conversation.prompt_reader import PromptReader
 from engine_service.detokenizer import Detokenizer
-from engine_service.frontend import Frontend, load_tokenizer
-from engine_service.protocol import ChatMessage, ChatPrompt, Prepare, SamplingParams
+from engine_service.frontend import load_tokenizer
+from engine_service.protocol import ChatMessage, ChatPrompt
 from tests.models import smollm2_dir
 from tests.unit.frontend.test_detokenizer import TEXTS, decode_in_runs, expected_cut, split
-from tests.unit.frontend.tokenizers import model_info, special_ids
+from tests.unit.frontend.tokenizers import special_ids
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +55,12 @@ def test_stop_strings_never_leak(tokenizer: Any, text: str, stop: list[str]) -> 
 def test_a_chat_has_the_ids_that_transformers_gives_it(tokenizer: Any) -> None:
     turns = [("system", "Be brief."), ("user", "What is 12 + 345? 👍"), ("assistant", "357")]
     turns.append(("user", "Thanks"))
-    request = Prepare(
-        request_id="r",
-        prompt=ChatPrompt(messages=tuple(ChatMessage(role=r, content=c) for r, c in turns)),
-        sampling=SamplingParams(),
-    )
+    prompt = ChatPrompt(messages=tuple(ChatMessage(role=r, content=c) for r, c in turns))
     expected = tokenizer.apply_chat_template(
         [{"role": role, "content": content} for role, content in turns],
         tokenize=True,
         add_generation_prompt=True,
         return_dict=False,
     )
-    frontend = Frontend(tokenizer, model_info(max_model_len=2048))
-    info = model_info(max_model_len=2048)
-    assert info.vocab_size < max(expected)  # the echo's vocabulary is smaller than the model's
-    assert frontend._read(request.prompt)[0] == tuple(expected)
+    token_ids, _, _ = PromptReader(tokenizer, max_model_len=2048).read(prompt)
+    assert token_ids == tuple(expected)

@@ -88,10 +88,11 @@ def test_what_cannot_be_honoured_names_its_field(
 
 
 def test_more_turns_than_the_context_has_tokens_are_not_rendered(
-    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rendered: list[int] = []
-    tokenizer = frontend._tokenizer
+    tokenizer = chat_tokenizer()
+    frontend = Frontend(tokenizer, model_info(max_model_len=64))
     monkeypatch.setattr(
         tokenizer, "apply_chat_template", lambda turns, **_: rendered.append(len(turns)) or "x"
     )
