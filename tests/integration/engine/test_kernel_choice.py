@@ -11,12 +11,6 @@ from engine_service.config import EngineConfig
 from engine_service.errors import ModelError
 from engine_service.kernels.cpu import library
 from tests.compiled import compiled_library
-from tests.models import random_llama_dir
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_llama_dir(tmp_path_factory.mktemp("model"))
 
 
 def make_backend(model_dir: Path, **settings: Any) -> NativeBackend:

@@ -1,49 +1,34 @@
-"""The native backend on a tiny random model: isolation of requests, refusals, exact counts."""
+"""The native backend on a tiny random model: isolation of requests, exact counts."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from engine_service.backends.base import EngineRequest, SequenceOutput
+from engine_service.backends.base import EngineRequest
 from engine_service.backends.native import NativeBackend
 from engine_service.config import EngineConfig
 from engine_service.errors import (
     DeadlineExceeded,
     EngineError,
-    ModelError,
     Overloaded,
     RequestError,
 )
-from engine_service.models.manifest import read_manifest, write_manifest
 from engine_service.protocol import SamplingParams, Standing
-from tests.compiled import compiled_library
+from tests.integration.engine.backend import altered, run, tokens
 from tests.models import random_llama_dir
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_llama_dir(tmp_path_factory.mktemp("model"))
-
-
 SETTINGS: dict[str, Any] = {"dtype": "float32", "kv_cache_tokens": 512}
 
 
-@pytest.fixture(params=["compiled", "reference"], autouse=True)
-def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(autouse=True)
+def either_kernels(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test runs on either."""
-    if request.param == "compiled":
-        compiled_library()
-    monkeypatch.setitem(SETTINGS, "kernels", request.param)
-    name: str = request.param
-    return name
+    monkeypatch.setitem(SETTINGS, "kernels", kernels)
 
 
 def make_backend(model_dir: Path, **settings: Any) -> NativeBackend:
@@ -65,23 +50,6 @@ def make_request(
         max_new_tokens=n_tokens,
         cache_salt=salt,
     )
-
-
-def run(backend: NativeBackend, *requests: EngineRequest) -> dict[int, list[SequenceOutput]]:
-    for request in requests:
-        backend.add(request)
-    outputs: dict[int, list[SequenceOutput]] = defaultdict(list)
-    while backend.has_work():
-        for output in backend.step():
-            outputs[output.key].append(output)
-    stats = backend.stats()
-    assert (stats.n_running, stats.n_waiting) == (0, 0)
-    assert stats.n_blocks_free == stats.n_blocks_total
-    return outputs
-
-
-def tokens(outputs: list[SequenceOutput]) -> list[int]:
-    return [token_id for output in outputs for token_id in output.token_ids]
 
 
 def test_one_output_is_the_last_and_counts_are_totals(model_dir: Path) -> None:
@@ -251,78 +219,3 @@ def test_bfloat16_runs_and_agrees_with_float32_at_first(model_dir: Path) -> None
     requests = [make_request(i, prompt=prompt, n_tokens=1) for i, prompt in enumerate(prompts)]
     low, full = run(backend, *requests), run(make_backend(model_dir), *requests)
     assert sum(tokens(low[i]) == tokens(full[i]) for i in range(20)) >= 18
-
-
-def altered(
-    model_dir: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None]
-) -> Path:
-    """Copy a model with other tensors and a manifest that fits them."""
-    copy = tmp_path / "altered"
-    copy.mkdir()
-    for path in model_dir.iterdir():
-        if path.suffix != ".safetensors" and path.name != "manifest.json":
-            (copy / path.name).write_bytes(path.read_bytes())
-    tensors = load_file(model_dir / "model.safetensors")
-    change(tensors)
-    save_file(tensors, copy / "model.safetensors")
-    write_manifest(copy, read_manifest(model_dir))
-    return copy
-
-
-def set_tensor(name: str, value: torch.Tensor) -> Callable[[dict[str, torch.Tensor]], None]:
-    return lambda tensors: tensors.update({name: value})
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda tensors: tensors.pop("model.norm.weight"), "lacks the tensor model.norm.weight"),
-        (
-            set_tensor("model.norm.weight", torch.zeros(63)),
-            r"model.norm.weight has the shape \(63,\), the configuration says \(64,\)",
-        ),
-        (
-            set_tensor("model.norm.weight", torch.zeros(64, dtype=torch.int32)),
-            "model.norm.weight is of type I32",
-        ),
-        (
-            set_tensor("model.layers.0.self_attn.q_proj.bias", torch.zeros(64)),
-            "1 unknown tensors, such as model.layers.0.self_attn.q_proj.bias",
-        ),
-    ],
-)
-def test_refuses_weights_that_do_not_fit(
-    model_dir: Path,
-    tmp_path: Path,
-    change: Callable[[dict[str, torch.Tensor]], None],
-    message: str,
-) -> None:
-    with pytest.raises(ModelError, match=message):
-        make_backend(altered(model_dir, tmp_path, change))
-
-
-def test_refuses_an_altered_file(model_dir: Path, tmp_path: Path) -> None:
-    copy = altered(model_dir, tmp_path, lambda tensors: None)
-    make_backend(copy)
-    weights = copy / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(ModelError, match="was altered"):
-        make_backend(copy)
-
-
-@pytest.mark.parametrize("name", ["more.safetensors", "weights.bin", "special_tokens.json"])
-def test_refuses_a_file_beside_the_manifest(model_dir: Path, tmp_path: Path, name: str) -> None:
-    copy = altered(model_dir, tmp_path, lambda tensors: None)
-    (copy / name).write_bytes(b"x")
-    with pytest.raises(ModelError, match="not listed"):
-        make_backend(copy)
-
-
-def test_refuses_an_architecture_by_name(model_dir: Path, tmp_path: Path) -> None:
-    copy = altered(model_dir, tmp_path, lambda tensors: None)
-    config = copy / "config.json"
-    config.write_text(config.read_text().replace("LlamaForCausalLM", "MambaForCausalLM"))
-    with pytest.raises(ModelError, match=r"MambaForCausalLM'\] is not supported"):
-        make_backend(copy)

@@ -8,14 +8,8 @@ from engine_service.backends.base import EngineRequest
 from engine_service.backends.native import NativeBackend
 from engine_service.config import EngineConfig
 from engine_service.protocol import SamplingParams
-from tests.models import random_llama_dir
 
 N_BLOCKS = 32
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_llama_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

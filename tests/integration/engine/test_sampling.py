@@ -1,6 +1,5 @@
 """Sampling parameters through the whole backend: chunks, the prefix cache, preemption, company."""
 
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,27 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine_service.backends.base import EngineRequest, SequenceOutput
-from engine_service.backends.native import NativeBackend
-from engine_service.config import EngineConfig
 from engine_service.errors import RequestError
 from engine_service.protocol import SamplingParams, TokenLogprob
+from tests.integration.engine.backend import make_backend, run, tokens
 from tests.masks import ListedMask
-from tests.models import random_llama_dir
 
 VOCAB = 320
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_llama_dir(tmp_path_factory.mktemp("model"))
-
-
-def make_backend(model_dir: Path, **settings: Any) -> NativeBackend:
-    return NativeBackend(
-        EngineConfig(
-            model_dir=model_dir, **{"dtype": "float32", "kv_cache_tokens": 512, **settings}
-        )
-    )
 
 
 def make_request(
@@ -48,22 +32,6 @@ def make_request(
         max_new_tokens=n_tokens,
         mask=mask,
     )
-
-
-def run(backend: NativeBackend, *requests: EngineRequest) -> dict[int, list[SequenceOutput]]:
-    for request in requests:
-        backend.add(request)
-    outputs: dict[int, list[SequenceOutput]] = defaultdict(list)
-    while backend.has_work():
-        for output in backend.step():
-            outputs[output.key].append(output)
-    stats = backend.stats()
-    assert stats.n_blocks_free == stats.n_blocks_total
-    return outputs
-
-
-def tokens(outputs: list[SequenceOutput]) -> list[int]:
-    return [token_id for output in outputs for token_id in output.token_ids]
 
 
 def prompt_logprobs(outputs: list[SequenceOutput]) -> list[TokenLogprob]:

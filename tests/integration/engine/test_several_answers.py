@@ -1,6 +1,5 @@
 """n answers to one prompt: shared blocks, own seeds, one end of the request."""
 
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,29 +7,13 @@ from typing import Any
 import pytest
 
 from engine_service.backends.base import EngineRequest, SequenceOutput
-from engine_service.backends.native import NativeBackend
-from engine_service.config import EngineConfig
 from engine_service.errors import DeadlineExceeded, EngineError, RequestError
 from engine_service.protocol import NO_STANDING, SamplingParams, Standing
 from engine_service.scheduling.sequence import seed_of_choice
+from tests.integration.engine.backend import make_backend, run_answers, tokens
 from tests.masks import ListedMask
-from tests.models import random_llama_dir
 
 PROMPT = range(1, 21)  # one block of 16 and a part of another
-Outputs = dict[tuple[int, int], list[SequenceOutput]]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_llama_dir(tmp_path_factory.mktemp("model"))
-
-
-def make_backend(model_dir: Path, **settings: Any) -> NativeBackend:
-    return NativeBackend(
-        EngineConfig(
-            model_dir=model_dir, **{"dtype": "float32", "kv_cache_tokens": 512, **settings}
-        )
-    )
 
 
 def make_request(
@@ -52,35 +35,18 @@ def make_request(
     )
 
 
-def run(backend: NativeBackend, *requests: EngineRequest) -> Outputs:
-    for request in requests:
-        backend.add(request)
-    outputs: Outputs = defaultdict(list)
-    while backend.has_work():
-        for output in backend.step():
-            outputs[output.key, output.choice].append(output)
-    stats = backend.stats()
-    assert (stats.n_running, stats.n_waiting) == (0, 0)
-    assert stats.n_blocks_free == stats.n_blocks_total
-    return outputs
-
-
-def tokens(outputs: list[SequenceOutput]) -> list[int]:
-    return [token_id for output in outputs for token_id in output.token_ids]
-
-
 @pytest.mark.parametrize("n_prompt", [1, 16, 20])
 def test_each_answer_is_the_one_that_its_seed_gives_alone(model_dir: Path, n_prompt: int) -> None:
     prompt = range(1, n_prompt + 1)
     backend = make_backend(model_dir)
-    several = run(backend, make_request(0, prompt=prompt, n=4, n_tokens=30, logprobs=2))
+    several = run_answers(backend, make_request(0, prompt=prompt, n=4, n_tokens=30, logprobs=2))
     stats = backend.stats()
     assert (stats.n_finished, stats.n_prompt_tokens) == (1, n_prompt)
     assert stats.n_completion_tokens == 4 * 30
     for index in range(4):
         seed = seed_of_choice(5, index=index)
         request = make_request(0, prompt=prompt, seed=seed, n_tokens=30, logprobs=2)
-        alone = run(make_backend(model_dir), request)[0, 0]
+        alone = run_answers(make_backend(model_dir), request)[0, 0]
         assert tokens(several[0, index]) == tokens(alone)
         # The reference kernels' last bits depend on the batch.
         for output, expected in zip(several[0, index], alone, strict=True):
@@ -110,11 +76,13 @@ def test_company_chunks_preemption_and_the_cache_change_nothing(model_dir: Path)
         "frequency_penalty": 0.5,
         "prompt_logprobs": 0,
     }
-    expected = run(make_backend(model_dir), make_request(0, prompt=range(1, 41), **params))
+    expected = run_answers(make_backend(model_dir), make_request(0, prompt=range(1, 41), **params))
     tight = make_backend(model_dir, kv_cache_tokens=256, max_batched_tokens=64)
-    run(tight, make_request(9, prompt=range(1, 41)))  # leaves the prompt in the prefix cache
+    run_answers(
+        tight, make_request(9, prompt=range(1, 41))
+    )  # leaves the prompt in the prefix cache
     others = [make_request(i, prompt=range(i, i + 50), n=2, n_tokens=30) for i in (1, 2)]
-    crowded = run(tight, *others, make_request(0, prompt=range(1, 41), **params))
+    crowded = run_answers(tight, *others, make_request(0, prompt=range(1, 41), **params))
     assert tight.stats().n_preemptions > 0
     for index in range(4):
         assert tokens(crowded[0, index]) == tokens(expected[0, index])
@@ -124,7 +92,7 @@ def test_company_chunks_preemption_and_the_cache_change_nothing(model_dir: Path)
 
 
 def test_greedy_answers_are_all_the_same(model_dir: Path) -> None:
-    answers = run(make_backend(model_dir), make_request(0, n=3, temperature=0.0))
+    answers = run_answers(make_backend(model_dir), make_request(0, n=3, temperature=0.0))
     assert len({tuple(tokens(answer)) for answer in answers.values()}) == 1
 
 
@@ -132,7 +100,7 @@ def test_each_answer_has_its_own_mask(model_dir: Path) -> None:
     backend = make_backend(model_dir)
     vocab_size = backend.info.vocab_size
     mask = ListedMask(lambda n_seen: range(0, vocab_size, 2), vocab_size=vocab_size)
-    answers = run(backend, make_request(0, n=3, mask=mask))
+    answers = run_answers(backend, make_request(0, n=3, mask=mask))
     for index, own in enumerate((mask, *mask.forks)):
         answer = tokens(answers[0, index])
         assert own.seen == answer[:-1]
@@ -140,13 +108,13 @@ def test_each_answer_has_its_own_mask(model_dir: Path) -> None:
 
 
 def test_one_answer_is_aborted_and_the_others_go_on(model_dir: Path) -> None:
-    expected = run(make_backend(model_dir), make_request(0, n=3))
+    expected = run_answers(make_backend(model_dir), make_request(0, n=3))
     backend = make_backend(model_dir)
     backend.add(make_request(0, n=3))
     outputs = [*backend.step(), *backend.step()]
     backend.abort(0, choice=1)
     backend.abort(0, choice=1)
-    rest = run(backend)
+    rest = run_answers(backend)
     assert [output.finish_reason for output in rest[0, 1]] == ["abort"]
     assert rest[0, 1][0].n_completion_tokens == 2
     for index in (0, 2):
@@ -191,11 +159,11 @@ def test_an_answer_without_a_token_fails_the_request_once(model_dir: Path) -> No
     backend = make_backend(model_dir)
     mask = ListedMask(lambda n_seen: (), vocab_size=backend.info.vocab_size)
     other = make_request(1, prompt=range(50, 60))
-    outputs = run(backend, make_request(0, n=3, mask=mask), other)
+    outputs = run_answers(backend, make_request(0, n=3, mask=mask), other)
     (failed,) = [output for (key, _), found in outputs.items() if key == 0 for output in found]
     assert isinstance(failed.error, RequestError)
     assert failed.error.param == "response_format"
-    assert tokens(outputs[1, 0]) == tokens(run(make_backend(model_dir), other)[1, 0])
+    assert tokens(outputs[1, 0]) == tokens(run_answers(make_backend(model_dir), other)[1, 0])
 
 
 def test_a_preempted_answer_beyond_its_deadline_fails_the_request_once(model_dir: Path) -> None:
@@ -228,4 +196,4 @@ def test_answers_wait_for_places_for_all_of_them(model_dir: Path) -> None:
     backend.add(make_request(1, n=2))
     backend.step()
     assert (backend.stats().n_running, backend.stats().n_waiting) == (3, 1)
-    assert len(run(backend)) == 5
+    assert len(run_answers(backend)) == 5

@@ -10,33 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine_service.backends.base import EngineRequest, SequenceOutput
+from engine_service.backends.base import EngineRequest
 from engine_service.backends.native import NativeBackend
-from engine_service.config import EngineConfig
 from engine_service.protocol import SamplingParams
 from engine_service.runner.model_runner import ModelRunner
 from engine_service.scheduling.batch import Batch, Row
 from engine_service.scheduling.sequence import Sequence
 from tests.compiled import best_kernels
+from tests.integration.engine.backend import Answers, make_backend, run_answers, tokens
 from tests.masks import ListedMask
-from tests.models import random_llama_dir
 
 PASSAGE = tuple(range(40, 52))
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_llama_dir(tmp_path_factory.mktemp("model"))
-
-
-def make_backend(model_dir: Path, **settings: Any) -> NativeBackend:
-    return NativeBackend(
-        EngineConfig(
-            model_dir=model_dir,
-            kernels=best_kernels(),
-            **{"dtype": "float32", "kv_cache_tokens": 1024, **settings},
-        )
-    )
+def best_backend(model_dir: Path, **settings: Any) -> NativeBackend:
+    wanted = {"kernels": best_kernels(), "kv_cache_tokens": 1024, **settings}
+    return make_backend(model_dir, **wanted)
 
 
 class Oracle:
@@ -83,24 +72,10 @@ def requests() -> list[EngineRequest]:
     ]
 
 
-Answers = dict[tuple[int, int], list[SequenceOutput]]
-
-
 def run(backend: NativeBackend, wanted: SequenceOf[EngineRequest]) -> Answers:
-    for request in wanted:
-        backend.add(request)
-    outputs: Answers = defaultdict(list)
-    while backend.has_work():
-        for output in backend.step():
-            assert output.error is None
-            outputs[output.key, output.choice].append(output)
-    stats = backend.stats()
-    assert stats.n_blocks_free == stats.n_blocks_total
-    return outputs
-
-
-def tokens(outputs: SequenceOf[SequenceOutput]) -> list[int]:
-    return [token_id for output in outputs for token_id in output.token_ids]
+    answers = run_answers(backend, *wanted)
+    assert all(output.error is None for found in answers.values() for output in found)
+    return answers
 
 
 def same(found: Answers, expected: Answers) -> None:
@@ -118,11 +93,11 @@ def same(found: Answers, expected: Answers) -> None:
 @pytest.mark.parametrize("kv_cache_tokens", [1024, 256])
 def test_tokens_and_logprobs_are_those_without_it(model_dir: Path, kv_cache_tokens: int) -> None:
     expected: Answers = {}
-    plain = make_backend(model_dir, speculation="off")
+    plain = best_backend(model_dir, speculation="off")
     for request in requests():
         expected |= run(plain, [request])
     assert plain.stats().n_drafted_tokens == 0
-    backend = make_backend(model_dir, kv_cache_tokens=kv_cache_tokens)
+    backend = best_backend(model_dir, kv_cache_tokens=kv_cache_tokens)
     known = [
         (*request.prompt_token_ids, *tokens(expected[request.key, choice]))
         for request in requests()
@@ -152,9 +127,9 @@ def test_forced_tokens_are_drafted_and_change_no_token(model_dir: Path) -> None:
             )
         ]
 
-    plain = make_backend(model_dir, speculation="off")
+    plain = best_backend(model_dir, speculation="off")
     expected = run(plain, masked(plain))
-    backend = make_backend(model_dir)
+    backend = best_backend(model_dir)
     same(run(backend, masked(backend)), expected)
     assert all(set(tokens(outputs)[1::2]) == {7} for outputs in expected.values())
     assert backend.stats().n_accepted_tokens > 0
@@ -163,8 +138,8 @@ def test_forced_tokens_are_drafted_and_change_no_token(model_dir: Path) -> None:
 
 def test_prompt_lookup_alone_drafts_in_a_loop(model_dir: Path) -> None:
     request = make_request(0, n_tokens=200)
-    expected = run(make_backend(model_dir, speculation="off"), [request])
-    backend = make_backend(model_dir, speculation="ngram")
+    expected = run(best_backend(model_dir, speculation="off"), [request])
+    backend = best_backend(model_dir, speculation="ngram")
     same(run(backend, [request]), expected)
     answer = tokens(expected[0, 0])
     repeats = sum(answer[i - 3 : i] in [answer[j - 3 : j] for j in range(3, i)] for i in range(200))
@@ -173,10 +148,10 @@ def test_prompt_lookup_alone_drafts_in_a_loop(model_dir: Path) -> None:
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 3, 7])
 def test_an_answer_ends_where_it_should_inside_a_draft(model_dir: Path, n_tokens: int) -> None:
-    plain = make_backend(model_dir, speculation="off")
+    plain = best_backend(model_dir, speculation="off")
     whole = run(plain, [make_request(0)])
     answer = tokens(whole[0, 0])
-    backend = make_backend(model_dir)
+    backend = best_backend(model_dir)
     guess_from(backend, [(*PASSAGE * 3, *answer)])
     short = run(backend, [make_request(0, n_tokens=n_tokens)])
     assert tokens(short[0, 0]) == answer[:n_tokens]
@@ -193,9 +168,9 @@ def test_the_whole_context_is_used_and_no_more(model_dir: Path) -> None:
     prompt = PASSAGE * 3
     settings = {"max_model_len": 64, "kv_cache_tokens": 64}
     whole = run(
-        make_backend(model_dir, speculation="off", **settings), [make_request(0, n_tokens=28)]
+        best_backend(model_dir, speculation="off", **settings), [make_request(0, n_tokens=28)]
     )
-    backend = make_backend(model_dir, **settings)
+    backend = best_backend(model_dir, **settings)
     guess_from(backend, [(*prompt, *tokens(whole[0, 0]), *[1] * 20)])
     same(run(backend, [make_request(0, n_tokens=28)]), whole)
     assert backend.stats().n_accepted_tokens > 0
@@ -255,11 +230,11 @@ def test_guesses_and_prompts_share_a_step(model_dir: Path) -> None:
     """And none of them waits for the other: the prompt has half of what the streams leave."""
     prompt = tuple(range(100, 160))
     streams = [make_request(key, n_tokens=100) for key in range(3)]
-    plain = make_backend(model_dir, speculation="off")
+    plain = best_backend(model_dir, speculation="off")
     expected = run(plain, [*streams, make_request(9, prompt=prompt)])
     known = [(*PASSAGE * 3, *tokens(expected[key, 0])) for key in range(3)]
 
-    backend = make_backend(model_dir, max_batched_tokens=32, max_sequences=4, prefill_slowdown=None)
+    backend = best_backend(model_dir, max_batched_tokens=32, max_sequences=4, prefill_slowdown=None)
     guess_from(backend, known)
     for request in streams:
         backend.add(request)

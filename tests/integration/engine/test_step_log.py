@@ -12,13 +12,7 @@ from engine_service.backends.step_log import PHASES
 from engine_service.config import EngineConfig
 from engine_service.errors import ModelError
 from engine_service.protocol import SamplingParams
-from tests.models import random_llama_dir
 from tests.waiting import wait_until
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_llama_dir(tmp_path_factory.mktemp("model"))
 
 
 def run_two_requests(backend: NativeBackend) -> None:
