@@ -6,7 +6,6 @@ It decides nothing about the engine; what the client asks for goes to the servic
 import asyncio
 import logging
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine_service.errors import EngineError, Overloaded, RequestError
@@ -38,28 +37,13 @@ from engine_service.protocol import (
 )
 from engine_service.server.frame_buffer import FrameBuffer, FrameQueue
 from engine_service.server.listening import peer_uid
+from engine_service.server.open_requests import OpenRequest, OpenRequests
 from engine_service.server.questions import answer_frame
 
 if TYPE_CHECKING:
     from engine_service.server.service import EngineService
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Request:
-    """What this connection knows of one request id; a key means that it was started."""
-
-    task: asyncio.Task[None] | None = None
-    prompt: PreparedPrompt | None = None
-    expiry: asyncio.TimerHandle | None = None
-    key: int | None = None
-
-    def drop(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
-        if self.expiry is not None:
-            self.expiry.cancel()
 
 
 class Connection(asyncio.Protocol):
@@ -70,7 +54,7 @@ class Connection(asyncio.Protocol):
         self._limits = service.limits
         self._frames = FrameBuffer()
         self._large = FrameQueue()
-        self._requests: dict[str, _Request] = {}
+        self._requests = OpenRequests(service.limits)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._n_pings = 0
@@ -139,7 +123,7 @@ class Connection(asyncio.Protocol):
 
     def ended(self, request_id: str) -> None:
         """Forget a started request that has had its terminal."""
-        self._requests.pop(request_id, None)
+        self._requests.end(request_id)
 
     def refuse(self, error: WireError) -> None:
         """Say why, then close this connection and drop all that it asked for."""
@@ -207,25 +191,15 @@ class Connection(asyncio.Protocol):
         if (request := self._open(question.request_id)) is not None:
             request.task = asyncio.get_running_loop().create_task(self._reply(question))
 
-    def _open(self, request_id: str) -> _Request | None:
+    def _open(self, request_id: str) -> OpenRequest | None:
         """Make the place of a new request, or tell the client why there is none."""
-        if not 1 <= len(request_id) <= self._limits.max_request_id_chars:
-            raise FrameError(f"request id of {len(request_id)} characters")
-        if request_id in self._requests:
-            raise FrameError(f"request id {request_id!r} is in use on this connection")
-        n_started = sum(request.key is not None for request in self._requests.values())
-        refusal = self._service.refusal()
-        if refusal is None and len(self._requests) - n_started >= self._limits.max_prepared:
-            refusal = Overloaded("too many requests wait to be started", retry_after_s=1.0)
-        if refusal is None and n_started >= self._limits.max_started:
-            refusal = Overloaded("too many requests run on this connection", retry_after_s=1.0)
-        if refusal is not None:
+        try:
+            return self._requests.open(request_id, refusal=self._service.refusal())
+        except Overloaded as refusal:
             self.send(Failed(request_id=request_id, error=refusal.to_wire()))
             return None
-        request = self._requests[request_id] = _Request()
-        return request
 
-    async def _begin(self, message: Embed, request: _Request) -> None:
+    async def _begin(self, message: Embed, request: OpenRequest) -> None:
         try:
             inputs = await self._service.prepare_inputs(message)
             request.key = self._service.embed(self, request_id=message.request_id, inputs=inputs)
@@ -240,15 +214,15 @@ class Connection(asyncio.Protocol):
         except EngineError as error:
             self._fail(question.request_id, error)
             return
-        self._requests.pop(question.request_id, None)
+        self._requests.end(question.request_id)
         self._write(frame, is_large=True)
 
     def _fail(self, request_id: str, error: EngineError) -> None:
         """End a request that the step thread does not know."""
-        self._requests.pop(request_id, None)
+        self._requests.end(request_id)
         self.send(Failed(request_id=request_id, error=error.to_wire()))
 
-    async def _answer(self, message: Prepare, request: _Request) -> None:
+    async def _answer(self, message: Prepare, request: OpenRequest) -> None:
         try:
             prompt = await self._service.prepare(message)
         except EngineError as error:
@@ -257,7 +231,7 @@ class Connection(asyncio.Protocol):
         request.task = None
         request.prompt = prompt
         request.expiry = asyncio.get_running_loop().call_later(
-            self._limits.prepared_ttl_s, self._requests.pop, message.request_id, None
+            self._limits.prepared_ttl_s, self._requests.end, message.request_id
         )
         self.send(
             Prepared(
@@ -281,7 +255,7 @@ class Connection(asyncio.Protocol):
             )
             request.prompt = None
         except EngineError as error:
-            self._requests.pop(message.request_id, None)
+            self._requests.end(message.request_id)
             failed = FailedRequest(request_id=message.request_id, error=error.to_wire())
             self.send(StepOutputs(epoch=self._service.epoch, failed=(failed,)))
 
@@ -293,7 +267,7 @@ class Connection(asyncio.Protocol):
             self._service.abort(request.key)
             return
         request.drop()
-        del self._requests[message.request_id]
+        self._requests.end(message.request_id)
 
     def _may_ask(self) -> bool:
         """Count a question to the step thread, unless too many are open.
@@ -313,11 +287,8 @@ class Connection(asyncio.Protocol):
     # -- closing -----------------------------------------------------------------------------
 
     def _drop_requests(self) -> None:
-        requests, self._requests = self._requests, {}
-        for request in requests.values():
-            request.drop()
-            if request.key is not None:
-                self._service.lose(request.key)
+        for key in self._requests.drop_all():
+            self._service.lose(key)
 
     def _close_after(self, timeout_s: float) -> None:
         if self._timer is not None:
