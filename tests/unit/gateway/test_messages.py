@@ -18,7 +18,7 @@ from apps.core.exceptions import (
     Unavailable,
 )
 from apps.engines.client import ChatMessage, Tool, ToolCall, ToolUse
-from apps.engines.types import AnswerDelta, FinishReason, GenerationResult, ToolCallDelta
+from apps.engines.types import AnswerDelta, ToolCallDelta
 from apps.gateway.answer_parts import AnswerParts
 from apps.gateway.decoding import decode
 from apps.gateway.exceptions import RequestTimedOut
@@ -33,6 +33,7 @@ from apps.gateway.rest import messages_wire as wire
 from apps.gateway.rest.messages import MessagesChunks
 from apps.gateway.rest.wording import messages_error
 from apps.gateway.types import MessagesRequest
+from tests.unit.gateway.named_events import events_of, result
 
 _decoder = msgspec.json.Decoder(MessagesBody)
 _counted = msgspec.json.Decoder(CountBody)
@@ -193,22 +194,6 @@ class Origin:
 
 BEGUN = wire.begun(request_id="msg-0a", model="m", n_prompt_tokens=5)
 CALLS = (ToolCallDelta(index=0, name="f"), ToolCallDelta(index=0, arguments='{"a":1}'))
-
-
-def events_of(data: bytes) -> list[dict[str, Any]]:
-    found = []
-    for block in data.decode().split("\n\n")[:-1]:
-        name, _, line = block.partition("\n")
-        event = json.loads(line.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        found.append(event)
-    return found
-
-
-def result(finish_reason: FinishReason = "stop") -> GenerationResult:
-    return GenerationResult(
-        finish_reason=finish_reason, n_prompt_tokens=5, n_cached_tokens=4, n_completion_tokens=6
-    )
 
 
 def test_a_stream_in_its_order() -> None:

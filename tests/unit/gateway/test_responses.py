@@ -1,6 +1,5 @@
 """Responses: input items to turns, refusals by name, and deltas to events."""
 
-import json
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,13 +9,14 @@ from openai.types.responses import ResponseUsage
 
 from apps.core.exceptions import InvalidRequest, Unavailable
 from apps.engines.client import ChatMessage, OutputFormat, Tool, ToolCall, ToolUse
-from apps.engines.types import AnswerDelta, FinishReason, GenerationResult, ToolCallDelta
+from apps.engines.types import AnswerDelta, ToolCallDelta
 from apps.gateway.decoding import decode
 from apps.gateway.merging import Stream
 from apps.gateway.responses_schemas import ResponsesBody, responses_request
 from apps.gateway.rest import responses_wire as wire
 from apps.gateway.rest.responses import ResponsesChunks
 from apps.gateway.types import ResponsesRequest
+from tests.unit.gateway.named_events import events_of, result
 
 _decoder = msgspec.json.Decoder(ResponsesBody)
 CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"a":1}'}
@@ -177,22 +177,6 @@ class Origin:
 def chunks() -> ResponsesChunks:
     stream = cast(Stream, Origin())
     return ResponsesChunks(stream, wire.begun(stream, body(max_output_tokens=9)))
-
-
-def events_of(data: bytes) -> list[dict[str, Any]]:
-    found = []
-    for block in data.decode().split("\n\n")[:-1]:
-        name, _, line = block.partition("\n")
-        event = json.loads(line.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        found.append(event)
-    return found
-
-
-def result(finish_reason: FinishReason = "stop") -> GenerationResult:
-    return GenerationResult(
-        finish_reason=finish_reason, n_prompt_tokens=5, n_cached_tokens=4, n_completion_tokens=6
-    )
 
 
 def test_a_stream_in_its_order() -> None:
