@@ -1,7 +1,7 @@
 """Does the ledger agree with itself? Each check reads one thing twice, in one statement, and names
 the requests where the two differ. Nothing is changed here: ``services.ledger_correct`` does that.
 
-A further source is one more check in ``CHECKS``.
+A further source is one more check in ``CHECKS``, or, of a room above, one that it registers.
 """
 
 from collections.abc import Callable, Iterator
@@ -150,9 +150,18 @@ CHECKS: Final[tuple[Check, ...]] = (
 )
 
 
+_registered: dict[str, Check] = {}
+
+
+def check_register(check: Check) -> None:
+    """Called by a room's ``ready``; the same again changes nothing."""
+    _registered[check.__name__] = check
+
+
 def findings(window: Window) -> list[Finding]:
     """Return what every check finds, up to ``window.limit`` of each."""
-    return [finding for check in CHECKS for finding in check(window)]
+    checks = (*CHECKS, *_registered.values())
+    return [finding for check in checks for finding in check(window)]
 
 
 def _rollups_off(

@@ -1,7 +1,7 @@
 """Whose limits hold for a request; and reads of the ledger, each answered from an index."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 
 from django.db.models import Count, Min, Q, Sum
@@ -9,7 +9,7 @@ from django.db.models import Count, Min, Q, Sum
 from apps.core.limits import UNLIMITED, Limits
 from apps.metering.models import Meter, UsageRecord
 from apps.metering.reconciliation import findings
-from apps.metering.types import Finding, MeterState, Scope, UsageTotals, Window
+from apps.metering.types import Finding, MeterState, Scope, Tokens, UsageTotals, Window
 from apps.rbac.types import Principal
 
 _FAILURES = (UsageRecord.Outcome.FAILED, UsageRecord.Outcome.INTERRUPTED)
@@ -77,6 +77,19 @@ def usage_record_get(*, request_id: str, within: Collection[int] | None) -> Usag
     another one is not there."""
     rows = UsageRecord.objects.filter(request_id=request_id)
     return (rows if within is None else rows.filter(tenant_id__in=within)).first()
+
+
+def tokens_of(request_ids: Iterable[str], *, endpoints: Collection[str]) -> dict[str, Tokens]:
+    """Return what the ledger says of those requests that are settled and came to ``endpoints``."""
+    rows = UsageRecord.objects.filter(
+        request_id__in=request_ids, endpoint__in=endpoints, state=UsageRecord.State.SETTLED
+    )
+    return {
+        request_id: Tokens(n_prompt=n_prompt, n_completion=n_completion)
+        for request_id, n_prompt, n_completion in rows.values_list(
+            "request_id", "n_prompt_tokens", "n_completion_tokens"
+        )
+    }
 
 
 def meters_of(record: UsageRecord) -> list[MeterState]:

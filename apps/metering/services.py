@@ -13,6 +13,7 @@ from apps.metering import budgets, meters, orphans, rollups
 from apps.metering.meter_sums import meter_correct
 from apps.metering.models import UsageRecord
 from apps.metering.rates import count_request
+from apps.metering.reconciliation import check_register
 from apps.metering.rollups import RollupKey
 from apps.metering.types import (
     Ending,
@@ -25,8 +26,8 @@ from apps.metering.types import (
 )
 
 __all__ = [
-    "count_request", "ledger_correct", "orphans_close", "reserve", "reused_record", "settle",
-    "usage_roll_up",
+    "check_register", "count_request", "ledger_correct", "orphans_close", "reserve",
+    "reused_record", "settle", "usage_roll_up",
 ]  # fmt: skip
 
 _ROWS_AT_A_TIME: Final = 200  # on SQLite, requests wait meanwhile

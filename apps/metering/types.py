@@ -165,9 +165,18 @@ class MeterState:
         return "open requests" if self.period == "open" else f"tokens of {self.period}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Of one request, all of its answers together."""
+
+    n_prompt: int
+    n_completion: int
+
+
 class FindingKind(StrEnum):
     """What the ledger can be at odds with. Of a row that was counted wrongly, or otherwise than by
-    its engine, nobody can say what is right; everything else can be closed by a service."""
+    its engine, nobody can say what is right, and what a client was told is told; everything else
+    can be closed by a service."""
 
     UNSETTLED = "unsettled"
     MISCOUNTED = "miscounted"
@@ -178,6 +187,7 @@ class FindingKind(StrEnum):
     UNLEDGERED = "unledgered"
     JOURNAL = "journal"
     LATE = "late"
+    TOLD = "told"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,5 +222,6 @@ _LEFT_TO_PEOPLE: Final = frozenset(
         FindingKind.UNJOURNALED,
         FindingKind.UNLEDGERED,
         FindingKind.JOURNAL,
+        FindingKind.TOLD,
     }
 )
