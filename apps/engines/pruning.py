@@ -1,6 +1,6 @@
 """What engines recorded, once it is old: by then the ledger was compared with it."""
 
-from django.db.models import Q
+from django.db.models import Exists, OuterRef
 
 from apps.core.pruning import PruneOrder, Pruning, pruning_register, rows_prune
 from apps.engines.models import EngineJournal, JournalEntry
@@ -19,6 +19,7 @@ def _journal_prune(order: PruneOrder) -> int:
         journals = EngineJournal.objects.filter(pk__in=old.values("journal"))
         journals.filter(complete_since__lt=order.before).update(complete_since=order.before)
     n_entries = rows_prune(old, order)
-    over = EngineJournal.objects.filter(Q(closed_at__lt=order.before), entries=None)
+    entries = JournalEntry.objects.filter(journal=OuterRef("pk"))
+    over = EngineJournal.objects.filter(~Exists(entries), closed_at__lt=order.before)
     rows_prune(over, order)
     return n_entries
