@@ -16,7 +16,10 @@ from config.asgi import application
 from tests.factories.access import ApiTokenFactory
 from tests.factories.deployments import DeploymentFactory, EngineProcessFactory, ReplicaFactory
 from tests.factories.routing import RouteFactory
-from tests.processes import EngineRun, ServerRun, engine_process, running_server
+from tests.integration.gateway.embedding import MODEL as EMBEDDING_MODEL
+from tests.integration.gateway.embedding import route_to
+from tests.models import minilm_dir
+from tests.processes import EngineRun, ServerRun, engine_process, running_engine, running_server
 from tests.waiting import wait_until
 
 __all__ = ["engine_process"]
@@ -105,6 +108,27 @@ def server(
         ready = f"{run.base_url}/readyz"
         wait_until("the server to see the rows", lambda: httpx.get(ready).status_code == 200)
         yield run
+
+
+@pytest.fixture(scope="session")
+def embedding_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineRun]:
+    with running_engine(minilm_dir(), tmp_path_factory.mktemp("embedding-engine")) as engine:
+        yield engine
+
+
+@pytest.fixture
+def embedding_route(route: str, embedding_engine: EngineRun) -> str:
+    """Beside the route of the engine that generates."""
+    route_to(embedding_engine)
+    ChangeStamp.objects.filter(name="routes").update(value=time.time_ns())
+    return EMBEDDING_MODEL
+
+
+@pytest.fixture
+async def embeddings(
+    embedding_route: str, client: openai.AsyncOpenAI
+) -> AsyncIterator[openai.AsyncOpenAI]:
+    yield client
 
 
 def chat(content: str = "Hello", **fields: Any) -> dict[str, Any]:
