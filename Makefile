@@ -5,6 +5,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 VAR  ?= var
 ROUNDS ?= 5
+WORKERS ?= 2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 POSTGRES_URL ?= postgresql://postgres@127.0.0.1:5432/nano_llm
 
@@ -12,6 +13,11 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK := $(abspath $(BIN)/pip-compile) --quiet --generate-hashes --strip-extras --no-emit-index-url \
 	--no-emit-find-links --unsafe-package torch
+# Workers share tests by the file, each with a database, processes and files of its own. In order,
+# since the last folder's files are the shortest.
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Else each of the hundreds of processes that tests start would compile the sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help serve test check bench bench-engine prove-serve prove-engine prove-api prove-limits lock setup setup-dev kernels model clean
 
@@ -25,14 +31,16 @@ serve: setup ## set up what is missing, then run engine agent and server until C
 		echo "Going on without a model for embeddings"
 	@VAR="$(VAR)" exec $(BIN)/python manage.py serve --host "$(HOST)" --port "$(PORT)"
 
-test: setup-dev model ## run every test on SQLite, and those of the database again on PostgreSQL
+test: setup-dev model ## run every test on SQLite, those of the database again on PostgreSQL [WORKERS=2]
 	@test -x /usr/bin/chromium || echo "No /usr/bin/chromium: the browser tests will fail" \
 		"(sudo apt-get install chromium)"
-	env -u DATABASE_URL $(BIN)/pytest
+	env -u DATABASE_URL $(BIN)/pytest $(SIDE_BY_SIDE) --ignore tests/faults
+	@echo "One by one, because they measure times:"
+	env -u DATABASE_URL $(BIN)/pytest tests/faults
 	@if $(BIN)/python -c 'import sys, psycopg; psycopg.connect(sys.argv[1], dbname="postgres", connect_timeout=3)' \
 		"$(POSTGRES_URL)" 2>/dev/null; then \
 		echo "Again on PostgreSQL:"; \
-		DATABASE_URL="$(POSTGRES_URL)" $(BIN)/pytest --database-only tests/integration; \
+		DATABASE_URL="$(POSTGRES_URL)" $(BIN)/pytest $(SIDE_BY_SIDE) --database-only tests/integration; \
 	else \
 		echo "No PostgreSQL answers at $(POSTGRES_URL): its tests were left out"; \
 	fi

@@ -19,6 +19,9 @@ __all__ = ["product"]  # one product for e2e and faults together
 
 # As the engine process sets it: without, torch's threads burn whole time slices on busy cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+# Workers side by side share the cores: torch with a thread for each core in each would thrash.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Developers search anew at each run; a submission is judged by the same examples as the last one.
 hypothesis_settings.register_profile("ci", derandomize=True)

@@ -135,7 +135,9 @@ def test_sigterm_leaves_no_process_and_no_socket(own_product: RunningProduct) ->
     assert states == [("stopped",), ("stopped",)]
 
 
-def test_a_second_start_is_quick_and_keeps_everything(own_product: RunningProduct) -> None:
+def test_a_second_start_is_quick_keeps_everything_and_ends_by_ctrl_c(
+    own_product: RunningProduct,
+) -> None:
     access, rows = own_product.access, own_product.usage_outcomes()
     started = time.monotonic()
     with running_product(own_product.var) as again:
@@ -149,9 +151,20 @@ def test_a_second_start_is_quick_and_keeps_everything(own_product: RunningProduc
         assert again.usage_outcomes() - rows == {"completed": 1}, "the chat of the start itself"
         assert again.rows("SELECT count(*) FROM rbac_apitoken") == [(1,)]
         assert again.engine().epoch == again.engine(EMBEDDING_ENGINE).epoch == 2
+        ctrl_c_stops_in_order(again)
 
 
-def test_a_lost_bootstrap_file_gives_a_new_token_and_keeps_the_password(
+def ctrl_c_stops_in_order(product: RunningProduct) -> None:
+    """The signal reaches the whole group at once."""
+    processes = product.descendants()
+    os.killpg(product.process.pid, signal.SIGINT)
+    assert product.process.wait(timeout=60) == 0
+    _, alive = psutil.wait_procs(processes, timeout=1)
+    assert alive == []
+    assert list((product.var / "run").iterdir()) == []
+
+
+def test_a_lost_bootstrap_file_gives_a_new_token_and_a_killed_serve_takes_its_children_along(
     own_product: RunningProduct,
 ) -> None:
     old = own_product.access
@@ -164,25 +177,15 @@ def test_a_lost_bootstrap_file_gives_a_new_token_and_keeps_the_password(
         for token in (old["api_token"], new["api_token"]):
             headers = {"Authorization": f"Bearer {token}"}
             assert httpx.get(f"{again.base_url}/models", headers=headers).status_code == 200
+        children_end_when_serve_is_killed(again)
 
 
-def test_ctrl_c_reaches_the_group_and_stops_in_order(own_product: RunningProduct) -> None:
-    with running_product(own_product.var) as again:
-        processes = again.descendants()
-        os.killpg(again.process.pid, signal.SIGINT)
-        assert again.process.wait(timeout=60) == 0
-        _, alive = psutil.wait_procs(processes, timeout=1)
-        assert alive == []
-        assert list((again.var / "run").iterdir()) == []
-
-
-def test_children_end_when_serve_is_killed(own_product: RunningProduct) -> None:
-    with running_product(own_product.var) as again:
-        processes = again.descendants()
-        again.process.kill()
-        _, alive = psutil.wait_procs(processes, timeout=30)
-        assert alive == []
-        assert list((again.var / "run").iterdir()) == []
+def children_end_when_serve_is_killed(product: RunningProduct) -> None:
+    processes = product.descendants()
+    product.process.kill()
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert alive == []
+    assert list((product.var / "run").iterdir()) == []
 
 
 @pytest.mark.parametrize("word", ["run_engines", "config.server"])

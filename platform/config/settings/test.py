@@ -4,7 +4,15 @@ import os
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("VAR", str(Path(tempfile.gettempdir()) / f"nano-llm-test-{os.getuid()}"))
+# Workers of pytest-xdist have files of their own.
+os.environ.setdefault(
+    "VAR",
+    str(
+        Path(tempfile.gettempdir())
+        / f"nano-llm-test-{os.getuid()}"
+        / os.environ.get("PYTEST_XDIST_WORKER", "")
+    ),
+)
 
 from config.settings.base import *  # noqa: F403
 from config.settings.base import DATABASES, VAR_DIR
@@ -18,7 +26,12 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = True
 
-if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+# Nothing of a test outlives a power cut: no commit waits for the disk.
+_database = DATABASES["default"]
+if _database["ENGINE"].endswith("sqlite3"):
+    _database["OPTIONS"]["init_command"] += " PRAGMA synchronous=OFF;"
     # A file, because threads and processes that share an in-memory database lock each other out;
     # named by the process, so that two runs at a time do not meet.
-    DATABASES["default"]["TEST"] = {"NAME": str(VAR_DIR / f"test-{os.getpid()}.sqlite3")}
+    _database["TEST"] = {"NAME": str(VAR_DIR / f"test-{os.getpid()}.sqlite3")}
+else:
+    _database["OPTIONS"]["options"] = "-c synchronous_commit=off"

@@ -38,7 +38,7 @@ from apps.metering.models import UsageRecord
 from tests.factories import DeploymentFactory, ModelVersionFactory, UsageRecordFactory
 from tests.models import random_llama_dir
 from tests.processes import ROOT, server_environment
-from tests.waiting import wait_until_async
+from tests.waiting import wait_until, wait_until_async
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.e2e]
 
@@ -238,7 +238,7 @@ def test_one_agent_a_var(tmp_path: Path) -> None:
     command = [sys.executable, "manage.py", "run_engines", "--exit-with-parent"]
     with subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE) as first:
         lock = tmp_path / "agent.lock"
-        asyncio.run(wait_until_async("the lock", lambda: lock.exists() and lock.read_text() != ""))
+        wait_until("the lock", lambda: lock.exists() and lock.read_text() != "", timeout_s=60)
         # One that ends with its parent would wait for a predecessor that drains.
         second = subprocess.run(
             command[:-1],
