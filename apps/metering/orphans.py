@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from django.db.models import Exists, OuterRef
+from django.db.models import BooleanField, Exists, F, Func, OuterRef, QuerySet
 
 from apps.engines.selectors import journal_entries
 from apps.engines.types import CONNECTION_LOST
@@ -23,6 +23,10 @@ JOURNAL_GRACE: Final = timedelta(seconds=20)
 # The error code of a row that was closed for want of any record.
 ORPHANED: Final = "orphaned"
 _ROWS_AT_A_TIME: Final = 200
+# Spelt out: for a parameter SQLite does not use the index of open rows, and reads the whole ledger.
+_IS_OPEN: Final = Func(
+    F("state"), template="%(expressions)s = 'reserved'", output_field=BooleanField()
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +35,9 @@ def journaled(now: datetime) -> Iterator[Settlement]:
     """Yield how to settle the open rows whose engine is done with them, by its own count."""
     entries = journal_entries().filter(request_id=OuterRef("request_id"))
     rows = UsageRecord.objects.filter(
-        Exists(entries.filter(read_at__lt=now - JOURNAL_GRACE)), state=UsageRecord.State.RESERVED
+        _IS_OPEN, Exists(entries.filter(read_at__lt=now - JOURNAL_GRACE))
     )
-    last_id = 0
-    while part := list(rows.filter(pk__gt=last_id).order_by("pk")[:_ROWS_AT_A_TIME]):
-        last_id = part[-1].pk
+    for part in _parts(rows):
         entries_of = _entries_of(part)
         for row in part:
             ending = _ending(row, entries_of[row.request_id])
@@ -46,10 +48,8 @@ def journaled(now: datetime) -> Iterator[Settlement]:
 def overdue(now: datetime) -> Iterator[Settlement]:
     """Yield how to settle the rows whose life is over: what their engines made is not known, and
     their prompts are charged."""
-    rows = UsageRecord.objects.filter(state=UsageRecord.State.RESERVED, expires_at__lt=now)
-    last_id = 0
-    while part := list(rows.filter(pk__gt=last_id).order_by("pk")[:_ROWS_AT_A_TIME]):
-        last_id = part[-1].pk
+    rows = UsageRecord.objects.filter(_IS_OPEN, expires_at__lt=now)
+    for part in _parts(rows):
         for row in part:
             yield _settlement(
                 row,
@@ -60,6 +60,12 @@ def overdue(now: datetime) -> Iterator[Settlement]:
                     total_ms=None,
                 ),
             )
+
+
+def _parts(rows: "QuerySet[UsageRecord]") -> Iterator[list[UsageRecord]]:
+    ids = list(rows.order_by("expires_at").values_list("pk", flat=True))
+    for start in range(0, len(ids), _ROWS_AT_A_TIME):
+        yield list(UsageRecord.objects.filter(pk__in=ids[start : start + _ROWS_AT_A_TIME]))
 
 
 def settlement_late(row: UsageRecord) -> Settlement | None:

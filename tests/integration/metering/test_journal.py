@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from apps.audit.models import AuditEvent
@@ -253,3 +254,21 @@ def test_a_record_that_comes_late_is_found_and_charged(
     assert found() == []
     rollups = UsageRollup.objects.values_list("n_requests", "n_completion_tokens", "cost_micro")
     assert set(rollups) == {(2, 24, 324)}
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="it is SQLite that needs a literal")
+def test_the_sweep_reads_open_rows_and_not_the_ledger() -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def note(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        asked.append((sql, params))
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(note):
+        orphans_close(timezone.now())
+    assert len(asked) == 2  # of journaled rows, and of those past their life
+    with connection.cursor() as cursor:
+        for sql, params in asked:
+            cursor.execute(f"EXPLAIN QUERY PLAN {sql}", params)
+            plan = " ".join(str(row[3]) for row in cursor.fetchall())
+            assert "metering_usagerecord USING INDEX usage_open_idx" in plan, plan
