@@ -68,9 +68,12 @@ class EngineJournal(models.Model):
 class JournalEntry(models.Model):
     """One request of a journal, field by field a ``RequestEnd``."""
 
-    journal = models.ForeignKey(EngineJournal, on_delete=models.CASCADE, related_name="entries")
+    # Its index is the constraint's.
+    journal = models.ForeignKey(
+        EngineJournal, on_delete=models.CASCADE, related_name="entries", db_index=False
+    )
     key = models.PositiveBigIntegerField()
-    request_id = models.CharField(max_length=128, db_index=True)
+    request_id = models.CharField(max_length=128)
     n_prompt_tokens = models.PositiveIntegerField()
     n_cached_tokens = models.PositiveIntegerField()
     n_completion_tokens = models.PositiveIntegerField()
@@ -86,6 +89,7 @@ class JournalEntry(models.Model):
 
     class Meta:
         verbose_name_plural = "journal entries"
+        indexes = [models.Index(fields=["request_id"], name="journal_request_idx")]
         constraints = [
             models.UniqueConstraint(fields=["journal", "key"], name="journal_entry_once"),
         ]

@@ -119,9 +119,7 @@ def _compared(window: Window) -> "QuerySet[Any]":
 
 
 def _entries() -> "QuerySet[Any]":
-    return journal_entries().filter(
-        request_id=OuterRef("request_id"), journal__epoch=OuterRef("engine_epoch")
-    )
+    return journal_entries().filter(request_id=OuterRef("request_id"))
 
 
 def _sum(name: str) -> Subquery:
