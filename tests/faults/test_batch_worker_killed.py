@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProduct]:
-    """One of its own: rows of the ledger that a killed worker leaves open stay so for minutes."""
+    """One of its own: rows of the ledger that a killed worker leaves open stay so for a while."""
     with running_product(tmp_path_factory.mktemp("batches")) as running:
         yield running
 
