@@ -194,7 +194,7 @@ async def test_whoever_is_killed_what_was_made_is_charged(
             assert (entry.error_code, entry.finish_reason) == ("engine_died", "")
             assert client.n_tokens == row.n_completion_tokens
             # At most what the step in which it died had made, some of it guessed ahead.
-            assert 0 <= entry.n_completion_tokens - row.n_completion_tokens <= 8
+            assert 0 <= entry.n_completion_tokens - row.n_completion_tokens <= 32
             assert entry.n_prompt_tokens == row.n_prompt_tokens
         engine = await engine_ready(server, epoch=2)
 
