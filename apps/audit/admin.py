@@ -2,18 +2,14 @@
 
 import json
 from datetime import datetime
-from typing import Any
 
 from django.contrib import admin
-from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from apps.audit.models import AuditEvent
 from apps.core.admin import ReadOnlyAdmin, display
 from apps.core.scoped_admin import TenantScoped
-
-_OBJECT_LOOKUPS = {"object_type", "object_id", "actor_id", "tenant_id", "action"}
 
 
 @admin.register(AuditEvent)
@@ -29,9 +25,6 @@ class AuditEventAdmin(ReadOnlyAdmin, TenantScoped):
         ("Who", {"fields": (("actor_label", "actor_kind"), ("actor_id", "ip_address"))}),
         ("What changed", {"fields": ("changes_table", "tenant_id")}),
     )
-
-    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
-        return lookup in _OBJECT_LOOKUPS or super().lookup_allowed(lookup, value, request)
 
     @display(description="When", ordering="id")
     def when(self, event: AuditEvent) -> datetime:

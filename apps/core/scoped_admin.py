@@ -60,7 +60,7 @@ class TenantScoped(BaseAdmin):
         if obj is None:
             return access_in(request).may_somewhere(permission)
         if not isinstance(obj, models.Model):  # the theme's actions know the key only
-            obj = self.get_queryset(request).filter(pk=obj).first()
+            obj = self.get_object(request, str(obj))  # None of what is no key
         return obj is not None and request.user.has_perm(permission, obj)
 
     def _permission(self, verb: str) -> str:

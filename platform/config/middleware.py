@@ -4,8 +4,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 from asgiref.sync import iscoroutinefunction
-from django.http import HttpRequest, HttpResponseBase
+from django.http import HttpRequest, HttpResponseBadRequest, HttpResponseBase
 from django.utils.decorators import sync_and_async_middleware
+from django.utils.deprecation import MiddlewareMixin
 
 # Nothing from other hosts and no inline script. The theme's Alpine evaluates the expressions in
 # its attributes, and its htmx writes a style element: hence the two exceptions.
@@ -43,3 +44,13 @@ def content_security_policy(get_response: Callable[[HttpRequest], Any]) -> Calla
         return with_policy(get_response(request))
 
     return middleware
+
+
+class QueriesWithoutNul(MiddlewareMixin):
+    """No page asks for a NUL, PostgreSQL takes it in no text, and Django's lists and forms ask the
+    database with whatever stands in the address."""
+
+    def process_request(self, request: HttpRequest) -> HttpResponseBadRequest | None:
+        if "%00" not in request.META.get("QUERY_STRING", ""):
+            return None
+        return HttpResponseBadRequest("The address has a NUL in it.", content_type="text/plain")
