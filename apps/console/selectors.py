@@ -9,7 +9,7 @@ from apps.audit.selectors import events_recent
 from apps.console.health import by_urgency, deployment_card, overall
 from apps.console.types import Dashboard
 from apps.deployments.selectors import deployments_with_replicas
-from apps.metering.selectors import usage_since
+from apps.metering.selectors import usage_of_day
 from apps.metering.types import UsageTotals
 from apps.routing.selectors import route_names_by_deployment
 
@@ -39,10 +39,10 @@ def dashboard() -> Dashboard:
 
 
 def _usage_today() -> UsageTotals:
-    """Sums over the day grow with it: they are taken once in some seconds for all who look."""
+    """Taken once in some seconds for all who look, whose pages renew themselves."""
     totals: UsageTotals | None = cache.get("console.usage_today")
     if totals is None:
         midnight = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0)
-        totals = usage_since(midnight)
+        totals = usage_of_day(midnight)
         cache.set("console.usage_today", totals, _TOTALS_LIFE_S)
     return totals

@@ -4,26 +4,23 @@ import hashlib
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 
-from django.db.models import Count, Min, Q, Sum
+from django.db.models import Count, Min, Sum
 
 from apps.core.limits import UNLIMITED, Limits
-from apps.metering.models import Meter, UsageRecord
+from apps.metering.models import Meter, UsageRecord, UsageRollup
 from apps.metering.reconciliation import findings
 from apps.metering.types import Finding, MeterState, Scope, Tokens, UsageTotals, Window
 from apps.rbac.types import Principal
 
-_FAILURES = (UsageRecord.Outcome.FAILED, UsageRecord.Outcome.INTERRUPTED)
 
-
-def usage_since(since: datetime) -> UsageTotals:
-    """Return the totals of requests made since a moment, over every tenant."""
-    found = UsageRecord.objects.filter(created_at__gte=since).aggregate(
-        n_requests=Count("pk"),
-        n_failed=Count("pk", filter=Q(outcome__in=_FAILURES)),
-        n_prompt_tokens=Sum("n_prompt_tokens", default=0),
-        n_completion_tokens=Sum("n_completion_tokens", default=0),
+def usage_of_day(midnight: datetime) -> UsageTotals:
+    """Return the totals of the requests that came within a day of UTC, over every tenant: of those
+    that have ended and are in the roll-ups, which is so within seconds."""
+    days = UsageRollup.objects.filter(
+        granularity=UsageRollup.Granularity.DAY, period_start=midnight
     )
-    return UsageTotals(**found)
+    names = ("n_requests", "n_failed", "n_prompt_tokens", "n_completion_tokens")
+    return UsageTotals(**days.aggregate(**{name: Sum(name, default=0) for name in names}))
 
 
 def open_reservations() -> int:
