@@ -16,6 +16,10 @@ LOCK := $(abspath $(BIN)/pip-compile) --quiet --generate-hashes --strip-extras -
 # Workers share tests by the file, each with a database, processes and files of its own. In order,
 # since the last folder's files are the shortest.
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Of the many tests of one name in the first a worker would run one; the others want a machine to
+# themselves.
+ONE_BY_ONE := tests/e2e/test_schemathesis.py $(addprefix tests/faults/test_,clients_that_leave.py \
+	engine_killed.py engine_killed_midstream.py hostile_http.py)
 # Else each of the hundreds of processes that tests start would compile the sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
@@ -34,9 +38,8 @@ serve: setup ## set up what is missing, then run engine agent and server until C
 test: setup-dev model ## run every test on SQLite, those of the database again on PostgreSQL [WORKERS=2]
 	@test -x /usr/bin/chromium || echo "No /usr/bin/chromium: the browser tests will fail" \
 		"(sudo apt-get install chromium)"
-	env -u DATABASE_URL $(BIN)/pytest $(SIDE_BY_SIDE) --ignore tests/faults
-	@echo "One by one, because they measure times:"
-	env -u DATABASE_URL $(BIN)/pytest tests/faults
+	env -u DATABASE_URL $(BIN)/pytest $(SIDE_BY_SIDE) $(addprefix --ignore ,$(ONE_BY_ONE))
+	env -u DATABASE_URL $(BIN)/pytest $(ONE_BY_ONE)
 	@if $(BIN)/python -c 'import sys, psycopg; psycopg.connect(sys.argv[1], dbname="postgres", connect_timeout=3)' \
 		"$(POSTGRES_URL)" 2>/dev/null; then \
 		echo "Again on PostgreSQL:"; \

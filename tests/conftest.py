@@ -1,6 +1,7 @@
 """Fixtures for every test. Rows come from tests.factories, processes from tests.processes."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     others = [item for item in items if not touches_database(item)]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if touches_database(item)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
+    """Of tests that share a name pytest-xdist would run one, and say nothing."""
+    if shared := [name for name, n in Counter(ids).items() if n > 1]:
+        raise pytest.UsageError(f"several tests have one name, so run them without -n: {shared}")
 
 
 def touches_database(item: pytest.Item) -> bool:
