@@ -40,7 +40,7 @@ def events_of(body: str) -> list[tuple[str, dict[str, Any]]]:
     ("path", "body"),
     [
         ("/v1/responses", {**RESPONSES, "max_output_tokens": 8}),
-        ("/v1/messages", {**MESSAGES, "max_tokens": 8}),
+        ("/v1/messages", {**MESSAGES, "max_tokens": 8, "temperature": 0}),
     ],
 )
 async def test_the_ledger_knows_them(
