@@ -1,5 +1,4 @@
-"""Keeps a child process running that others can do without for a moment: starts it again, with a
-growing pause, whenever it ends by itself."""
+"""Keeps a child process running: starts it again, with a growing pause, when it ends by itself."""
 
 import asyncio
 from asyncio.subprocess import Process
@@ -33,6 +32,15 @@ class Keeper:
     async def start(self) -> None:
         """Return once the child was started for the first time."""
         self.child = await self._spawn()
+
+    async def ended(self) -> None:
+        """Return when the child that was started has ended."""
+        assert self.child is not None
+        await self.child.wait()
+
+    def keep(self) -> None:
+        """Start it again from now on whenever it ends, or has ended meanwhile."""
+        assert self.child is not None
         self._task = asyncio.create_task(self._keep(self.child), name=f"keep-{self._name}")
 
     async def let_go(self) -> Process | None:

@@ -1,6 +1,6 @@
-"""Runs the processes of the embedded default as one: the engine agent and the server, which come up
-together, and when one of them ends or a signal comes, all go down in order; and Celery's worker and
-beat, which are started again when they end."""
+"""Runs the processes of the embedded default as one: the engine agent, the server, Celery's worker
+and beat. They come up together, each is started again when it ends by itself, and after a signal
+all go down in order. An agent or a server that ends before there was an answer ends everything."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ _STOP_MARGIN_S: Final = 10.0
 
 
 class LaunchError(Exception):
-    """The house cannot be opened or did not stay open; the message is for the operator."""
+    """The house cannot be opened; the message is for the operator."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +62,8 @@ def port_claim(host: str, port: int) -> socket.socket:
 
 
 class Launcher:
-    """One run of the house. ``run`` returns after an orderly stop and raises LaunchError after a
-    disorderly one; in both cases no child is left."""
+    """One run of the house. ``run`` returns after an orderly stop and raises LaunchError where it
+    cannot be opened; in both cases no child is left."""
 
     def __init__(
         self, options: LaunchOptions, *, report: Report, banner: Callable[[str], str]
@@ -73,14 +73,14 @@ class Launcher:
         self._banner = banner
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._agent: asyncio.subprocess.Process | None = None
-        self._server: asyncio.subprocess.Process | None = None
-        self._keepers = tuple(
-            Keeper(name, spawn=partial(self._spawn, name, *command), report=report)
-            for name, command in (
-                ("worker", ("-m", "config.worker", "worker", "--exit-with-parent")),
-                ("beat", ("-m", "config.worker", "beat", "--exit-with-parent")),
-            )
+        descriptor = options.listener.fileno()
+        self._agent = self._keeper("agent", "manage.py", "run_engines")
+        self._server = self._keeper(
+            "server", "-m", "config.server", "--fd", str(descriptor), pass_fds=(descriptor,)
+        )
+        self._workers = (
+            self._keeper("worker", "-m", "config.worker", "worker"),
+            self._keeper("beat", "-m", "config.worker", "beat"),
         )
 
     async def run(self) -> None:
@@ -89,19 +89,10 @@ class Launcher:
             loop.add_signal_handler(number, self._on_signal)
         try:
             await self._start()
-            tasks = {
-                asyncio.create_task(self._stop.wait()),
-                *(asyncio.create_task(child.wait()) for child in self._children()),
-            }
-            opening = asyncio.create_task(self._open())
-            await asyncio.wait({opening, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-            if opening.done():
-                opening.result()
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in (opening, *tasks):
-                task.cancel()
-            if not self._stop.is_set():
-                raise LaunchError(self._obituary())
+            await self._opened()
+            for keeper in (self._agent, self._server):
+                keeper.keep()
+            await self._stop.wait()
         finally:
             await self._close()
 
@@ -111,13 +102,30 @@ class Launcher:
             listener.listen(1024)
         except OSError as error:
             raise LaunchError(f"port {self._options.port} cannot be used: {error}") from error
-        self._agent = await self._spawn("agent", "manage.py", "run_engines", "--exit-with-parent")
-        descriptor = listener.fileno()
-        command = ("-m", "config.server", "--fd", str(descriptor), "--exit-with-parent")
-        self._server = await self._spawn("server", *command, pass_fds=(descriptor,))
-        listener.close()  # the server's copy lives on, and ends with it
-        for keeper in self._keepers:
+        for keeper in (self._agent, self._server, *self._workers):
             await keeper.start()
+        for keeper in self._workers:
+            keeper.keep()
+
+    async def _opened(self) -> None:
+        """Return once the house was opened or is to stop; raises LaunchError when a child that it
+        cannot be opened without ends before."""
+        opening = asyncio.create_task(self._open())
+        others = [
+            asyncio.create_task(wait)
+            for wait in (self._stop.wait(), self._agent.ended(), self._server.ended())
+        ]
+        await asyncio.wait({opening, *others}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (opening, *others):
+            task.cancel()  # one that is done takes no notice
+        if opening.done():
+            opening.result()
+        elif not self._stop.is_set():
+            raise LaunchError(self._obituary())
+
+    def _keeper(self, name: str, *command: str, pass_fds: tuple[int, ...] = ()) -> Keeper:
+        spawn = partial(self._spawn, name, *command, "--exit-with-parent", pass_fds=pass_fds)
+        return Keeper(name, spawn=spawn, report=self._report)
 
     async def _spawn(
         self, name: str, *arguments: str, pass_fds: tuple[int, ...] = ()
@@ -157,13 +165,13 @@ class Launcher:
     async def _close(self) -> None:
         """Let the server end its streams and the worker its lines, then the engines; kill what does
         not end in time."""
-        doors = [self._server, *[await keeper.let_go() for keeper in self._keepers]]
+        self._options.listener.close()  # else who comes while the server drains waits for nobody
+        agent = await self._agent.let_go()
+        doors = [await keeper.let_go() for keeper in (self._server, *self._workers)]
         grace_s = self._options.drain_s + _STOP_MARGIN_S
         await asyncio.gather(*(self._end(child, grace_s=grace_s) for child in doors if child))
-        if self._agent is not None:
-            await self._end(self._agent, grace_s=grace_s + _STOP_MARGIN_S)
-        with contextlib.suppress(OSError):
-            self._options.listener.close()
+        if agent is not None:
+            await self._end(agent, grace_s=grace_s + _STOP_MARGIN_S)
 
     async def _end(self, child: asyncio.subprocess.Process, *, grace_s: float) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -188,12 +196,10 @@ class Launcher:
             self._report("Stopping: running requests may finish (again to stop at once)")
         self._stop.set()
 
-    def _children(self) -> list[asyncio.subprocess.Process]:
-        return [child for child in (self._agent, self._server) if child is not None]
-
     def _obituary(self) -> str:
-        """Which child ended by itself, and its last words."""
-        ended = "agent" if self._agent and self._agent.returncode is not None else "server"
+        """Which child ended before there was an answer, and its last words."""
+        agent = self._agent.child
+        ended = "agent" if agent and agent.returncode is not None else "server"
         log = self._log(ended)
         words = "\n".join(f"  {line}" for line in log_tail(log, n_lines=10))
         return f"the {ended} ended by itself, so everything stops. End of {log}:\n{words}"

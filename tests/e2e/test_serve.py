@@ -1,5 +1,6 @@
 """``manage.py serve`` as its operator sees it: first start, second start, refusals, the end."""
 
+import contextlib
 import json
 import os
 import signal
@@ -189,19 +190,51 @@ def children_end_when_serve_is_killed(product: RunningProduct) -> None:
     assert list((product.var / "run").iterdir()) == []
 
 
-@pytest.mark.parametrize("word", ["run_engines", "config.server"])
-def test_a_child_that_ends_by_itself_ends_everything(
-    own_product: RunningProduct, word: str
-) -> None:
+def test_a_server_or_an_agent_that_is_killed_is_started_again(own_product: RunningProduct) -> None:
     with running_product(own_product.var) as again:
+        headers = {"Authorization": f"Bearer {again.api_token}"}
+        server, agent, engine = again.web_pid(), again.agent_pid(), again.engine()
+        os.kill(server, signal.SIGKILL)
+        # Who comes meanwhile is not refused: the socket is kept, and the next server accepts.
+        found = httpx.get(f"{again.base_url}/models", headers=headers, timeout=60)
+        assert found.status_code == 200
+        os.kill(agent, signal.SIGKILL)
+        wait_until(
+            "engines of another agent",
+            lambda: again.engine().epoch > engine.epoch and again.is_ready(),
+            timeout_s=90,
+        )
+        assert again.web_pid() not in (server, agent)
+        assert again.agent_pid() not in (server, agent)
+        for name in ("server", "agent"):
+            said = f"The {name} ended by itself (signal 9) and is started again"
+            assert again.log.count(said) == 1
         processes = again.descendants()
-        child = next(process for process in processes if word in process.cmdline())
-        child.kill()
-        assert again.process.wait(timeout=60) == 1
-        name = {"run_engines": "agent", "config.server": "server"}[word]
-        assert f"the {name} ended by itself, so everything stops" in again.log
-        _, alive = psutil.wait_procs(processes, timeout=30)
-        assert alive == []
+    _, alive = psutil.wait_procs(processes, timeout=1)
+    assert alive == []
+
+
+def test_a_server_that_ends_before_there_is_an_answer_ends_everything(
+    own_product: RunningProduct,
+) -> None:
+    process = serve_start(own_product.var, port=own_product.port)
+    own = RunningProduct(process, var=own_product.var, host="127.0.0.1", port=own_product.port)
+    wait_until("the server", lambda: _pid_of(own, "config.server"), timeout_s=60)
+    processes = own.descendants()
+    os.kill(own.web_pid(), signal.SIGKILL)
+    assert process.wait(timeout=60) == 1
+    assert "the server ended by itself, so everything stops" in own.log
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert alive == []
+
+
+def _pid_of(product: RunningProduct, word: str) -> int | None:
+    """Return a child's pid once it runs its own program."""
+    for child in product.descendants():
+        with contextlib.suppress(psutil.Error):
+            if word in child.cmdline():
+                return child.pid
+    return None
 
 
 def test_a_model_that_was_altered_is_said_and_the_admin_stays(own_product: RunningProduct) -> None:

@@ -31,6 +31,7 @@ async def test_a_killed_child_is_started_again_until_it_is_let_go() -> None:
     keeper = Keeper("helper", spawn=spawner, report=said.append, first_pause_s=0.01)
     try:
         await keeper.start()
+        keeper.keep()
         for n_children in (2, 3):
             assert keeper.child is not None
             keeper.child.kill()
@@ -55,6 +56,7 @@ async def test_one_that_ends_at_once_is_started_ever_more_slowly() -> None:
     started_s = loop.time()
     try:
         await keeper.start()
+        keeper.keep()
         await wait_until_async("four children", lambda: len(spawner.children) == 4)
         assert loop.time() - started_s >= 0.1 + 0.2 + 0.4
         assert said[0] == "The helper ended by itself (status 3) and is started again"
