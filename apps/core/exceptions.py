@@ -7,6 +7,7 @@ class AppError(Exception):
     """Base. A subclass sets status, type, code and default text; an instance may add ``param``.
 
     should_retry: what clients are told of trying again; None means yes if there is a time for it.
+    default_retry_after_s: when to try again, where an instance says nothing of it.
     ``body`` is OpenAI's shape: ``{"error": {message, type, param, code}}``.
     """
 
@@ -15,6 +16,7 @@ class AppError(Exception):
     default_code: ClassVar[str] = "internal_error"
     default_message: ClassVar[str] = "The server had an error while processing the request."
     should_retry: ClassVar[bool | None] = None
+    default_retry_after_s: ClassVar[float | None] = None
 
     def __init__(
         self,
@@ -28,7 +30,7 @@ class AppError(Exception):
         self.message = message or self.default_message
         self.code = code or self.default_code
         self.param = param
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = self.default_retry_after_s if retry_after_s is None else retry_after_s
 
     def body(self) -> dict[str, dict[str, Any]]:
         return {
@@ -97,5 +99,6 @@ class Unavailable(AppError):
     """Something that the request needs is away: an engine, the database."""
 
     status = 503
+    default_retry_after_s = 1.0
     default_code = "unavailable"
     default_message = "The service is not available at the moment."

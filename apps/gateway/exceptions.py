@@ -136,7 +136,6 @@ def app_error_of(error: Exception, *, max_tokens_param: str = "max_tokens") -> A
             return Unavailable(
                 "The engine that served this request is gone; try again shortly.",
                 code="engine_unavailable",
-                retry_after_s=1.0,
             )
         case EngineClientError():
             return EngineFailed()

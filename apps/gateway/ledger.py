@@ -4,14 +4,16 @@ once whatever happens to the client, the engine or the task."""
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
-from django.db import DatabaseError, InterfaceError
+from django.db import DatabaseError, InterfaceError, OperationalError
 
 from apps.core.exceptions import Unavailable
-from apps.core.hop import database_hop
+from apps.core.hop import DatabaseAway, database_hop
 from apps.gateway.runtime import GatewayRuntime
-from apps.metering.services import reserve, settle
+from apps.metering.services import reservation_void, reserve, settle
 from apps.metering.types import Ending, Grant, Reservation, Settlement
 
 logger = logging.getLogger(__name__)
@@ -56,23 +58,34 @@ class LedgerEntry:
             await database_hop(settle, settlement)
         except (DatabaseError, InterfaceError) as error:
             logger.error("Request %s is not settled yet: %s", settlement.request_id, error)
-            self._runtime.spawn(self._settle_later(settlement))
+            self._runtime.spawn(self._close_later(partial(settle, settlement)))
 
     async def _reserve(self) -> Grant:
         try:
             return await database_hop(reserve, self._reservation)
         except (DatabaseError, InterfaceError) as error:
-            logger.warning("Request %s was not reserved: %s", self._reservation.request_id, error)
+            request_id = self._reservation.request_id
+            logger.warning("Request %s was not reserved: %s", request_id, error)
+            if _may_be_written(error):
+                self._runtime.spawn(self._close_later(partial(reservation_void, request_id)))
             raise Unavailable("The request cannot be recorded at the moment.") from error
 
-    async def _settle_later(self, settlement: Settlement) -> None:
+    async def _close_later(self, close: Callable[[], bool]) -> None:
         """Try on without the client until the row's life is over and the sweeper closes it."""
         until_s = time.monotonic() + self._reservation.lifetime_s
         while time.monotonic() < until_s:
             await asyncio.sleep(SETTLE_AGAIN_S)
             try:
-                await database_hop(settle, settlement)
+                is_closed = await database_hop(close)
             except (DatabaseError, InterfaceError):
                 continue
-            logger.info("Request %s is settled now", settlement.request_id)
+            if is_closed:
+                logger.info("Request %s is settled now", self._reservation.request_id)
             return
+
+
+def _may_be_written(error: Exception) -> bool:
+    """Whether a write may have been done although it failed here: the connection was lost, and with
+    it perhaps no more than the word that it was done."""
+    is_lost = isinstance(error, OperationalError | InterfaceError)
+    return is_lost and not isinstance(error, DatabaseAway)

@@ -139,4 +139,4 @@ async def _read(selector: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
     try:
         return await database_hop(selector, *args, **kwargs)
     except (DatabaseError, InterfaceError) as error:
-        raise Unavailable("The limits cannot be read at the moment.", retry_after_s=1.0) from error
+        raise Unavailable("The limits cannot be read at the moment.") from error

@@ -68,6 +68,19 @@ def _parts(rows: "QuerySet[UsageRecord]") -> Iterator[list[UsageRecord]]:
         yield list(UsageRecord.objects.filter(pk__in=ids[start : start + _ROWS_AT_A_TIME]))
 
 
+def unheard(request_id: str) -> Settlement | None:
+    """Return how to settle a row that was written without a word of it, so that its request was
+    refused; None where there is none."""
+    rows = UsageRecord.objects.filter(request_id=request_id, state=UsageRecord.State.RESERVED)
+    row = rows.first()
+    if row is None:
+        return None
+    ending = Ending(
+        outcome=Outcome.FAILED, n_completion_tokens=0, error_code="not_recorded", total_ms=None
+    )
+    return _settlement(row, ending)
+
+
 def settlement_late(row: UsageRecord) -> Settlement | None:
     """Return how to settle a row by a record that came after it was closed for want of one; None
     where there is none that can be believed."""

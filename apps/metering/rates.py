@@ -55,4 +55,4 @@ def _usage(scope: Scope, *, limit: int) -> dict[str, Any]:
 
 
 def _away() -> Unavailable:
-    return Unavailable("The rate limits cannot be checked at the moment.", retry_after_s=1.0)
+    return Unavailable("The rate limits cannot be checked at the moment.")

@@ -26,8 +26,8 @@ from apps.metering.types import (
 )
 
 __all__ = [
-    "check_register", "count_request", "ledger_correct", "orphans_close", "reserve",
-    "reused_record", "settle", "usage_roll_up",
+    "check_register", "count_request", "ledger_correct", "orphans_close", "reservation_void",
+    "reserve", "reused_record", "settle", "usage_roll_up",
 ]  # fmt: skip
 
 _ROWS_AT_A_TIME: Final = 200  # on SQLite, requests wait meanwhile
@@ -124,6 +124,14 @@ def _charged(settlement: Settlement) -> dict[str, Any]:
         "ttft_ms": ending.ttft_ms,
         "total_ms": ending.total_ms,
     }
+
+
+def reservation_void(request_id: str) -> bool:
+    """Close the row, if there is one, of a request that was refused because nobody could say
+    whether its row was written: nothing was dispatched, and nothing is charged. True where one was
+    closed."""
+    settlement = orphans.unheard(request_id)
+    return settlement is not None and settle(settlement)
 
 
 def orphans_close(now: datetime) -> int:

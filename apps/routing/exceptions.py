@@ -14,6 +14,4 @@ class NoReplicaReady(Unavailable):
     default_code = "engine_unavailable"
 
     def __init__(self, name: str) -> None:
-        super().__init__(
-            f"No engine is ready for the model {name!r} at the moment.", retry_after_s=1.0
-        )
+        super().__init__(f"No engine is ready for the model {name!r} at the moment.")

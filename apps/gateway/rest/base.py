@@ -8,6 +8,7 @@ from typing import IO, Any, ClassVar, Self, TypeVar
 
 import msgspec
 from django.contrib.auth.models import AnonymousUser
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from rest_framework import exceptions as drf
@@ -27,6 +28,7 @@ from apps.core.exceptions import (
     InvalidRequest,
     PermissionDenied,
 )
+from apps.core.hop import DatabaseAway
 from apps.gateway.authentication import (
     check_scope,
     principal_of_header,
@@ -268,6 +270,9 @@ def _app_error(error: Exception) -> AppError:
             return AuthenticationFailed()
         case drf.PermissionDenied():
             return PermissionDenied()
+        case OperationalError() | InterfaceError():
+            logger.warning("A request failed for want of the database: %s", error)
+            return DatabaseAway()
         case _:
             logger.error("A request failed", exc_info=error)
             return AppError()

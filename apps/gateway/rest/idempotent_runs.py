@@ -230,9 +230,7 @@ async def _told(asking: Awaitable[R]) -> R:
     try:
         return await asking
     except (DatabaseError, InterfaceError) as error:
-        raise Unavailable(
-            "The key cannot be looked up at the moment.", retry_after_s=1.0
-        ) from error
+        raise Unavailable("The key cannot be looked up at the moment.") from error
 
 
 async def _chained(begun: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

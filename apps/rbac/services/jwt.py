@@ -211,7 +211,8 @@ def _signing_key() -> tuple[str, Ed25519PrivateKey]:
         return key.kid, private_key(key.private_sealed)
     except InvalidToken as error:
         raise Unavailable(
-            "No token can be signed: SECRET_KEY was changed. Run manage.py rotate_jwt_key."
+            "No token can be signed: SECRET_KEY was changed. Run manage.py rotate_jwt_key.",
+            retry_after_s=60.0,  # an operator has to do something first
         ) from error
 
 

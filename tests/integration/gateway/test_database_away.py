@@ -4,11 +4,12 @@ import openai
 import pytest
 from django.db import OperationalError
 
+from apps.batches import selectors as batch_selectors
 from apps.core.hop import database_hop
 from apps.gateway import ledger
-from apps.metering.models import UsageRecord
-from apps.metering.services import settle
-from apps.metering.types import Settlement
+from apps.metering.models import Meter, UsageRecord
+from apps.metering.services import reserve, settle
+from apps.metering.types import Grant, Reservation, Settlement
 from tests.integration.gateway.conftest import chat
 from tests.processes import EngineRun
 from tests.waiting import wait_until, wait_until_async
@@ -27,6 +28,51 @@ async def test_database_away_at_reserve(
     assert (refused.value.status_code, refused.value.code) == (503, "unavailable")
     assert engine_process.stats().n_completion_tokens == before.n_completion_tokens
     wait_until("the engine to be idle", engine_process.is_idle)
+
+
+async def test_a_row_that_was_written_although_nobody_heard_of_it_costs_nothing(
+    client: openai.AsyncOpenAI,
+    engine_process: EngineRun,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The connection is lost between the commit and the word of it."""
+
+    def lose_the_word(reservation: Reservation) -> Grant:
+        reserve(reservation)
+        raise OperationalError("server closed the connection unexpectedly")
+
+    before = engine_process.stats()
+    monkeypatch.setattr(ledger, "reserve", lose_the_word)
+    monkeypatch.setattr(ledger, "SETTLE_AGAIN_S", 0.05)
+    with pytest.raises(openai.InternalServerError) as refused:
+        await client.chat.completions.create(**chat())
+    assert (refused.value.status_code, refused.value.code) == (503, "unavailable")
+    assert refused.value.response.headers["retry-after"] == "1"
+
+    async def row() -> UsageRecord | None:
+        found = await database_hop(UsageRecord.objects.get)
+        return found if found.state == UsageRecord.State.SETTLED else None
+
+    found = await wait_until_async("the row to be closed", row, timeout_s=5)
+    assert found is not None
+    assert (found.outcome, found.error_code) == ("failed", "not_recorded")
+    assert (found.n_charged_tokens, found.n_completion_tokens, found.cost_micro) == (0, 0, 0)
+    meters = await database_hop(lambda: list(Meter.objects.values_list("n_held", "n_used")))
+    assert meters == [(0, 0)] * 2
+    assert engine_process.stats().n_completion_tokens == before.n_completion_tokens
+
+
+async def test_a_view_that_knows_nothing_of_it_says_the_same(
+    client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(batch_selectors, "batches_page", fail)
+    with pytest.raises(openai.InternalServerError) as refused:
+        await client.batches.list()
+    assert (refused.value.status_code, refused.value.code) == (503, "unavailable")
+    assert refused.value.response.headers["x-should-retry"] == "true"
 
 
 async def test_database_away_at_settle(

@@ -13,7 +13,7 @@ from django.utils import timezone
 from apps.core.limits import Limits
 from apps.metering.models import Meter, UsageRecord
 from apps.metering.selectors import scopes_of
-from apps.metering.services import orphans_close, reserve, settle
+from apps.metering.services import orphans_close, reservation_void, reserve, settle
 from apps.metering.types import Ending, Grant, Outcome, Reservation, Settlement
 from apps.rbac.types import Principal
 
@@ -172,6 +172,26 @@ def test_orphans_are_closed_as_interrupted() -> None:
     assert UsageRecord.objects.get(request_id="done").outcome == "completed"
     assert settle(settlement(grant, request_id="r0")) is False
     assert meters()["day"] == (22 + 10, 30)
+
+
+@pytest.mark.django_db
+def test_a_reservation_that_nobody_heard_of_is_closed_free_of_charge() -> None:
+    reserve(RESERVATION)
+    grant = reserve(replace(RESERVATION, request_id="done"))
+    settle(settlement(grant, request_id="done"))
+    used, held = meters()["day"]
+    assert held == 30
+    assert [reservation_void(each) for each in (RESERVATION.request_id, "done", "never")] == [
+        True,
+        False,
+        False,
+    ]
+    assert reservation_void(RESERVATION.request_id) is False
+    row = UsageRecord.objects.get(request_id=RESERVATION.request_id)
+    assert (row.state, row.outcome, row.error_code) == ("settled", "failed", "not_recorded")
+    assert (row.n_charged_tokens, row.cost_micro) == (0, 0)
+    assert UsageRecord.objects.get(request_id="done").outcome == "completed"
+    assert meters()["day"] == (used, 0)
 
 
 @pytest.mark.django_db
