@@ -19,11 +19,11 @@ SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Of the many tests of one name in the first a worker would run one; the others want a machine to
 # themselves.
 ONE_BY_ONE := tests/e2e/test_schemathesis.py $(addprefix tests/faults/test_,clients_that_leave.py \
-	engine_killed.py engine_killed_midstream.py hostile_http.py)
+	engine_killed.py engine_killed_midstream.py hostile_http.py soak.py)
 # Else each of the hundreds of processes that tests start would compile the sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench bench-engine prove-serve prove-engine prove-api prove-limits lock setup setup-dev kernels model clean
+.PHONY: help serve test check bench bench-engine prove-serve prove-engine prove-api prove-limits soak lock setup setup-dev kernels model clean
 
 help: ## show this
 	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]   set up and run everything"
@@ -104,6 +104,9 @@ prove-limits: setup-dev model ## the proof of tenants, access, limits and ledger
 		--junit-xml=var/prove-limits.xml -o junit_logging=system-out $(LIMITS_TESTS)
 	$(BIN)/python -m benchmarks.proof var/prove-limits.xml \
 		benchmarks/results/prove-limits-postgresql.json
+
+soak: setup-dev model ## 2,000 requests while engines, servers and stores are killed: nothing lost, nothing twice
+	$(BIN)/pytest -m prove -s tests/faults/test_soak.py
 
 lock: setup-dev ## write requirements/*.txt anew from requirements/*.in
 	cd requirements && $(LOCK) --output-file base.txt base.in

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import psutil
+import psycopg
 import pytest
 
 from apps.engines.client import EngineClient
@@ -45,7 +46,10 @@ class EngineRow:
 
 @dataclass(slots=True)
 class RunningProduct:
-    """A product that said it is ready, and what may be asked of it from outside."""
+    """A product that said it is ready, and what may be asked of it from outside.
+
+    database_url: of a PostgreSQL of its own; None is the embedded default, SQLite.
+    """
 
     process: "subprocess.Popen[bytes]"
     var: Path
@@ -54,6 +58,15 @@ class RunningProduct:
     stall_timeout_s: int = STALL_TIMEOUT_S
     model: str = "smollm2-135m-instruct"
     embedding_model: str = "all-minilm-l6-v2"
+    database_url: str | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command of ours needs to work on this product."""
+        own = {"VAR": str(self.var)}
+        if self.database_url is not None:
+            own["DATABASE_URL"] = self.database_url
+        return _inherited() | own
 
     @property
     def log(self) -> str:
@@ -88,6 +101,9 @@ class RunningProduct:
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Read the database as it stands, without Django."""
+        if self.database_url is not None:
+            with psycopg.connect(self.database_url, connect_timeout=5) as connection:
+                return connection.execute(query.encode()).fetchall()
         with contextlib.closing(sqlite3.connect(self.var / "db.sqlite3", timeout=20)) as database:
             return database.execute(query).fetchall()
 
@@ -97,7 +113,7 @@ class RunningProduct:
         ((*row, stats),) = self.rows(
             f"SELECT {columns} FROM engines_engineprocess WHERE name = '{name}'"
         )
-        return EngineRow(*row, json.loads(stats))
+        return EngineRow(*row, stats if isinstance(stats, dict) else json.loads(stats))
 
     async def engine_stats(self, name: str = CHAT_ENGINE) -> EngineHealth:
         """Counters from the engine itself, in a round trip of our own."""
@@ -141,11 +157,6 @@ class RunningProduct:
 
 def in_django(product: RunningProduct, code: str, *arguments: str) -> str:
     """Run code in the product's Django, in a process of its own; return what it prints."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("DJANGO_SETTINGS_MODULE", "DATABASE_URL", "MODELS_DIR")
-    }
     prelude = (
         "import os, sys; sys.path[:0] = ['.', 'platform']; "
         "os.environ['DJANGO_SETTINGS_MODULE'] = 'config.settings.development'; "
@@ -154,13 +165,31 @@ def in_django(product: RunningProduct, code: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", prelude + code, *arguments],
         cwd=ROOT,
-        env={**inherited, "VAR": str(product.var)},
+        env=product.environment,
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def manage(product: RunningProduct, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command of ``manage.py`` on the product."""
+    return subprocess.run(
+        [sys.executable, "manage.py", *arguments],
+        cwd=ROOT,
+        env=product.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def _inherited() -> dict[str, str]:
+    """This process's environment, without what would lead to the tests' own settings."""
+    strange = ("DJANGO_SETTINGS_MODULE", "DATABASE_URL", "MODELS_DIR")
+    return {name: value for name, value in os.environ.items() if name not in strange}
 
 
 def free_port() -> int:
@@ -174,17 +203,12 @@ def serve_start(
 ) -> "subprocess.Popen[bytes]":
     """Start ``manage.py serve`` as a person would; it is the leader of a session of its own."""
     var.mkdir(parents=True, exist_ok=True)
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("DJANGO_SETTINGS_MODULE", "DATABASE_URL", "MODELS_DIR")
-    }
     with (var / log_name).open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "manage.py", "serve", "--port", str(port)],
             cwd=ROOT,
             env={
-                **inherited,
+                **_inherited(),
                 "VAR": str(var),
                 "GATEWAY_STALL_TIMEOUT_S": str(STALL_TIMEOUT_S),
                 "BATCH_LEASE_S": str(BATCH_LEASE_S),
@@ -204,7 +228,13 @@ def running_product(var: Path, *, env: Mapping[str, str] | None = None) -> Itera
     minilm_wheel()
     port = free_port()
     process = serve_start(var, port=port, env=env)
-    product = RunningProduct(process=process, var=var, host="127.0.0.1", port=port)
+    product = RunningProduct(
+        process=process,
+        var=var,
+        host="127.0.0.1",
+        port=port,
+        database_url=(env or {}).get("DATABASE_URL"),
+    )
     try:
         wait_until("serve's banner", lambda: _has_banner(product), timeout_s=START_TIMEOUT_S)
         yield product

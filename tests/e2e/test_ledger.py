@@ -2,15 +2,11 @@
 and in agreement with itself."""
 
 import json
-import os
-import subprocess
-import sys
 
 import openai
 import pytest
 
-from tests.processes import ROOT
-from tests.serve import RunningProduct
+from tests.serve import RunningProduct, manage
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -41,15 +37,6 @@ def test_a_request_is_rolled_up_by_the_products_own_worker(product: RunningProdu
 
 
 def test_the_ledger_of_real_traffic_agrees(product: RunningProduct) -> None:
-    strange = ("DJANGO_SETTINGS_MODULE", "DATABASE_URL")
-    environment = {name: value for name, value in os.environ.items() if name not in strange}
-    done = subprocess.run(
-        [sys.executable, "manage.py", "reconcile", "--json"],
-        cwd=ROOT,
-        env=environment | {"VAR": str(product.var)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = manage(product, "reconcile", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["findings"] == []
