@@ -17,6 +17,7 @@ from apps.gateway.engines import EnginePool
 from apps.gateway.exceptions import Draining
 from apps.gateway.idempotency import KeptAnswer, NamedRequest
 from apps.gateway.limits import LimitCheck
+from apps.gateway.refusals import Refusals
 from apps.gateway.revocation import AccessWatch, Held
 from apps.rbac.authentication import TokenCache
 from apps.routing.selectors import ResponseCache, RoutingTable, snapshot
@@ -46,6 +47,7 @@ class GatewayRuntime:
         self.access = AccessWatch(self.live, self.connections, spawn=self.spawn)
         # What runs under an Idempotency-Key here, or looks for its answer; None: look again.
         self.named: dict[NamedRequest, asyncio.Future[KeptAnswer | None]] = {}
+        self.refusals = Refusals(spawn=self.spawn)
         self.responses = ResponseCache()
         self.runs: dict[str, Run] = {}  # that equal requests may wait for
         self.is_draining = False
@@ -99,6 +101,7 @@ class GatewayRuntime:
     async def aclose(self) -> None:
         """Stop watching, finish what must be finished, close the engines' connections."""
         await self._watcher.stop()
+        self.refusals.close()
         while self._background:
             await asyncio.wait(self._background)
         await self.engines.aclose()

@@ -160,3 +160,29 @@ class UsageRollup(models.Model):
 
     def __str__(self) -> str:
         return f"{self.route_name} {self.granularity} {self.period_start:%Y-%m-%d %H:%M}"
+
+
+class RefusalRollup(models.Model):
+    """How many requests of a tenant were refused within an hour of UTC, by why: they have no row in
+    the ledger."""
+
+    period_start = models.DateTimeField()
+    # For filters; the database does not hold it.
+    tenant = models.ForeignKey(
+        "tenants.Tenant", on_delete=models.DO_NOTHING, db_constraint=False, related_name="+"
+    )
+    code = models.CharField(max_length=60, help_text="As the answer said it.")
+    n_requests = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        ordering = ["-period_start", "id"]
+        verbose_name = "refusal roll-up"
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["period_start", "tenant", "code"], name="refusal_rollup_uniq"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.period_start:%Y-%m-%d %H:%M}"

@@ -1,17 +1,18 @@
 """Writes of the ledger: reserve before dispatch, settle exactly once, close what was orphaned."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from django.db import transaction
+from django.db.models import F
 from django.utils import timezone
 
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.metering import budgets, meters, orphans, rollups
 from apps.metering.meter_sums import meter_correct
-from apps.metering.models import UsageRecord
+from apps.metering.models import RefusalRollup, UsageRecord
 from apps.metering.rates import count_request
 from apps.metering.reconciliation import check_register
 from apps.metering.rollups import RollupKey
@@ -21,12 +22,14 @@ from apps.metering.types import (
     FindingKind,
     Grant,
     Outcome,
+    RefusalKey,
     Reservation,
     Settlement,
 )
 
 __all__ = [
-    "check_register", "count_request", "ledger_correct", "orphans_close", "reservation_void",
+    "check_register", "count_request", "ledger_correct", "orphans_close", "refusals_add",
+    "reservation_void",
     "reserve", "reused_record", "settle", "usage_roll_up",
 ]  # fmt: skip
 
@@ -142,6 +145,17 @@ def orphans_close(now: datetime) -> int:
     """
     n_closed = sum(settle(settlement) for settlement in orphans.journaled(now))
     return n_closed + sum(settle(settlement) for settlement in orphans.overdue(now))
+
+
+@transaction.atomic
+def refusals_add(counts: Mapping[RefusalKey, int]) -> None:
+    """Add refused requests to the sums of their hours; in one order, so that two who do cannot
+    deadlock."""
+    for key in sorted(counts):
+        row, _ = RefusalRollup.objects.get_or_create(
+            period_start=key.period_start, tenant_id=key.tenant_id, code=key.code[:60]
+        )
+        RefusalRollup.objects.filter(pk=row.pk).update(n_requests=F("n_requests") + counts[key])
 
 
 def usage_roll_up(

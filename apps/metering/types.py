@@ -136,6 +136,15 @@ class Settlement:
         )
 
 
+@dataclass(frozen=True, slots=True, order=True, kw_only=True)
+class RefusalKey:
+    """Whose requests were refused, in which hour, and why: the code that the answer said."""
+
+    period_start: datetime
+    tenant_id: int
+    code: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageTotals:
     """Sums over a span of the ledger."""

@@ -4,15 +4,17 @@ on how much it shows and not on how many requests there were."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from django.db.models import QuerySet, Sum
 
 from apps.core.limits import Limits
 from apps.metering.histograms import added, empty, percentile_ms
 from apps.metering.meters import OPEN
-from apps.metering.models import Meter, UsageRollup
+from apps.metering.models import Meter, RefusalRollup, UsageRollup
 from apps.tenants.selectors import tenant_limits
+
+R = TypeVar("R", UsageRollup, RefusalRollup)
 
 # By whom or what: the name in a query, and the column.
 DIMENSIONS: Final = {
@@ -95,6 +97,16 @@ def usage_total(query: UsageQuery) -> UsageLine:
     return UsageLine(**_rollups(query).aggregate(**{name: Sum(name, default=0) for name in _SUMS}))
 
 
+def refusal_lines(query: UsageQuery) -> list[tuple[str, int]]:
+    """Return how many requests were refused, by the code that they were told, the most first; none
+    where a query is about what a refused request may not have: a route, a token."""
+    if query.route_name or query.api_token_id is not None:
+        return []
+    rows = _asked_for(query, RefusalRollup.objects.all())
+    sums = rows.order_by().values("code").annotate(n=Sum("n_requests")).order_by("-n", "code")
+    return list(sums.values_list("code", "n"))
+
+
 def usage_lines(query: UsageQuery, *, offset: int, limit: int) -> list[UsageLine]:
     """Return lines, the newest period first and in it whoever asked most, in two queries."""
     names = _grouping(query)
@@ -150,24 +162,27 @@ def _budget_line(tenant: str, label: str, limit: int | None, meter: Meter | None
 
 
 def _rollups(query: UsageQuery) -> QuerySet[UsageRollup]:
-    begin = datetime.combine(query.first, time(), tzinfo=UTC)
-    end = datetime.combine(query.last, time(), tzinfo=UTC) + timedelta(days=1)
-    rollups = UsageRollup.objects.filter(
-        granularity="hour" if query.per == "hour" else "day",
-        period_start__gte=begin,
-        period_start__lt=end,
-    ).order_by()
-    if query.in_sight is not None:
-        rollups = rollups.filter(tenant_id__in=query.in_sight)
-    if query.tenant_id is not None:
-        rollups = rollups.filter(tenant_id=query.tenant_id)
-    if query.plan_id is not None:
-        rollups = rollups.filter(tenant__plan_id=query.plan_id)
+    granularity = "hour" if query.per == "hour" else "day"
+    rollups = _asked_for(query, UsageRollup.objects.filter(granularity=granularity).order_by())
     if query.route_name:
         rollups = rollups.filter(route_name=query.route_name)
     if query.api_token_id is not None:
         rollups = rollups.filter(api_token_id=query.api_token_id)
     return rollups
+
+
+def _asked_for(query: UsageQuery, rows: QuerySet[R]) -> QuerySet[R]:
+    """Return the rows of a query's days and tenants."""
+    begin = datetime.combine(query.first, time(), tzinfo=UTC)
+    end = datetime.combine(query.last, time(), tzinfo=UTC) + timedelta(days=1)
+    rows = rows.filter(period_start__gte=begin, period_start__lt=end)
+    if query.in_sight is not None:
+        rows = rows.filter(tenant_id__in=query.in_sight)
+    if query.tenant_id is not None:
+        rows = rows.filter(tenant_id=query.tenant_id)
+    if query.plan_id is not None:
+        rows = rows.filter(tenant__plan_id=query.plan_id)
+    return rows
 
 
 def _grouped(query: UsageQuery, *, names: list[str]) -> Any:

@@ -30,6 +30,7 @@ from apps.metering.usage_report import (
     UsageLine,
     UsageQuery,
     budget_lines,
+    refusal_lines,
     usage_lines,
     usage_rollups,
     usage_total,
@@ -162,6 +163,7 @@ def _usage(request: HttpRequest, query: UsageQuery, *, page: int) -> dict[str, A
         "rows": _rows(request, query, lines=lines[:LINES_PER_PAGE]),
         "total": total,
         "total_cost": currency_text(total.cost_micro),
+        "refusals": refusal_lines(query),
         "page": page,
         "is_more": len(lines) > LINES_PER_PAGE,
     }

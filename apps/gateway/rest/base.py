@@ -39,6 +39,7 @@ from apps.gateway.exceptions import MethodNotAllowed, UnsupportedMediaType
 from apps.gateway.limits import error_headers
 from apps.gateway.rest.idempotent import META_NAME, once
 from apps.gateway.rest.operations import Operation
+from apps.gateway.runtime import gateway_runtime
 from apps.metering.exceptions import LimitExceeded
 from apps.rbac.types import Principal
 
@@ -125,7 +126,7 @@ class InferenceView(APIView):
     ``operations`` describes each handler for the OpenAPI document. ``scope`` is what a token must
     be for; None is any. takes_idempotency_key: of two POSTs with one key, one runs.
     ends_with_client: a client that leaves ends its request. reuses_answers: of what is asked for
-    again, a kept answer may do.
+    again, a kept answer may do. request_id: of what an engine was asked to do, once it was.
     """
 
     scope: ClassVar[str | None] = "inference"
@@ -144,6 +145,7 @@ class InferenceView(APIView):
     takes_idempotency_key: ClassVar[bool] = True
     ends_with_client: ClassVar[bool] = False
     reuses_answers: ClassVar[bool] = False
+    request_id: str | None = None
     _principal: Principal | None = None
 
     @property
@@ -187,7 +189,10 @@ class InferenceView(APIView):
         self.check_permissions(request)
 
     def handle_exception(self, exc: Exception) -> Response:
-        response = error_response(exc, body_of_error=self.error_body)
+        known = _app_error(exc)
+        if self._principal is not None and self.request_id is None:
+            gateway_runtime().refusals.note(self._principal, known)
+        response = error_response(known, body_of_error=self.error_body)
         if isinstance(exc, drf.MethodNotAllowed):
             response["Allow"] = ", ".join(self.allowed_methods)
         return response
@@ -202,15 +207,11 @@ class InferenceView(APIView):
 
 
 class AnsweringView(InferenceView):
-    """A subclass answers a decoded body the same way whoever asks: a client or a job.
-
-    request_id: of what an engine was asked to do, once it was.
-    """
+    """A subclass answers a decoded body the same way whoever asks: a client or a job."""
 
     ends_with_client = True
     door = "rest"
     priority = 0
-    request_id: str | None = None
 
     @classmethod
     def for_job(cls, *, principal: Principal, door: str, priority: int) -> Self:

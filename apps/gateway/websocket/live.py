@@ -13,6 +13,7 @@ from apps.gateway.chat_schemas import chat_request
 from apps.gateway.exceptions import app_error_of
 from apps.gateway.generation import GenerationStream
 from apps.gateway.rest.wire import usage_of
+from apps.gateway.runtime import gateway_runtime
 from apps.gateway.types import ChatRequest
 from apps.gateway.websocket import frames
 from apps.gateway.websocket.credentials import Credential
@@ -38,7 +39,11 @@ class LiveRequest:
         self._cancelling: asyncio.Task[None] | None = None
 
     async def start(self, *, principal: Principal, request: ChatRequest) -> GenerationStream:
-        self._stream = await admission.start(principal=principal, request=request, door=DOOR)
+        try:
+            self._stream = await admission.start(principal=principal, request=request, door=DOOR)
+        except AppError as error:
+            gateway_runtime().refusals.note(principal, error)
+            raise
         return self._stream
 
     def cancel(self) -> None:
