@@ -76,7 +76,7 @@ def deployment_card(
     return DeploymentCard(
         pk=deployment.pk,
         name=deployment.name,
-        model=str(deployment.model_version),
+        model=deployment.model_name,
         desired=deployment.get_desired_state_display(),
         label=label,
         tone=tone,

@@ -46,8 +46,7 @@ def playground_models(user: "User") -> list[PlaygroundModel]:
         return []
     routing = snapshot()
     context_lengths = {
-        deployment.pk: deployment.max_model_len or deployment.model_version.context_length
-        for deployment in deployments_running()
+        deployment.pk: deployment.context_length for deployment in deployments_running()
     }
     return [
         PlaygroundModel(

@@ -62,7 +62,7 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
         "updated_at",
     )
     list_filter = ("desired_state",)
-    list_select_related = ("model_version__model",)
+    list_select_related = ("model_version__model", "remote")
     search_fields = ("name", "model_version__model__name")
     ordering = ("name",)
     sortable_by = ("name", "updated_at")

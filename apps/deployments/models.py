@@ -1,5 +1,7 @@
 """What should run (Deployment) and what runs (Replica)."""
 
+from pathlib import Path
+
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -7,10 +9,66 @@ from django.db import models
 from guardian.models import UserObjectPermissionBase
 
 from apps.core.models import TimestampedModel
+from apps.core.outbound import MAX_URL_CHARS, UnsafeUrl, url_check
+from apps.registry.types import Task as RegistryTask
+
+_SECONDS = [MinValueValidator(1), MaxValueValidator(3600)]
+
+
+class RemoteServer(TimestampedModel):
+    """A server that is not ours and speaks OpenAI's API, with the key that it wants to see. Several
+    deployments may lead to its models. The key can be set, and is never shown again."""
+
+    name = models.SlugField(max_length=60, unique=True)
+    base_url = models.CharField(
+        "base URL",
+        max_length=MAX_URL_CHARS,
+        help_text="Such as https://models.example.com/v1; what it answers at /models is below it.",
+    )
+    api_key_sealed = models.TextField(blank=True, editable=False)
+    ca_file = models.CharField(
+        "certificates",
+        max_length=300,
+        blank=True,
+        help_text="Path of a PEM file with the authorities that are believed. Empty: the system's.",
+    )
+    max_concurrency = models.PositiveSmallIntegerField(
+        "requests at a time",
+        default=64,
+        validators=[MinValueValidator(1), MaxValueValidator(4096)],
+        help_text="Of one server process; as many more wait, and the others are refused.",
+    )
+    connect_timeout_s = models.PositiveSmallIntegerField(
+        "seconds to connect", default=5, validators=_SECONDS
+    )
+    first_byte_timeout_s = models.PositiveSmallIntegerField(
+        "seconds to the first byte",
+        default=60,
+        validators=_SECONDS,
+        help_text="Of a stream. An answer that comes whole may take as long as any request may.",
+    )
+    idle_timeout_s = models.PositiveSmallIntegerField(
+        "seconds between pieces", default=30, validators=_SECONDS, help_text="Of a stream."
+    )
+
+    class Meta:
+        ordering = ["name"]
+        verbose_name = "remote server"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def clean(self) -> None:
+        try:
+            url_check(self.base_url)
+        except UnsafeUrl as error:
+            raise ValidationError({"base_url": str(error)}) from None
+        if self.ca_file and not (self.ca_file.startswith("/") and Path(self.ca_file).is_file()):
+            raise ValidationError({"ca_file": "There is no such file; give its whole path."})
 
 
 class Deployment(TimestampedModel):
-    """Desired state of one model version on this node."""
+    """Desired state of one model: a version on this node, or what a remote server has."""
 
     class DesiredState(models.TextChoices):
         RUNNING = "running", "Running"
@@ -21,9 +79,32 @@ class Deployment(TimestampedModel):
         BFLOAT16 = "bfloat16", "bfloat16"
         FLOAT32 = "float32", "float32"
 
+    class Task(models.TextChoices):
+        GENERATE = "generate", "Generates text"
+        EMBED = "embed", "Makes embeddings"
+
     name = models.SlugField(max_length=60, unique=True)
     model_version = models.ForeignKey(
-        "registry.ModelVersion", on_delete=models.PROTECT, related_name="deployments"
+        "registry.ModelVersion",
+        on_delete=models.PROTECT,
+        related_name="deployments",
+        null=True,
+        blank=True,
+        help_text="What to run here. Empty for a model at a remote server.",
+    )
+    remote = models.ForeignKey(
+        RemoteServer,
+        on_delete=models.PROTECT,
+        related_name="deployments",
+        null=True,
+        blank=True,
+        verbose_name="remote server",
+    )
+    remote_model = models.CharField(
+        "model there", max_length=200, blank=True, help_text="As the remote server calls it."
+    )
+    remote_task = models.CharField(
+        "what it does there", max_length=8, choices=Task.choices, default=Task.GENERATE
     )
     desired_state = models.CharField(
         max_length=8, choices=DesiredState.choices, default=DesiredState.RUNNING
@@ -47,7 +128,8 @@ class Deployment(TimestampedModel):
         null=True,
         blank=True,
         validators=[MinValueValidator(16)],
-        help_text="Prompt and answer together at most. Empty: what the model allows.",
+        help_text="Prompt and answer together at most. Empty: what the model allows, which of a "
+        "remote one nobody here knows.",
     )
     generation = models.PositiveIntegerField(
         default=1,
@@ -61,14 +143,57 @@ class Deployment(TimestampedModel):
             models.CheckConstraint(
                 condition=models.Q(n_replicas__gte=1) & models.Q(n_replicas__lte=16),
                 name="deployment_replicas_1_to_16",
-            )
+            ),
+            models.CheckConstraint(
+                condition=models.Q(model_version__isnull=False, remote__isnull=True)
+                | models.Q(model_version__isnull=True, remote__isnull=False),
+                name="deployment_here_or_remote",
+            ),
         ]
 
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def task(self) -> RegistryTask:
+        """What its model does."""
+        if self.model_version is not None:
+            return self.model_version.task
+        return "embed" if self.remote_task == self.Task.EMBED else "generate"
+
+    @property
+    def model_name(self) -> str:
+        """What it serves, as people say it."""
+        if self.model_version is not None:
+            return str(self.model_version)
+        return f"{self.remote_model} at {self.remote}"
+
+    @property
+    def context_length(self) -> int:
+        """Prompt and answer together at most, in tokens."""
+        if self.model_version is not None:
+            return self.max_model_len or self.model_version.context_length
+        return self.max_model_len or 0
+
     def clean(self) -> None:
         """Refuse what an engine would refuse at its start, while somebody is there to read it."""
+        if (self.model_version is None) == (self.remote is None):
+            text = "Give either a model version or a remote server."
+            raise ValidationError({"model_version": text})
+        if errors := self._wrong_remote() if self.remote is not None else self._wrong_engine():
+            raise ValidationError(errors)
+
+    def _wrong_remote(self) -> dict[str, str]:
+        errors: dict[str, str] = {}
+        if not self.remote_model.strip():
+            errors["remote_model"] = "The remote server must be told which model."
+        if self.max_model_len is None:
+            errors["max_model_len"] = "Nobody here knows the context of a remote model: give it."
+        if self.n_replicas != 1:
+            errors["n_replicas"] = "A remote server is one replica to us, however many it has."
+        return errors
+
+    def _wrong_engine(self) -> dict[str, str]:
         errors: dict[str, str] = {}
         if self.max_batched_tokens < self.max_sequences:
             errors["max_batched_tokens"] = (
@@ -80,14 +205,13 @@ class Deployment(TimestampedModel):
                     f"At most the {self.kv_cache_tokens} tokens that may be held in all."
                 )
             elif (
-                self.model_version_id is not None
+                self.model_version is not None
                 and self.max_model_len > self.model_version.context_length
             ):
                 errors["max_model_len"] = (
                     f"At most the {self.model_version.context_length} tokens that the model allows."
                 )
-        if errors:
-            raise ValidationError(errors)
+        return errors
 
 
 class DeploymentUserObjectPermission(UserObjectPermissionBase):

@@ -5,6 +5,7 @@ from django.db.models import F, Prefetch
 from apps.deployments.models import Deployment, Replica
 from apps.deployments.types import LiveState, ReplicaEndpoint
 from apps.engines.selectors import EngineState
+from apps.engines.types import RemoteTarget
 
 
 def replica_endpoints() -> list[ReplicaEndpoint]:
@@ -16,42 +17,47 @@ def replica_endpoints() -> list[ReplicaEndpoint]:
         engine_process__state=EngineState.READY,
         deployment__desired_state=Deployment.DesiredState.RUNNING,
         index__lt=F("deployment__n_replicas"),
-    ).values_list(
-        "deployment_id",
-        "deployment__name",
-        "deployment__model_version_id",
-        "index",
-        "engine_process__name",
-        "engine_process__epoch",
-        "engine_process__socket_path",
-    )
+    ).select_related("deployment__remote", "engine_process")
     return [
         ReplicaEndpoint(
-            deployment_id=deployment_id,
-            deployment_name=deployment_name,
-            model_version_id=model_version_id,
-            replica_index=index,
-            engine_name=engine_name,
-            epoch=epoch,
-            socket_path=socket_path,
+            deployment_id=row.deployment_id,
+            deployment_name=row.deployment.name,
+            model_version_id=row.deployment.model_version_id or 0,
+            replica_index=row.index,
+            engine_name=row.engine_process.name,
+            epoch=row.engine_process.epoch,
+            socket_path=row.engine_process.socket_path,
+            remote=remote_target(row.deployment),
         )
-        for (
-            deployment_id,
-            deployment_name,
-            model_version_id,
-            index,
-            engine_name,
-            epoch,
-            socket_path,
-        ) in rows.order_by("deployment_id", "index")
+        for row in rows.order_by("deployment_id", "index")
     ]
+
+
+def remote_target(deployment: Deployment) -> RemoteTarget | None:
+    """Return what is asked of a remote server; None of a deployment that runs here."""
+    server = deployment.remote
+    if server is None:
+        return None
+    return RemoteTarget(
+        base_url=server.base_url,
+        model=deployment.remote_model,
+        task=deployment.task,
+        context_length=deployment.context_length,
+        key_sealed=server.api_key_sealed,
+        ca_file=server.ca_file,
+        max_concurrency=server.max_concurrency,
+        connect_timeout_s=server.connect_timeout_s,
+        first_byte_timeout_s=server.first_byte_timeout_s,
+        idle_timeout_s=server.idle_timeout_s,
+        revision=deployment.generation,
+    )
 
 
 def deployments_all() -> list[Deployment]:
     """Return every deployment with its model version and its replicas, in two queries."""
     replicas = Replica.objects.select_related("engine_process")
     return list(
-        Deployment.objects.select_related("model_version__model").prefetch_related(
+        Deployment.objects.select_related("model_version__model", "remote").prefetch_related(
             Prefetch("replicas", queryset=replicas)
         )
     )
@@ -61,7 +67,7 @@ def deployments_running() -> list[Deployment]:
     """Return what should run, each with its model version, in one query."""
     return list(
         Deployment.objects.filter(desired_state=Deployment.DesiredState.RUNNING).select_related(
-            "model_version__model"
+            "model_version__model", "remote"
         )
     )
 
@@ -99,7 +105,7 @@ def deployments_with_replicas() -> list[Deployment]:
     two queries."""
     replicas = Replica.objects.select_related("engine_process").order_by("index")
     return list(
-        Deployment.objects.select_related("model_version__model").prefetch_related(
+        Deployment.objects.select_related("model_version__model", "remote").prefetch_related(
             Prefetch("replicas", queryset=replicas)
         )
     )

@@ -13,11 +13,29 @@ from apps.audit.types import Actor
 from apps.core.exceptions import Conflict
 from apps.core.services import change_stamp_bump, fields_set, plain
 from apps.deployments.models import Deployment, Replica
-from apps.deployments.selectors import deployments_all
+from apps.deployments.remote_servers import (
+    remote_server_create,
+    remote_server_delete,
+    remote_server_update,
+)
+from apps.deployments.selectors import deployments_all, remote_target
 from apps.deployments.types import DEPLOYMENTS_STAMP, DeploymentFields
 from apps.engines.selectors import engine_processes
 from apps.engines.services import engine_process_create, engine_processes_remove
 from apps.engines.types import EngineSpec
+
+__all__ = [
+    "deployment_create",
+    "deployment_delete",
+    "deployment_restart",
+    "deployment_start",
+    "deployment_stop",
+    "deployment_update",
+    "remote_server_create",
+    "remote_server_delete",
+    "remote_server_update",
+    "replicas_reconcile",
+]
 
 # A running engine cannot take these on: it is replaced by one of the next generation.
 _ENGINE_FIELDS: Final = frozenset(
@@ -28,6 +46,9 @@ _ENGINE_FIELDS: Final = frozenset(
         "max_sequences",
         "max_batched_tokens",
         "max_model_len",
+        "remote",
+        "remote_model",
+        "remote_task",
     }
 )
 
@@ -147,6 +168,13 @@ def _replicas_complete(deployment: Deployment, *, taken_names: Collection[str]) 
 
 def _engine_spec(replica: Replica) -> EngineSpec:
     deployment = replica.deployment
+    if deployment.model_version is None:
+        return EngineSpec(
+            process_id=replica.engine_process_id,
+            name=replica.engine_process.name,
+            revision=deployment.generation,
+            remote=remote_target(deployment),
+        )
     arguments = {
         "--model": settings.MODELS_DIR / deployment.model_version.path,
         "--dtype": deployment.dtype,
@@ -184,6 +212,6 @@ def _desired_state_set(
 def _deployment_lock(deployment: Deployment) -> Deployment:
     return (
         Deployment.objects.select_for_update(of=("self",))
-        .select_related("model_version")
+        .select_related("model_version", "remote")
         .get(pk=deployment.pk)
     )

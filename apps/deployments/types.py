@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypedDict
 
+from apps.engines.types import RemoteTarget
+
 if TYPE_CHECKING:
+    from apps.deployments.models import RemoteServer
     from apps.registry.models import ModelVersion
 
 DEPLOYMENTS_STAMP: Final = "deployments"
@@ -11,7 +14,11 @@ DEPLOYMENTS_STAMP: Final = "deployments"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaEndpoint:
-    """A replica that takes requests now, and the socket where its engine answers."""
+    """A replica that takes requests now, and the socket where its engine answers; or what is asked
+    in its place.
+
+    model_version_id: 0 where the model is at a remote server.
+    """
 
     deployment_id: int
     deployment_name: str
@@ -20,6 +27,7 @@ class ReplicaEndpoint:
     engine_name: str
     epoch: int
     socket_path: str
+    remote: RemoteTarget | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +58,7 @@ class DeploymentFields(TypedDict, total=False):
     """What a person may set on a deployment, by the names of its columns."""
 
     name: str
-    model_version: "ModelVersion"
+    model_version: "ModelVersion | None"
     desired_state: str
     n_replicas: int
     dtype: str
@@ -58,3 +66,18 @@ class DeploymentFields(TypedDict, total=False):
     max_sequences: int
     max_batched_tokens: int
     max_model_len: int | None
+    remote: "RemoteServer | None"
+    remote_model: str
+    remote_task: str
+
+
+class RemoteServerFields(TypedDict, total=False):
+    """What a person may set on a remote server, by the names of its columns. The key is apart."""
+
+    name: str
+    base_url: str
+    ca_file: str
+    max_concurrency: int
+    connect_timeout_s: int
+    first_byte_timeout_s: int
+    idle_timeout_s: int

@@ -12,8 +12,9 @@ from typing import Final
 
 from apps.engines.paths import AgentPaths, socket_remove
 from apps.engines.policy import State, Timings
-from apps.engines.supervisor import Supervisor, TakeEpoch
-from apps.engines.types import EngineObservation, EngineSpec
+from apps.engines.remote.watch import RemoteWatch
+from apps.engines.supervisor import Supervisor
+from apps.engines.types import EngineObservation, EngineSpec, TakeEpoch
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class EngineAgent:
         self._take_epoch = take_epoch
         self._timings = timings
         self._desired: dict[int, EngineSpec] = {}
-        self._supervisors: dict[int, Supervisor] = {}
+        self._supervisors: dict[int, Supervisor | RemoteWatch] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._last_words: list[EngineObservation] = []
         self._told_at: dict[int, float] = {}
@@ -82,17 +83,28 @@ class EngineAgent:
                 self._start(spec)
 
     def _start(self, spec: EngineSpec) -> None:
-        supervisor = Supervisor(
+        supervisor = self._supervisor(spec)
+        self._supervisors[spec.process_id] = supervisor
+        task = asyncio.get_running_loop().create_task(supervisor.run())
+        self._tasks[spec.process_id] = task
+        task.add_done_callback(lambda _: self._ended(spec.process_id))
+
+    def _supervisor(self, spec: EngineSpec) -> Supervisor | RemoteWatch:
+        if spec.remote is not None:
+            return RemoteWatch(
+                spec,
+                spec.remote,
+                take_epoch=self._take_epoch,
+                on_change=self.changed.set,
+                timings=self._timings,
+            )
+        return Supervisor(
             spec,
             paths=self._paths,
             take_epoch=self._take_epoch,
             on_change=self.changed.set,
             timings=self._timings,
         )
-        self._supervisors[spec.process_id] = supervisor
-        task = asyncio.get_running_loop().create_task(supervisor.run())
-        self._tasks[spec.process_id] = task
-        task.add_done_callback(lambda _: self._ended(spec.process_id))
 
     def _ended(self, process_id: int) -> None:
         task = self._tasks.pop(process_id)

@@ -19,10 +19,12 @@ from apps.engines.exceptions import (
 )
 from apps.engines.stream import EngineStream
 from apps.engines.translation import (
+    MeasuredInputs,
     answer_delta,
     engine_health,
     engine_info,
     generation_result,
+    measured_inputs,
     to_exception,
 )
 from apps.engines.types import (
@@ -51,7 +53,15 @@ from engine_service.protocol import (
 
 # Callers build prompts from these; the rest of the protocol stays in here.
 __all__ = ["ChatMessage", "ChatPrompt", "EmbedInput", "EngineClient", "EngineStream"]
-__all__ += ["OutputFormat", "Prompt", "SamplingParams", "Standing", "TextPrompt", "TokenPrompt"]
+__all__ += [
+    "MeasuredInputs",
+    "OutputFormat",
+    "Prompt",
+    "SamplingParams",
+    "Standing",
+    "TextPrompt",
+    "TokenPrompt",
+]
 __all__ += ["Tool", "ToolCall", "ToolUse"]
 
 VERSION: Final = protocol.PROTOCOL_VERSION
@@ -144,8 +154,11 @@ class EngineClient:
         standing: Standing = protocol.NO_STANDING,
         cache_tags: tuple[str, ...] = (),
         output_format: OutputFormat | None = None,
+        is_streamed: bool = True,
     ) -> PreparedRequest:
         """Have the prompt tokenized and everything validated; ``start`` or ``discard`` follows.
+
+        is_streamed: someone reads it as it comes, which is how an engine makes it in any case.
 
         Raises:
             EngineRequestError, EngineOverloaded, EngineFault, EngineUnresponsive, EngineDead
@@ -177,13 +190,14 @@ class EngineClient:
         embedded = await self._reply(question, protocol.Embedded, timeout_s=timeout_s)
         return EmbeddingResult(vectors=embedded.vectors, n_prompt_tokens=embedded.n_prompt_tokens)
 
-    async def tokenize_inputs(
+    async def measure_inputs(
         self, *, request_id: str, inputs: Sequence[EmbedInput], timeout_s: float
-    ) -> tuple[tuple[int, ...], ...]:
+    ) -> MeasuredInputs:
         """Return the token ids of each input, which ``embed`` then takes; at most
         ``MAX_TOKENIZE_INPUTS``. Raises as ``embed`` does."""
         question = protocol.TokenizeInputs(request_id=request_id, inputs=tuple(inputs))
-        return (await self._reply(question, protocol.TokenizedInputs, timeout_s=timeout_s)).inputs
+        answer = await self._reply(question, protocol.TokenizedInputs, timeout_s=timeout_s)
+        return measured_inputs(answer)
 
     async def tokenize(
         self,
@@ -218,6 +232,7 @@ class EngineClient:
         """Run a prepared request. Raises EngineDead; every other error comes by the stream."""
         self._check_open()
         stream = EngineStream(request_id, send_abort=self.discard, forget=self._streams.pop)
+        stream.begin()
         self._streams[request_id] = stream
         self._send(protocol.Start(request_id=request_id, max_new_tokens=max_new_tokens))
         return stream

@@ -31,6 +31,7 @@ class EngineStream:
         self._waiting: dict[int, AnswerDelta] = {}
         self._abort_sent = False
         self._changed = asyncio.Event()
+        self._begun = asyncio.Event()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # -- for the consumer --------------------------------------------------------------------
@@ -38,6 +39,12 @@ class EngineStream:
     @property
     def is_ended(self) -> bool:
         return self._ended.done()
+
+    async def begun(self) -> None:
+        """Return once it was taken on, or has ended; raises what ended it badly before."""
+        await self._begun.wait()
+        if self.error is not None:
+            raise self.error
 
     def __aiter__(self) -> Self:
         return self
@@ -80,6 +87,10 @@ class EngineStream:
 
     # -- for the client ----------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Say that it was taken on: an error from now on comes where answers come."""
+        self._begun.set()
+
     def push(self, delta: AnswerDelta) -> None:
         """Add what one step made of an answer."""
         self.n_completion_tokens += delta.n_tokens
@@ -110,4 +121,5 @@ class EngineStream:
 
     def _end(self) -> None:
         self._ended.set_result(None)
+        self._begun.set()
         self._changed.set()

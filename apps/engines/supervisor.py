@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,14 +19,12 @@ from apps.engines.client import EngineClient
 from apps.engines.exceptions import EngineClientError
 from apps.engines.paths import AgentPaths, socket_exists, socket_remove
 from apps.engines.policy import Action, Lifecycle, State, Timings
-from apps.engines.types import EngineHealth, EngineInfo, EngineObservation, EngineSpec
+from apps.engines.types import EngineHealth, EngineInfo, EngineObservation, EngineSpec, TakeEpoch
 
 logger = logging.getLogger(__name__)
 
 ROOT_DIR: Final = Path(__file__).resolve().parents[2]
 _CONNECT_EVERY_S: Final = 0.05
-
-TakeEpoch = Callable[[int], Awaitable[int]]
 
 
 class Supervisor:

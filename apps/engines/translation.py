@@ -1,6 +1,7 @@
 """What the wire protocol says, in the types that may cross rooms."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -15,6 +16,22 @@ from apps.engines.types import (
     ToolCallDelta,
 )
 from engine_service import protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredInputs:
+    """Inputs as ``embed`` takes them, and of each how many tokens it has at most."""
+
+    inputs: tuple[protocol.EmbedInput, ...]
+    n_tokens: tuple[int, ...]
+
+
+def measured_inputs(message: protocol.TokenizedInputs) -> MeasuredInputs:
+    """Return inputs that need not be tokenized again; their counts are exact."""
+    return MeasuredInputs(
+        inputs=tuple(protocol.TokenPrompt(token_ids=ids) for ids in message.inputs),
+        n_tokens=tuple(map(len, message.inputs)),
+    )
 
 
 def engine_info(message: protocol.Welcome) -> EngineInfo:

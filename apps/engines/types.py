@@ -1,12 +1,16 @@
 """What an engine tells: plain values that may cross rooms."""
 
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal
 
 FinishReason = Literal["stop", "length", "abort"]
+Task = Literal["generate", "embed"]
+TakeEpoch = Callable[[int], Awaitable[int]]  # counts a slot's next start, durably
 
 REPLICAS_STAMP: Final = "replicas"
+REMOTE_KEY_PURPOSE: Final = "nano-llm: keys of remote servers"
 
 # How bad each state of an engine process is, in the names of the admin's badges.
 STATE_LABELS: Final = {
@@ -25,7 +29,7 @@ class EngineInfo:
     """Who answered at the socket.
 
     max_model_len: most tokens of prompt and answer together; of an embedding model, of one input.
-    embedding_size: numbers in a vector, None where the model generates.
+    embedding_size: numbers in a vector, None where the model generates or nobody knows it.
     """
 
     epoch: int
@@ -41,7 +45,7 @@ class EngineInfo:
     block_size: int
     n_blocks: int
     max_sequences: int
-    task: Literal["generate", "embed"]
+    task: Task
     embedding_size: int | None
     quantization: Literal["none", "int8"]
 
@@ -236,17 +240,42 @@ class JournalPlace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteTarget:
+    """A model at a server that is not ours, and how to ask it.
+
+    key_sealed: what it wants to see of us, as ``core.sealing`` has it for ``REMOTE_KEY_PURPOSE``;
+    empty for nothing. ca_file: whose certificates are believed, empty for those of this machine.
+    max_concurrency: of one process. first_byte_timeout_s, idle_timeout_s: until a stream begins,
+    and between its pieces. revision: raised with every change.
+    """
+
+    base_url: str
+    model: str
+    task: Task
+    context_length: int
+    key_sealed: str = field(repr=False)
+    ca_file: str
+    max_concurrency: int
+    connect_timeout_s: float
+    first_byte_timeout_s: float
+    idle_timeout_s: float
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
     """What the agent should run in one slot. A spec that differs in anything is another engine.
 
     process_id: the slot's row. revision: raised to have an equal engine started anew. arguments:
-    of the engine's command line, without those that the agent adds itself.
+    of the engine's command line, without those that the agent adds itself. remote: it runs
+    elsewhere, and is watched only.
     """
 
     process_id: int
     name: str
     revision: int
-    arguments: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
+    remote: RemoteTarget | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from apps.gateway.exceptions import app_error_of
 from apps.gateway.generation import GenerationStream
 from apps.gateway.limits import Admitted
 from apps.gateway.runtime import gateway_runtime
-from apps.gateway.types import GenerationRequest
+from apps.gateway.types import WEBSOCKET, GenerationRequest
 from apps.metering.types import UNHURRIED_DOORS, Reservation
 from apps.rbac.types import Principal
 from apps.routing.selectors import Lease
@@ -114,11 +114,11 @@ async def arrive(
 
 async def dispatch(arrival: Arrival) -> GenerationStream:
     """Prepare, reserve and begin; raises as ``start``, with nothing left behind."""
+    max_tokens_param = arrival.request.max_tokens_param
     try:
         stream = await _prepare(arrival)
     except EngineClientError as error:
         arrival.lease.release()
-        max_tokens_param = arrival.request.max_tokens_param
         raise app_error_of(error, max_tokens_param=max_tokens_param) from error
     except BaseException:
         arrival.lease.release()
@@ -126,7 +126,7 @@ async def dispatch(arrival: Arrival) -> GenerationStream:
     try:
         await stream.open()
     except EngineClientError as error:
-        raise app_error_of(error) from error
+        raise app_error_of(error, max_tokens_param=max_tokens_param) from error
     return stream
 
 
@@ -151,6 +151,7 @@ async def _prepare(arrival: Arrival) -> GenerationStream:
         ),
         cache_tags=cache_tags(principal.tenant_id, arrival.person),
         output_format=request.output_format,
+        is_streamed=request.stream or arrival.door == WEBSOCKET,
     )
     n_prompt_tokens = prepared.n_prompt_tokens
     try:

@@ -14,8 +14,9 @@ from django.conf import settings
 
 from apps.core.exceptions import AppError, InvalidRequest
 from apps.core.ids import new_id
-from apps.engines.client import MAX_EMBED_INPUTS, EmbedInput, EngineClient, TokenPrompt
+from apps.engines.client import MAX_EMBED_INPUTS, EmbedInput
 from apps.engines.exceptions import EngineClientError, EngineRequestError
+from apps.engines.interface import ReplicaClient
 from apps.engines.types import EngineInfo
 from apps.gateway.exceptions import WRONG_TASK, RequestTimedOut, app_error_of
 from apps.gateway.ledger import LedgerEntry
@@ -26,6 +27,7 @@ from apps.rbac.types import Principal
 from apps.routing.selectors import Lease
 
 TOKENIZE_TIMEOUT_S: Final = 30.0
+VECTOR_NUMBER_BYTES: Final = 4  # float32
 ORPHAN_GRACE_S: Final = 60.0  # over its deadline, before the sweeper may close a row
 
 
@@ -116,6 +118,7 @@ class _Embedding:
         self._deadline = asyncio.timeout(self._timeout_s)
         self._entry: LedgerEntry | None = None
         self._interrupted: AppError | None = None
+        self._n_used_tokens = 0
 
     async def run(self) -> EmbeddingAnswer:
         failure: BaseException | None = None
@@ -147,50 +150,53 @@ class _Embedding:
 
     async def _answer(self) -> EmbeddingAnswer:
         client = await self._runtime.engines.client(self._lease.endpoint)
-        size = _vector_size(client.info, request=self._request)
-        inputs = await client.tokenize_inputs(
+        _check_task(client.info, request=self._request)
+        measured = await client.measure_inputs(
             request_id=self.request_id, inputs=self._request.inputs, timeout_s=TOKENIZE_TIMEOUT_S
         )
-        n_prompt_tokens = sum(map(len, inputs))
+        n_prompt_tokens = sum(measured.n_tokens)
         self._entry = LedgerEntry(
             runtime=self._runtime, reservation=self._reservation(n_prompt_tokens)
         )
-        self._check_context(inputs)
+        self._check_context(measured.n_tokens)
         grant = await self._entry.reserve()
         await self._runtime.access.confirm(self.principal, since=self._access_generation)
+        vectors = await self._vectors(client, measured.inputs)
+        size = len(vectors[0]) // VECTOR_NUMBER_BYTES
+        _check_size(size, request=self._request)
         return EmbeddingAnswer(
             request_id=self.request_id,
             model=self._lease.target.name,
-            vectors=await self._vectors(client, inputs),
+            vectors=vectors,
             size=size,
-            n_prompt_tokens=n_prompt_tokens,
+            n_prompt_tokens=self._n_used_tokens,
             requests=self._admitted.requests,
             tokens=grant.budget,
         )
 
-    def _check_context(self, inputs: Sequence[Sequence[int]]) -> None:
+    def _check_context(self, sizes: Sequence[int]) -> None:
         cap = self._admitted.max_context_tokens
-        for index, token_ids in enumerate(inputs):
-            if cap is not None and len(token_ids) > cap:
+        for index, n_tokens in enumerate(sizes):
+            if cap is not None and n_tokens > cap:
                 raise InvalidRequest(
-                    f"Your limits allow {cap} tokens of context; this input has {len(token_ids)}.",
+                    f"Your limits allow {cap} tokens of context; this input has {n_tokens}.",
                     code="context_length_exceeded",
                     param="input" if self._request.is_single else f"input[{index}]",
                 )
 
     async def _vectors(
-        self, client: EngineClient, inputs: tuple[tuple[int, ...], ...]
+        self, client: ReplicaClient, inputs: tuple[EmbedInput, ...]
     ) -> tuple[bytes, ...]:
         """As many frames as it takes, one after another; the engine is told when this is left."""
         vectors: list[bytes] = []
         for start in range(0, len(inputs), MAX_EMBED_INPUTS):
-            part = inputs[start : start + MAX_EMBED_INPUTS]
             result = await client.embed(
                 request_id=self.request_id,
-                inputs=[TokenPrompt(token_ids=token_ids) for token_ids in part],
+                inputs=inputs[start : start + MAX_EMBED_INPUTS],
                 timeout_s=self._timeout_s,
             )
             vectors += result.vectors
+            self._n_used_tokens += result.n_prompt_tokens
         return tuple(vectors)
 
     async def _close(self, failure: BaseException | None) -> None:
@@ -229,21 +235,26 @@ class _Embedding:
             outcome, code = Outcome.ABORTED, "client_disconnected"
         return Ending(
             outcome=outcome,
+            n_prompt_tokens=self._n_used_tokens if outcome == Outcome.COMPLETED else None,
             n_completion_tokens=0,
             error_code=code,
             total_ms=(time.monotonic() - self._started_s) * 1000,
         )
 
 
-def _vector_size(info: EngineInfo, *, request: EmbeddingRequest) -> int:
-    """Return how many numbers a vector has; refuse what this model cannot give."""
-    size = info.embedding_size
-    if size is None:
+def _check_task(info: EngineInfo, *, request: EmbeddingRequest) -> None:
+    """Refuse what this model cannot give, before anything is asked of it."""
+    if info.task != "embed":
         raise InvalidRequest(
             f"The model {request.model!r} does not make embeddings: it generates text.",
             code=WRONG_TASK,
             param="model",
         )
+    if info.embedding_size is not None:
+        _check_size(info.embedding_size, request=request)
+
+
+def _check_size(size: int, *, request: EmbeddingRequest) -> None:
     if request.dimensions not in (None, size):
         raise InvalidRequest(
             f"The vectors of this model have {size} dimensions and cannot be shortened: leave "
@@ -251,7 +262,6 @@ def _vector_size(info: EngineInfo, *, request: EmbeddingRequest) -> int:
             code="unsupported_value",
             param="dimensions",
         )
-    return size
 
 
 def _named_as_sent(error: EngineClientError, *, request: EmbeddingRequest) -> EngineClientError:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from apps.deployments.types import ReplicaEndpoint
 from apps.engines.client import EngineClient
+from apps.engines.interface import ReplicaClient
+from apps.engines.remote.client import RemoteClient
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -15,12 +17,12 @@ class EnginePool:
 
     def __init__(self, *, name: str) -> None:
         self._name = name
-        self._clients: dict[str, tuple[ReplicaEndpoint, EngineClient]] = {}
-        self._connecting: dict[ReplicaEndpoint, asyncio.Task[EngineClient]] = {}
+        self._clients: dict[str, tuple[ReplicaEndpoint, ReplicaClient]] = {}
+        self._connecting: dict[ReplicaEndpoint, asyncio.Task[ReplicaClient]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def client(self, endpoint: ReplicaEndpoint) -> EngineClient:
-        """Return a live client of the engine start that ``endpoint`` names.
+    async def client(self, endpoint: ReplicaEndpoint) -> ReplicaClient:
+        """Return a live client of the engine start, or of the server, that ``endpoint`` names.
 
         Whoever asks while a connection is being made gets what becomes of it, so that an engine
         that does not answer costs a crowd one time-out and not one after another.
@@ -29,7 +31,7 @@ class EnginePool:
             EngineDead: nobody answers there, or another start than the one expected.
         """
         found = self._clients.get(endpoint.engine_name)
-        if found is not None and found[0].epoch == endpoint.epoch and not found[1].is_closed:
+        if found is not None and found[0] == endpoint and not found[1].is_closed:
             return found[1]
         connecting = self._connecting.get(endpoint)
         if connecting is None:
@@ -37,15 +39,23 @@ class EnginePool:
             self._connecting[endpoint] = connecting
         return await asyncio.shield(connecting)
 
-    async def _connect(self, endpoint: ReplicaEndpoint) -> EngineClient:
-        client = EngineClient(endpoint.socket_path, name=self._name, expected_epoch=endpoint.epoch)
+    async def _connect(self, endpoint: ReplicaEndpoint) -> ReplicaClient:
         try:
-            await client.connect(timeout_s=CONNECT_TIMEOUT_S)
+            client = await self._connected(endpoint)
         finally:
             del self._connecting[endpoint]
         if (previous := self._clients.get(endpoint.engine_name)) is not None:
             self._close(previous[1])
         self._clients[endpoint.engine_name] = (endpoint, client)
+        return client
+
+    async def _connected(self, endpoint: ReplicaEndpoint) -> ReplicaClient:
+        if endpoint.remote is not None:
+            remote = RemoteClient(endpoint.remote)
+            await remote.connect()
+            return remote
+        client = EngineClient(endpoint.socket_path, name=self._name, expected_epoch=endpoint.epoch)
+        await client.connect(timeout_s=CONNECT_TIMEOUT_S)
         return client
 
     def retain(self, endpoints: Iterable[ReplicaEndpoint]) -> None:
@@ -66,7 +76,7 @@ class EnginePool:
         self._clients.clear()
         await asyncio.gather(*self._closing)
 
-    def _close(self, client: EngineClient) -> None:
+    def _close(self, client: ReplicaClient) -> None:
         task = asyncio.create_task(client.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Self
 
 from apps.core.exceptions import AppError
-from apps.engines.client import EngineClient, EngineStream
+from apps.engines.client import EngineStream
 from apps.engines.exceptions import EngineClientError
+from apps.engines.interface import ReplicaClient
 from apps.engines.types import AnswerDelta, EngineInfo, GenerationResult
 from apps.gateway.exceptions import RequestTimedOut, app_error_of
 from apps.gateway.ledger import LedgerEntry
@@ -35,7 +36,7 @@ class GenerationStream:
         *,
         runtime: GatewayRuntime,
         lease: Lease,
-        client: EngineClient,
+        client: ReplicaClient,
         reservation: Reservation,
         requests: Budget | None,
         n_answers: int,
@@ -86,6 +87,12 @@ class GenerationStream:
             self._engine = await self._client.start(
                 self.request_id, min(self._max_new_tokens, n_paid)
             )
+            async with asyncio.timeout_at(self._deadline_s):
+                await self._engine.begun()
+            self._raise_interruption()
+        except TimeoutError:
+            await self._end(RequestTimedOut())
+            raise RequestTimedOut from None
         except BaseException as error:
             await self._end(error)
             raise
@@ -125,6 +132,8 @@ class GenerationStream:
             self._raise_interruption()
             await self._end(None)
             self.result = self._engine.result
+            if self.result is not None:
+                self.n_prompt_tokens = self.result.n_prompt_tokens
             return None
         except TimeoutError:
             if until_s < self._deadline_s:
@@ -189,6 +198,7 @@ class GenerationStream:
         ttft_s = None if self._first_token_s is None else self._first_token_s - self._started_s
         return Ending(
             outcome=outcome,
+            n_prompt_tokens=result.n_prompt_tokens if result else None,
             n_completion_tokens=self._engine.n_completion_tokens if self._engine else 0,
             n_cached_tokens=result.n_cached_tokens if result else 0,
             finish_reason=result.finish_reason if result else "",

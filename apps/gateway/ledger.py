@@ -51,7 +51,11 @@ class LedgerEntry:
             request_id=self._reservation.request_id,
             grant=self._reserving.result(),
             ending=ending,
-            n_prompt_tokens=self._reservation.n_prompt_tokens,
+            n_prompt_tokens=(
+                self._reservation.n_prompt_tokens
+                if ending.n_prompt_tokens is None
+                else ending.n_prompt_tokens
+            ),
             prices=self._reservation.principal.prices,
         )
         try:

@@ -10,7 +10,7 @@ from rest_framework.response import Response
 from apps.core.exceptions import AppError, InvalidRequest, NotFound
 from apps.core.ids import new_id
 from apps.deployments.types import ReplicaEndpoint
-from apps.engines.types import EngineHealth
+from apps.engines.client import EngineClient
 from apps.gateway.decoding import decode
 from apps.gateway.rest.base import AnsweringView
 from apps.gateway.rest.chat import ChatCompletionView
@@ -69,14 +69,16 @@ async def aclose() -> None:
     await gateway_runtime().aclose()
 
 
-async def engine_ping(endpoint: ReplicaEndpoint, *, timeout_s: float) -> EngineHealth:
-    """Make a round trip through an engine's step loop, over the connection that requests use.
+async def engine_ping(endpoint: ReplicaEndpoint, *, timeout_s: float) -> None:
+    """Make a round trip through an engine's step loop, over the connection that requests use. A
+    server that is not ours is not asked each time: the agent does, and it was ready just now.
 
     Raises:
         EngineDead: it did not answer in time, or nobody is there.
     """
     client = await gateway_runtime().engines.client(endpoint)
-    return await client.ping(timeout_s)
+    if isinstance(client, EngineClient):
+        await client.ping(timeout_s)
 
 
 async def routed_replicas(deployment_id: int) -> tuple[ReplicaEndpoint, ...]:

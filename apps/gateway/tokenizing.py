@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from apps.core.ids import new_id
-from apps.engines.client import ChatPrompt, EngineClient, TextPrompt
+from apps.engines.client import ChatPrompt, TextPrompt
 from apps.engines.exceptions import EngineClientError
+from apps.engines.interface import ReplicaClient
 from apps.gateway.exceptions import app_error_of
 from apps.gateway.runtime import gateway_runtime
 from apps.rbac.types import Principal
@@ -72,7 +73,7 @@ async def detokenize(
 @asynccontextmanager
 async def _engine_of(
     model: str, *, principal: Principal, is_counted: bool = True
-) -> AsyncIterator[EngineClient]:
+) -> AsyncIterator[ReplicaClient]:
     runtime = gateway_runtime()
     runtime.check_admitting()
     await runtime.ready()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 from apps.engines.client import ChatPrompt, OutputFormat, SamplingParams, TextPrompt, TokenPrompt
 
@@ -84,6 +84,7 @@ class CompletionRequest:
 
 
 GenerationRequest = ChatRequest | CompletionRequest
+WEBSOCKET: Final = "websocket"  # the door whose requests are read as they come, all of them
 
 # What a client says of kept answers, and what it is told.
 ReuseWish = Literal["use", "no-store"]

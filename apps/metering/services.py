@@ -121,6 +121,7 @@ def _charged(settlement: Settlement) -> dict[str, Any]:
         "finish_reason": ending.finish_reason,
         "error_code": ending.error_code[:60],
         "n_charged_tokens": settlement.n_charged_tokens,
+        "n_prompt_tokens": settlement.n_prompt_tokens,
         "n_cached_tokens": ending.n_cached_tokens,
         "n_completion_tokens": ending.n_completion_tokens,
         "cost_micro": settlement.cost_micro,

@@ -92,9 +92,14 @@ class Grant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How a request ended and what its engine did for it. total_ms: None where nobody knows."""
+    """How a request ended and what its engine did for it.
+
+    n_prompt_tokens: None where they are those that were reserved; a remote replica's are known at
+    the end only. total_ms: None where nobody knows.
+    """
 
     outcome: Outcome
+    n_prompt_tokens: int | None = None
     n_completion_tokens: int
     n_cached_tokens: int = 0
     finish_reason: str = ""

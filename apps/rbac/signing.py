@@ -5,21 +5,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-import functools
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 import jwt
-from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.conf import settings
 
 from apps.core.exceptions import AuthenticationFailed
+from apps.core.sealing import seal, unseal
 from apps.rbac.types import JWT_ALGORITHM
 
 Use = Literal["access", "refresh"]
@@ -30,7 +27,7 @@ TYPES: Final[dict[Use, str]] = {"access": "at+jwt", "refresh": "rt+jwt"}
 CLOCK_SLACK: Final = timedelta(seconds=30)
 MAX_CHARS: Final = 2048
 _REQUIRED: Final = ["iss", "aud", "sub", "exp", "nbf", "iat", "jti"]
-_SEALING: Final = b"nano-llm: private keys of JWTs"
+_SEALING: Final = "nano-llm: private keys of JWTs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,17 +59,13 @@ def key_draw() -> NewKey:
     return NewKey(
         kid=secrets.token_urlsafe(12),
         public_x=_text(public),
-        private_sealed=_sealer(settings.SECRET_KEY)
-        .encrypt(private.private_bytes_raw())
-        .decode("ascii"),
+        private_sealed=seal(private.private_bytes_raw(), purpose=_SEALING),
     )
 
 
 def private_key(sealed: str) -> Ed25519PrivateKey:
-    """Open a sealed key; raises InvalidToken (of Fernet) under another secret key."""
-    return Ed25519PrivateKey.from_private_bytes(
-        _sealer(settings.SECRET_KEY).decrypt(sealed.encode("ascii"))
-    )
+    """Open a sealed key; raises SealBroken under another secret key."""
+    return Ed25519PrivateKey.from_private_bytes(unseal(sealed, purpose=_SEALING))
 
 
 def token_sign(
@@ -159,18 +152,9 @@ def _bytes(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-@functools.lru_cache(maxsize=2)
-def _sealer(secret_key: str) -> Fernet:
-    derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=_SEALING).derive(
-        secret_key.encode()
-    )
-    return Fernet(base64.urlsafe_b64encode(derived))
-
-
 __all__ = [
     "CLOCK_SLACK",
     "Claims",
-    "InvalidToken",
     "NewKey",
     "Use",
     "claims_of",

@@ -83,6 +83,7 @@ class RouteAdmin(ObjectScoped, ServiceModelAdmin):
         routes = self.changeable(
             request, queryset.select_related("deployment__model_version__model")
         )
-        for version in {route.deployment.model_version for route in routes}:
+        versions = {route.deployment.model_version for route in routes}
+        for version in versions - {None}:
             version_responses_purge(model_version=version, actor=actor_of(request))
         messages.success(request, "What is kept of their models' answers is forgotten.")

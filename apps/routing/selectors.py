@@ -27,9 +27,9 @@ def snapshot() -> RoutingSnapshot:
             name=route.name,
             deployment_id=route.deployment_id,
             deployment_name=route.deployment.name,
-            model_version_id=route.deployment.model_version_id,
+            model_version_id=route.deployment.model_version_id or 0,
             created_at=route.created_at,
-            task=route.deployment.model_version.task,
+            task=route.deployment.task,
             audience=audiences.get(route.pk),
             caches_responses=route.caches_responses,
         )

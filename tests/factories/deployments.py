@@ -4,9 +4,26 @@ import factory
 from django.utils import timezone
 from factory.django import DjangoModelFactory
 
-from apps.deployments.models import Deployment, Replica
+from apps.core.sealing import seal
+from apps.deployments.models import Deployment, RemoteServer, Replica
 from apps.engines.models import EngineProcess
+from apps.engines.types import REMOTE_KEY_PURPOSE
 from tests.factories.registry import ModelVersionFactory
+
+
+class RemoteServerFactory(DjangoModelFactory[RemoteServer]):
+    """``api_key`` is sealed, as a service would."""
+
+    class Meta:
+        model = RemoteServer
+        exclude = ("api_key",)
+
+    name = factory.Sequence(lambda n: f"remote-{n}")
+    base_url = "https://models.example.com/v1"
+    api_key = "sk-remote-secret"
+    api_key_sealed = factory.LazyAttribute(
+        lambda server: seal(server.api_key.encode(), purpose=REMOTE_KEY_PURPOSE)
+    )
 
 
 class DeploymentFactory(DjangoModelFactory[Deployment]):
@@ -15,6 +32,14 @@ class DeploymentFactory(DjangoModelFactory[Deployment]):
 
     name = factory.Sequence(lambda n: f"deployment-{n}")
     model_version = factory.SubFactory(ModelVersionFactory)
+
+    class Params:
+        elsewhere = factory.Trait(
+            model_version=None,
+            remote=factory.SubFactory(RemoteServerFactory),
+            remote_model="their-model",
+            max_model_len=4096,
+        )
 
 
 class EngineProcessFactory(DjangoModelFactory[EngineProcess]):

@@ -14,14 +14,13 @@ from apps.gateway.exceptions import app_error_of
 from apps.gateway.generation import GenerationStream
 from apps.gateway.rest.wire import usage_of
 from apps.gateway.runtime import gateway_runtime
-from apps.gateway.types import ChatRequest
+from apps.gateway.types import WEBSOCKET, ChatRequest
 from apps.gateway.websocket import frames
 from apps.gateway.websocket.credentials import Credential
 from apps.rbac.types import Principal
 
 logger = logging.getLogger(__name__)
 
-DOOR: Final = "websocket"
 
 _NOTHING: Final = GenerationResult(
     finish_reason="abort", n_prompt_tokens=0, n_cached_tokens=0, n_completion_tokens=0
@@ -40,7 +39,9 @@ class LiveRequest:
 
     async def start(self, *, principal: Principal, request: ChatRequest) -> GenerationStream:
         try:
-            self._stream = await admission.start(principal=principal, request=request, door=DOOR)
+            self._stream = await admission.start(
+                principal=principal, request=request, door=WEBSOCKET
+            )
         except AppError as error:
             gateway_runtime().refusals.note(principal, error)
             raise

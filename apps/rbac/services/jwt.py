@@ -22,11 +22,12 @@ from apps.core.exceptions import (
     Unavailable,
 )
 from apps.core.ids import new_id
+from apps.core.sealing import SealBroken
 from apps.core.services import change_stamp_bump
 from apps.rbac.jwt_tokens import claims_of_token, family_of
 from apps.rbac.models import ApiToken, JwtKey, TokenFamily
 from apps.rbac.selectors import address_check, principal_of_family, principal_of_live
-from apps.rbac.signing import InvalidToken, key_draw, private_key, token_sign
+from apps.rbac.signing import key_draw, private_key, token_sign
 from apps.rbac.types import JWT_ALGORITHM, SCOPES, Principal, TokenPair
 
 ACCESS_LIFE: Final = timedelta(minutes=15)
@@ -209,7 +210,7 @@ def _signing_key() -> tuple[str, Ed25519PrivateKey]:
             key = signing.get()
     try:
         return key.kid, private_key(key.private_sealed)
-    except InvalidToken as error:
+    except SealBroken as error:
         raise Unavailable(
             "No token can be signed: SECRET_KEY was changed. Run manage.py rotate_jwt_key.",
             retry_after_s=60.0,  # an operator has to do something first

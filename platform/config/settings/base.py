@@ -154,6 +154,9 @@ RESPONSE_CACHE_MAX_ANSWER_BYTES = env.integer(
     "RESPONSE_CACHE_MAX_ANSWER_BYTES", default=1024 * 1024
 )
 
+# Where remote replicas may be beside the public Internet, and without TLS: addresses or networks.
+REMOTE_ALLOWED_NETWORKS = env.networks("REMOTE_ALLOWED_NETWORKS")
+
 # What plans' prices and the ledger's costs are in.
 CURRENCY = env.text("CURRENCY", "USD")
 

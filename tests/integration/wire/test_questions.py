@@ -66,7 +66,7 @@ async def test_what_cannot_be_answered_is_refused_by_name(tmp_path: Path) -> Non
             await client.detokenize(request_id="a", token_ids=(-1,), timeout_s=5.0)
         assert (refused.value.param, refused.value.code) == ("tokens", "invalid_value")
         with pytest.raises(EngineRequestError, match="generates text") as refused:
-            await client.tokenize_inputs(
+            await client.measure_inputs(
                 request_id="a", inputs=[TextPrompt(text="x")], timeout_s=5.0
             )
         assert (refused.value.param, refused.value.code) == ("input", "unsupported_task")
