@@ -80,7 +80,10 @@ def url_parts(url: str) -> UrlParts:
     if ".." in parts.path or "%" in url:
         raise UnsafeUrl("Its path must be plain, without '..' or '%'.")
     host = parts.hostname or ""
-    return UrlParts(scheme=parts.scheme, host=host, port=port, address=_host_address(host))
+    address = _host_address(host)
+    if "[" in parts.netloc and not isinstance(address, IPv6Address):
+        raise UnsafeUrl("Brackets are for IPv6 addresses.")
+    return UrlParts(scheme=parts.scheme, host=host, port=port, address=address)
 
 
 def url_check(url: str) -> UrlParts:

@@ -8,9 +8,16 @@ from django.db.models import Prefetch
 from django.http import HttpRequest
 
 from apps.audit.selectors import actor_of
+from apps.core.access import access_in
 from apps.core.admin import ReadOnlyAdmin, ReadOnlyInline, ServiceModelAdmin, action, display
 from apps.core.scoped_admin import GivenInline, ObjectScoped
-from apps.deployments.models import Deployment, DeploymentUserObjectPermission, Replica
+from apps.deployments.forms import RemoteServerForm
+from apps.deployments.models import (
+    Deployment,
+    DeploymentUserObjectPermission,
+    RemoteServer,
+    Replica,
+)
 from apps.deployments.selectors import live_state
 from apps.deployments.services import (
     deployment_create,
@@ -19,8 +26,11 @@ from apps.deployments.services import (
     deployment_start,
     deployment_stop,
     deployment_update,
+    remote_server_create,
+    remote_server_delete,
+    remote_server_update,
 )
-from apps.deployments.types import LIVE_STATE_LABELS, DeploymentFields
+from apps.deployments.types import LIVE_STATE_LABELS, DeploymentFields, RemoteServerFields
 from apps.engines.types import STATE_LABELS
 from apps.rbac.selectors import person_of
 from apps.rbac.services import object_permissions_change
@@ -53,7 +63,7 @@ class DeploymentGivenInline(GivenInline):
 class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
     list_display = (
         "name",
-        "model_version",
+        "serves",
         "desired",
         "live",
         "replicas_ready",
@@ -63,19 +73,34 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
     )
     list_filter = ("desired_state",)
     list_select_related = ("model_version__model", "remote")
-    search_fields = ("name", "model_version__model__name")
+    search_fields = ("name", "model_version__model__name", "remote__name", "remote_model")
     ordering = ("name",)
     sortable_by = ("name", "updated_at")
-    autocomplete_fields = ("model_version",)
+    autocomplete_fields = ("model_version", "remote")
     actions = ("start_selected", "stop_selected", "restart_selected")
     fieldsets = (
-        (None, {"fields": (("name", "model_version"), ("desired_state", "n_replicas"))}),
+        (
+            None,
+            {
+                "fields": (
+                    ("name", "model_version"),
+                    ("desired_state", "n_replicas", "max_model_len"),
+                )
+            },
+        ),
+        (
+            "Remote server",
+            {
+                "description": "In place of a model version: a model that is served elsewhere.",
+                "fields": ("remote", ("remote_model", "remote_task")),
+            },
+        ),
         (
             "Engine",
             {
                 "description": "A change of these replaces the running engines.",
                 "fields": (
-                    ("dtype", "max_model_len"),
+                    "dtype",
                     ("kv_cache_tokens", "max_sequences", "max_batched_tokens"),
                 ),
             },
@@ -90,7 +115,11 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
         )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        return ("name",) if obj else ()
+        fixed = ("name",) if obj else ()
+        # Whose key a deployment uses is not for someone who was given only that deployment.
+        if not access_in(request).may("deployments.view_remoteserver"):
+            fixed += ("remote", "remote_model", "remote_task")
+        return fixed
 
     def service_save(
         self, request: HttpRequest, obj: Any, *, form: Any, change: bool
@@ -105,6 +134,9 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
             max_sequences=obj.max_sequences,
             max_batched_tokens=obj.max_batched_tokens,
             max_model_len=obj.max_model_len,
+            remote=obj.remote,
+            remote_model=obj.remote_model,
+            remote_task=obj.remote_task,
         )
         if change:
             return deployment_update(deployment=obj, actor=actor_of(request), **fields)
@@ -130,6 +162,10 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
         """Replicas go with their deployment; that nobody deletes one by hand does not keep it."""
         deleted, counts, lacking, protected = super().get_deleted_objects(objs, request)
         return deleted, counts, lacking - {Replica._meta.verbose_name}, protected
+
+    @display(description="Model", ordering="model_version")
+    def serves(self, deployment: Deployment) -> str:
+        return deployment.model_name
 
     @display(
         description="Desired",
@@ -173,6 +209,61 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
         for deployment in self.changeable(request, queryset):
             deployment_restart(deployment=deployment, actor=actor_of(request))
         messages.success(request, "Their engines drain and are replaced.")
+
+
+@admin.register(RemoteServer)
+class RemoteServerAdmin(ServiceModelAdmin):
+    """Servers that are not ours. Their keys can be written here, and read nowhere."""
+
+    form = RemoteServerForm
+    list_display = ("name", "base_url", "key", "n_deployments", "updated_at")
+    search_fields = ("name", "base_url")
+    ordering = ("name",)
+    sortable_by = ("name", "updated_at")
+    fieldsets = (
+        (None, {"fields": ("name", "base_url", ("api_key", "takes_key_away"), "ca_file")}),
+        (
+            "Bounds",
+            {
+                "fields": (
+                    "max_concurrency",
+                    ("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s"),
+                )
+            },
+        ),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[RemoteServer]:
+        rows: models.QuerySet[RemoteServer] = super().get_queryset(request)
+        return rows.annotate(n_leading=models.Count("deployments"))
+
+    def service_save(
+        self, request: HttpRequest, obj: Any, *, form: Any, change: bool
+    ) -> models.Model:
+        fields = RemoteServerFields(
+            name=obj.name,
+            base_url=obj.base_url,
+            ca_file=obj.ca_file,
+            max_concurrency=obj.max_concurrency,
+            connect_timeout_s=obj.connect_timeout_s,
+            first_byte_timeout_s=obj.first_byte_timeout_s,
+            idle_timeout_s=obj.idle_timeout_s,
+        )
+        actor, api_key = actor_of(request), form.new_key
+        if change:
+            return remote_server_update(server=obj, actor=actor, api_key=api_key, **fields)
+        return remote_server_create(actor=actor, api_key=api_key or "", **fields)
+
+    def service_delete(self, request: HttpRequest, obj: Any) -> None:
+        remote_server_delete(server=obj, actor=actor_of(request))
+
+    @display(description="Key", label={"Kept": "success", "None": ""})
+    def key(self, server: RemoteServer) -> str:
+        return "Kept" if server.api_key_sealed else "None"
+
+    @display(description="Deployments")
+    def n_deployments(self, server: Any) -> int:
+        return int(server.n_leading)
 
 
 @admin.register(Replica)

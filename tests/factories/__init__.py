@@ -12,7 +12,12 @@ from tests.factories.access import (
 )
 from tests.factories.audit import AuditEventFactory
 from tests.factories.batches import BatchFactory, BatchItemFactory, UploadedFileFactory
-from tests.factories.deployments import DeploymentFactory, EngineProcessFactory, ReplicaFactory
+from tests.factories.deployments import (
+    DeploymentFactory,
+    EngineProcessFactory,
+    RemoteServerFactory,
+    ReplicaFactory,
+)
 from tests.factories.journals import EngineJournalFactory, JournalEntryFactory
 from tests.factories.metering import UsageRecordFactory
 from tests.factories.registry import ModelVersionFactory, RegisteredModelFactory
@@ -34,6 +39,7 @@ __all__ = [
     "ModelVersionFactory",
     "PlanFactory",
     "RegisteredModelFactory",
+    "RemoteServerFactory",
     "ReplicaFactory",
     "RoleFactory",
     "RouteFactory",

@@ -118,6 +118,7 @@ class RemoteClient:
         session, self._session = self._session, None
         for run in list(self._running.values()):
             run.end(EngineDead("the connection was closed here"))
+        self._running.clear()
         self._prepared.clear()
         if session is not None:
             await session.close()
@@ -171,14 +172,13 @@ class RemoteClient:
         )
         self._running[request_id] = run
         run.task = asyncio.create_task(self._ask(session, run))
-        run.task.add_done_callback(lambda _: self._forget(request_id))
         return stream
 
     def discard(self, request_id: str) -> None:
         """Drop a request in whatever state it is; never waits or raises. The server is left at
         once, which tells it to stop."""
         self._prepared.pop(request_id, None)
-        if (run := self._running.get(request_id)) is not None:
+        if (run := self._running.pop(request_id, None)) is not None:
             run.abort()
 
     async def measure_inputs(
@@ -273,6 +273,8 @@ class RemoteClient:
         except EngineClientError as error:
             logger.info("Remote %s failed: %s", self._target.model, error)
             run.end(error)
+        finally:
+            self._forget(run.stream.request_id)
 
     async def _follow(
         self, answer: aiohttp.ClientResponse, run: "_Run", patience: asyncio.Timeout

@@ -265,7 +265,8 @@ def vectors_of(data: bytes, *, n_inputs: int) -> tuple[list[list[float]], Usage 
         raise EngineFault("the remote server's answer makes no sense") from error
     by_index = {each.index: each.embedding for each in found.data}
     sizes = {len(vector) for vector in by_index.values()}
-    if sorted(by_index) != list(range(n_inputs)) or len(sizes) != 1 or sizes == {0}:
+    is_of_inputs = len(found.data) == n_inputs and sorted(by_index) == list(range(n_inputs))
+    if not is_of_inputs or len(sizes) != 1 or sizes == {0}:
         raise EngineFault("the remote server's vectors are not those of the inputs")
     return [by_index[index] for index in range(n_inputs)], found.usage
 

@@ -30,6 +30,7 @@ def form(deployment: Deployment, **changed: object) -> dict[str, object]:
         "n_replicas": deployment.n_replicas,
         "dtype": deployment.dtype,
         "max_model_len": "",
+        "remote_task": "generate",
         "kv_cache_tokens": deployment.kv_cache_tokens,
         "max_sequences": deployment.max_sequences,
         "max_batched_tokens": deployment.max_batched_tokens,

@@ -24,6 +24,7 @@ from tests.factories import (
     ModelVersionFactory,
     PlanFactory,
     RegisteredModelFactory,
+    RemoteServerFactory,
     ReplicaFactory,
     RoleFactory,
     RouteFactory,
@@ -61,6 +62,7 @@ PLATFORM: Final[dict[str, Callable[[], Any]]] = {
     "rbac_role": RoleFactory,
     "registry_registeredmodel": RegisteredModelFactory,
     "registry_modelversion": ModelVersionFactory,
+    "deployments_remoteserver": lambda: RemoteServerFactory(name=MARK),
     "routing_route": lambda: RouteFactory(name=f"{MARK}/model", is_restricted=True),
 }
 

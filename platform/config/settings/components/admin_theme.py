@@ -101,6 +101,7 @@ UNFOLD: dict[str, Any] = {
                     _list("Versions", "inventory_2", "registry", "modelversion"),
                     _list("Deployments", "rocket_launch", "deployments", "deployment"),
                     _list("Replicas", "stacks", "deployments", "replica"),
+                    _list("Remote servers", "cloud", "deployments", "remoteserver"),
                     _list("Engine processes", "memory", "engines", "engineprocess"),
                     _list("Routes", "alt_route", "routing", "route"),
                 ],
