@@ -32,6 +32,7 @@ class EngineStream:
         self._abort_sent = False
         self._changed = asyncio.Event()
         self._begun = asyncio.Event()
+        self._is_taken_on = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # -- for the consumer --------------------------------------------------------------------
@@ -41,9 +42,9 @@ class EngineStream:
         return self._ended.done()
 
     async def begun(self) -> None:
-        """Return once it was taken on, or has ended; raises what ended it badly before."""
+        """Return once it was taken on, or has ended; raises what ended it badly before that."""
         await self._begun.wait()
-        if self.error is not None:
+        if self.error is not None and not self._is_taken_on:
             raise self.error
 
     def __aiter__(self) -> Self:
@@ -89,6 +90,7 @@ class EngineStream:
 
     def begin(self) -> None:
         """Say that it was taken on: an error from now on comes where answers come."""
+        self._is_taken_on = True
         self._begun.set()
 
     def push(self, delta: AnswerDelta) -> None:

@@ -20,6 +20,7 @@ class EnginePool:
         self._clients: dict[str, tuple[ReplicaEndpoint, ReplicaClient]] = {}
         self._connecting: dict[ReplicaEndpoint, asyncio.Task[ReplicaClient]] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._retiring: set[RemoteClient] = set()
 
     async def client(self, endpoint: ReplicaEndpoint) -> ReplicaClient:
         """Return a live client of the engine start, or of the server, that ``endpoint`` names.
@@ -74,9 +75,17 @@ class EnginePool:
         for _, client in self._clients.values():
             self._close(client)
         self._clients.clear()
+        for retiring in list(self._retiring):
+            await retiring.close()
         await asyncio.gather(*self._closing)
 
     def _close(self, client: ReplicaClient) -> None:
-        task = asyncio.create_task(client.close())
+        """Close what is gone. What is only asked otherwise from now on, ends its requests first."""
+        if isinstance(client, RemoteClient):
+            self._retiring.add(client)
+            task = asyncio.create_task(client.retire())
+            task.add_done_callback(lambda _: self._retiring.discard(client))
+        else:
+            task = asyncio.create_task(client.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

@@ -123,6 +123,12 @@ class RemoteClient:
         if session is not None:
             await session.close()
 
+    async def retire(self) -> None:
+        """Close once nothing runs any more: the server is still there, only asked otherwise."""
+        while tasks := [run.task for run in self._running.values() if run.task is not None]:
+            await asyncio.wait(tasks)
+        await self.close()
+
     # -- requests ----------------------------------------------------------------------------
 
     async def prepare(

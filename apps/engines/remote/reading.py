@@ -3,6 +3,7 @@ stranger's text: read leniently where servers differ, bounded, and refused where
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,6 +21,7 @@ from apps.engines.types import (
 
 MAX_LINE_BYTES: Final = 1024 * 1024
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+_BYTES: Final = re.compile(r"bytes:(\\x[0-9a-fA-F]{2})+")
 _MAX_CALLS: Final = 128
 _NO_ID: Final = -1  # servers do not tell tokens' ids
 _BYTES_A_TOKEN: Final = 3  # fewer than texts have: where a server counts nothing, too many are told
@@ -303,10 +305,10 @@ def _logprobs(said: _Logprobs | None) -> tuple[TokenLogprob, ...]:
     return tuple(
         TokenLogprob(
             token_id=_NO_ID,
-            token=token.encode(errors="replace"),
+            token=_named(token),
             logprob=logprob or 0.0,
             top=tuple(
-                (text.encode(errors="replace"), value)
+                (_named(text), value)
                 for text, value in ((tops[place] if place < len(tops) else None) or {}).items()
             ),
         )
@@ -320,6 +322,13 @@ def _bytes_of(token: _Top) -> bytes:
     if token.bytes is not None and all(0 <= each < 256 for each in token.bytes):
         return bytes(token.bytes)
     return token.token.encode(errors="replace")
+
+
+def _named(token: str) -> bytes:
+    """Return the bytes of a completion's token, where parts of characters are named by theirs."""
+    if _BYTES.fullmatch(token):
+        return bytes.fromhex(token.removeprefix("bytes:").replace("\\x", ""))
+    return token.encode(errors="replace")
 
 
 def _size(text: str) -> int:
