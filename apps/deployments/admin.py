@@ -115,7 +115,7 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
         )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        fixed = ("name",) if obj else ()
+        fixed: tuple[str, ...] = ("name",) if obj else ()
         # Whose key a deployment uses is not for someone who was given only that deployment.
         if not access_in(request).may("deployments.view_remoteserver"):
             fixed += ("remote", "remote_model", "remote_task")

@@ -14,13 +14,14 @@ from apps.engines.exceptions import (
     EngineDead,
     EngineFault,
     EngineOverloaded,
-    EngineRequestError,
     EngineUnresponsive,
 )
 from apps.engines.stream import EngineStream
 from apps.engines.translation import (
     MeasuredInputs,
+    Question,
     answer_delta,
+    encoded_question,
     engine_health,
     engine_info,
     generation_result,
@@ -70,7 +71,6 @@ MAX_TOKENIZE_INPUTS: Final = protocol.MAX_TOKENIZE_INPUTS
 MAX_TOP_LOGPROBS: Final = protocol.MAX_TOP_LOGPROBS
 MAX_UNSENT_BYTES: Final = 16 * 1024 * 1024
 
-Question = protocol.Prepare | protocol.Embed | protocol.TextQuestion
 Reply = protocol.Prepared | protocol.Embedded | protocol.TextAnswer
 R = TypeVar("R", bound=Reply)
 K = TypeVar("K", str, int)
@@ -266,7 +266,7 @@ class EngineClient:
         request_id = question.request_id
         if request_id in self._replies or request_id in self._streams:
             raise ValueError(f"request id {request_id!r} is in use")
-        frame = _encode_request(question)
+        frame = encoded_question(question)
         what = f"answer {type(question).__name__}"
         try:
             reply = await self._ask(
@@ -383,20 +383,3 @@ class EngineClient:
 async def _read_message(reader: asyncio.StreamReader) -> protocol.FromEngine:
     length = protocol.frame_length(await reader.readexactly(protocol.HEADER.size))
     return protocol.decode_from_engine(await reader.readexactly(length))
-
-
-def _encode_request(message: Question) -> bytes:
-    """Encode what came from outside; the engine closes a connection over a bad frame, so no
-    request may make one.
-
-    Raises:
-        EngineRequestError: it cannot be put in a frame of this protocol.
-    """
-    try:
-        frame = protocol.encode_frame(message)
-        protocol.decode_to_engine(frame[protocol.HEADER.size :])
-    except (FrameError, OverflowError, UnicodeEncodeError, TypeError) as error:
-        raise EngineRequestError(
-            f"The request cannot be passed on: {error}", code="invalid_value", param=None
-        ) from error
-    return frame

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from apps.engines.exceptions import EngineClientError, engine_client_error
+from apps.engines.exceptions import EngineClientError, EngineRequestError, engine_client_error
 from apps.engines.types import (
     AnswerDelta,
     EngineHealth,
@@ -16,6 +16,8 @@ from apps.engines.types import (
     ToolCallDelta,
 )
 from engine_service import protocol
+
+Question = protocol.Prepare | protocol.Embed | protocol.TextQuestion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,23 @@ def measured_inputs(message: protocol.TokenizedInputs) -> MeasuredInputs:
         inputs=tuple(protocol.TokenPrompt(token_ids=ids) for ids in message.inputs),
         n_tokens=tuple(map(len, message.inputs)),
     )
+
+
+def encoded_question(message: Question) -> bytes:
+    """Encode what came from outside; the engine closes a connection over a bad frame, so no
+    request may make one.
+
+    Raises:
+        EngineRequestError: it cannot be put in a frame of this protocol.
+    """
+    try:
+        frame = protocol.encode_frame(message)
+        protocol.decode_to_engine(frame[protocol.HEADER.size :])
+    except (protocol.FrameError, OverflowError, UnicodeEncodeError, TypeError) as error:
+        raise EngineRequestError(
+            f"The request cannot be passed on: {error}", code="invalid_value", param=None
+        ) from error
+    return frame
 
 
 def engine_info(message: protocol.Welcome) -> EngineInfo:

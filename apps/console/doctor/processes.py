@@ -133,6 +133,8 @@ async def _process_asked(process: "EngineProcess") -> Finding:
         if process.state == process.State.STARTING:
             return warning(name, seen, "wait until it has loaded its model")
         return failure(name, seen, f"its log says more: {process.log_path or 'VAR/logs'}")
+    if process.info.get("backend") == "remote":  # the agent asks it, and knows how
+        return ok(name, f"a remote server, answered the agent in {process.ping_ms or 0:.0f} ms")
     return await engine_asked(name, Path(process.socket_path), epoch=process.epoch)
 
 

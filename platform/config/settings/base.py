@@ -132,6 +132,9 @@ JWT_AUDIENCE = env.text("JWT_AUDIENCE", "nano-llm-api")
 # How often a minute one API token is exchanged for JWTs, and one address may refresh, and revoke.
 AUTH_REQUESTS_PER_MINUTE = env.integer("AUTH_REQUESTS_PER_MINUTE", default=120, minimum=1)
 
+# Secret keys of before, by commas: what they sealed can be read still, and is sealed no more.
+SECRET_KEY_FALLBACKS = env.strings("SECRET_KEY_FALLBACKS")
+
 X_FRAME_OPTIONS = "DENY"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
