@@ -3,7 +3,7 @@
 from django.db.models import F, Prefetch
 
 from apps.deployments.models import Deployment, Replica
-from apps.deployments.types import LiveState, ReplicaEndpoint
+from apps.deployments.types import REMOTE_VERSION_ID, LiveState, ReplicaEndpoint
 from apps.engines.selectors import EngineState
 from apps.engines.types import RemoteTarget
 
@@ -22,7 +22,7 @@ def replica_endpoints() -> list[ReplicaEndpoint]:
         ReplicaEndpoint(
             deployment_id=row.deployment_id,
             deployment_name=row.deployment.name,
-            model_version_id=row.deployment.model_version_id or 0,
+            model_version_id=row.deployment.model_version_id or REMOTE_VERSION_ID,
             replica_index=row.index,
             engine_name=row.engine_process.name,
             epoch=row.engine_process.epoch,

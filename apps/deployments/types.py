@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from apps.registry.models import ModelVersion
 
 DEPLOYMENTS_STAMP: Final = "deployments"
+REMOTE_VERSION_ID: Final = 0  # in place of a model version's, where there is no artifact here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +18,7 @@ class ReplicaEndpoint:
     """A replica that takes requests now, and the socket where its engine answers; or what is asked
     in its place.
 
-    model_version_id: 0 where the model is at a remote server.
+    model_version_id: ``REMOTE_VERSION_ID`` where the model is at a remote server.
     """
 
     deployment_id: int

@@ -13,6 +13,7 @@ from apps.rbac.selectors import person_of
 from apps.rbac.services import object_permissions_change
 from apps.routing.models import Route, RouteUserObjectPermission
 from apps.routing.services import (
+    remote_responses_purge,
     route_create,
     route_delete,
     route_update,
@@ -83,7 +84,9 @@ class RouteAdmin(ObjectScoped, ServiceModelAdmin):
         routes = self.changeable(
             request, queryset.select_related("deployment__model_version__model")
         )
-        versions = {route.deployment.model_version for route in routes}
-        for version in versions - {None}:
-            version_responses_purge(model_version=version, actor=actor_of(request))
+        for version in {route.deployment.model_version for route in routes}:
+            if version is None:
+                remote_responses_purge(actor=actor_of(request))
+            else:
+                version_responses_purge(model_version=version, actor=actor_of(request))
         messages.success(request, "What is kept of their models' answers is forgotten.")

@@ -4,7 +4,7 @@ from collections import defaultdict
 from types import MappingProxyType
 
 from apps.deployments.selectors import replica_endpoints
-from apps.deployments.types import ReplicaEndpoint
+from apps.deployments.types import REMOTE_VERSION_ID, ReplicaEndpoint
 from apps.routing.models import Route, RouteUserObjectPermission
 from apps.routing.response_cache import Generation, ResponseCache
 from apps.routing.table import Lease, RoutingTable
@@ -27,7 +27,7 @@ def snapshot() -> RoutingSnapshot:
             name=route.name,
             deployment_id=route.deployment_id,
             deployment_name=route.deployment.name,
-            model_version_id=route.deployment.model_version_id or 0,
+            model_version_id=route.deployment.model_version_id or REMOTE_VERSION_ID,
             created_at=route.created_at,
             task=route.deployment.task,
             audience=audiences.get(route.pk),

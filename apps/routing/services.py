@@ -10,6 +10,7 @@ from django.db import transaction
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.services import change_stamp_bump, fields_set, plain
+from apps.deployments.types import REMOTE_VERSION_ID
 from apps.routing.models import Route
 from apps.routing.types import (
     RESPONSES_STAMP,
@@ -96,6 +97,14 @@ def version_responses_purge(*, model_version: ModelVersion, actor: Actor) -> Non
     """Forget what is kept of a model version's answers, in every process within a second."""
     event_record(action="responses.purged", actor=actor, obj=model_version)
     _purged(version_stamp(model_version.pk))
+
+
+@transaction.atomic
+def remote_responses_purge(*, actor: Actor) -> None:
+    """Forget what is kept of remote models' answers: all of them, which have no version to tell
+    them apart by."""
+    event_record(action="responses.purged", actor=actor, changes={"because_of": "remote models"})
+    _purged(version_stamp(REMOTE_VERSION_ID))
 
 
 def _purged(stamp: str) -> None:

@@ -3,19 +3,25 @@ ledger keeps. The server there is a real one, and does as a test tells it to."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import httpx
 import pytest
 
+from apps.audit.types import SYSTEM
 from apps.core.hop import database_hop
 from apps.core.services import change_stamp_bump
 from apps.deployments.models import Deployment, RemoteServer
+from apps.deployments.services import remote_server_update
 from apps.deployments.types import ReplicaEndpoint
 from apps.gateway.runtime import GatewayRuntime, gateway_runtime
+from apps.gateway.services import answer
 from apps.metering.models import Meter, UsageRecord
 from apps.rbac.models import ApiToken
+from apps.rbac.selectors import principal_of_secret
+from apps.routing.models import Route
+from apps.routing.services import remote_responses_purge
 from config.asgi import application
 from tests import remote
 from tests.factories.access import ApiTokenFactory
@@ -62,7 +68,7 @@ async def http(
 
 def route_to(upstream: Upstream, **fields: Any) -> None:
     server = RemoteServerFactory(
-        base_url=upstream.base_url, api_key=KEY, first_byte_timeout_s=1, idle_timeout_s=1
+        base_url=upstream.base_url, api_key=KEY, first_byte_timeout_s=3, idle_timeout_s=3
     )
     deployment = DeploymentFactory(
         name="far", elsewhere=True, remote=server, remote_model=remote.MODEL, **fields
@@ -90,7 +96,7 @@ async def row_of() -> UsageRecord:
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 @pytest.mark.parametrize(
-    ("answer", "status", "code"),
+    ("fault", "status", "code"),
     [
         (of_body(b"{}", status=429, headers={"Retry-After": "7"}), 503, "engine_overloaded"),
         (of_body(b"secret trace", status=500), 500, "engine_error"),
@@ -103,12 +109,12 @@ async def row_of() -> UsageRecord:
 async def test_errors_there_are_errors_of_an_engine_here(
     http: httpx.AsyncClient,
     upstream: Upstream,
-    answer: remote.Answer,
+    fault: remote.Answer,
     status: int,
     code: str,
     is_streamed: bool,
 ) -> None:
-    upstream.answer = answer
+    upstream.answer = fault
     response = await http.post(CHAT, json=body(stream=is_streamed))
     if response.status_code == 200:  # known only once the body was read
         assert is_streamed
@@ -126,7 +132,7 @@ async def test_errors_there_are_errors_of_an_engine_here(
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "fault",
     [
         streamed(piece("Hel"), piece("lo"), cuts=True),
         streamed(piece("Hel"), piece("lo")),
@@ -135,9 +141,9 @@ async def test_errors_there_are_errors_of_an_engine_here(
     ids=["broken off", "half", "stuck"],
 )
 async def test_half_a_stream_ends_in_an_error_and_is_charged(
-    http: httpx.AsyncClient, upstream: Upstream, answer: remote.Answer
+    http: httpx.AsyncClient, upstream: Upstream, fault: remote.Answer
 ) -> None:
-    upstream.answer = answer
+    upstream.answer = fault
     response = await http.post(CHAT, json=body(stream=True))
     events = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
     assert events[-1] == "[DONE]"
@@ -293,3 +299,54 @@ async def test_embeddings_are_charged_by_usage(http: httpx.AsyncClient, upstream
 
 async def _of(value: bool) -> bool:
     return value
+
+
+async def test_a_batch_gets_whole_answers(
+    http: httpx.AsyncClient, upstream: Upstream, token: ApiToken
+) -> None:
+    upstream.answer = whole("Hello", prompt_tokens=2, completion_tokens=2)
+    assert token.secret is not None
+    principal = await database_hop(principal_of_secret, token.secret)
+    found = await answer(
+        principal=principal, endpoint=CHAT, body=json.dumps(body()).encode(), door="batch",
+        priority=-1,
+    )  # fmt: skip
+    assert found.status == 200
+    assert json.loads(found.body)["choices"][0]["message"]["content"] == "Hello"
+    row = await row_of()
+    assert (row.door, row.outcome, row.n_charged_tokens) == ("batch", "completed", 4)
+    upstream.answer = of_body(b"", status=500)
+    found = await answer(
+        principal=principal, endpoint=CHAT, body=json.dumps(body()).encode(), door="batch",
+        priority=-1,
+    )  # fmt: skip
+    assert (found.status, json.loads(found.body)["error"]["code"]) == (500, "engine_error")
+
+
+async def test_kept_answers_are_forgotten_with_a_change_and_by_a_purge(
+    http: httpx.AsyncClient, upstream: Upstream
+) -> None:
+    def keep() -> None:
+        Route.objects.update(caches_responses=True)
+        change_stamp_bump("routes")
+
+    await database_hop(keep)
+    upstream.answer = whole("Hello", prompt_tokens=2, completion_tokens=2)
+
+    async def told() -> str:
+        response = await http.post(CHAT, json=body(temperature=0))
+        assert response.status_code == 200, response.text
+        return response.headers["x-response-cache"]
+
+    assert [await told(), await told()] == ["miss", "hit"]
+    assert len(upstream.asked) == 1
+    await database_hop(remote_responses_purge, actor=SYSTEM)
+    await wait_until_async("the purge to be seen", lambda: _is(told(), "miss"))
+    assert await told() == "hit"
+    server = await database_hop(RemoteServer.objects.get)
+    await database_hop(remote_server_update, server=server, actor=SYSTEM, max_concurrency=7)
+    await wait_until_async("the change to be seen", lambda: _is(told(), "miss"))
+
+
+async def _is(asked: Awaitable[str], expected: str) -> bool:
+    return await asked == expected

@@ -244,3 +244,8 @@ def test_whoever_may_change_routes_purges_in_the_admin(transactional_db: None) -
     staff("view_route", "change_route").post(page, asked)
     assert change_stamps()[version_stamp(version_id)] == 1
     assert actions() == ["responses.purged"]
+    remote = RouteFactory(deployment__elsewhere=True)
+    asked = {"action": "purge_selected", "_selected_action": [remote.pk]}
+    staff("view_route", "change_route").post(page, asked)
+    assert change_stamps()[version_stamp(0)] == 1
+    assert actions() == ["responses.purged"] * 2
