@@ -178,7 +178,8 @@ class Reading:
         if chunk.error is not None:
             raise EngineFault("the remote server failed at this request")
         self._usage = chunk.usage or self._usage
-        deltas = [self._delta(choice) for choice in chunk.choices or ()]
+        choices = [each for each in chunk.choices or () if not self._is_afterword(each)]
+        deltas = [self._delta(choice) for choice in choices]
         if self.is_whole and deltas:
             self.last = deltas.pop()
         return deltas
@@ -204,6 +205,13 @@ class Reading:
         """Return what was used by an answer that is cut here."""
         self._finish_reason = "abort"
         return self.result()
+
+    def _is_afterword(self, choice: _Choice) -> bool:
+        """Whether it says nothing of an answer that has ended, as some servers do at the end."""
+        piece = choice.delta or choice.message or _Piece()
+        said = (choice.text, piece.content, piece.reasoning, piece.reasoning_content)
+        is_ended = 0 <= choice.index < self.n_answers and self._answers[choice.index].is_ended
+        return is_ended and not any((*said, piece.tool_calls))
 
     def _delta(self, choice: _Choice) -> AnswerDelta:
         if not 0 <= choice.index < self.n_answers or self._answers[choice.index].is_ended:

@@ -51,6 +51,30 @@ async def test_events_cut_anywhere_are_whole_again(
     assert text_of(await all_of(stream)) == "Héllo"
 
 
+async def test_what_servers_do_otherwise_is_understood(
+    client: RemoteClient, upstream: Upstream
+) -> None:
+    """Empty pieces after the end, usage in every piece, names of tools again and again, no end."""
+    call = {"function": {"name": "look", "arguments": "{"}}
+    again = {"index": 0, "function": {"name": "look", "arguments": "}"}}
+    upstream.answer = streamed(
+        remote.event({"choices": [], "usage": None, "prompt_filter_results": []}),
+        piece(role="assistant", tool_calls=[call]),
+        piece(tool_calls=[again]),
+        piece(finish_reason="tool_calls"),
+        piece(),
+        piece(finish_reason="tool_calls"),
+        usage(9, 1),
+        usage(9, 4),
+    )
+    stream = await ask(client)
+    pieces = [each for delta in await all_of(stream) for each in delta.tool_calls]
+    assert [each.name for each in pieces if each.name] == ["look"]
+    assert "".join(each.arguments for each in pieces) == "{}"
+    assert stream.result is not None
+    assert (stream.result.n_completion_tokens, stream.result.finish_reason) == (4, "stop")
+
+
 async def test_a_whole_answer(client: RemoteClient, upstream: Upstream) -> None:
     upstream.answer = whole("Hello", prompt_tokens=9, completion_tokens=2)
     stream = await ask(client, is_streamed=False)
