@@ -12,6 +12,7 @@ from apps.batches.selectors import batches_at
 from apps.core.access import Access
 from apps.core.prices import currency_text
 from apps.deployments.selectors import deployment_name
+from apps.deployments.types import REMOTE_VERSION_ID
 from apps.engines.selectors import journal_of
 from apps.gateway.selectors import kept_request_of
 from apps.gateway.types import KeptRequest
@@ -80,7 +81,6 @@ def request_report(record: "UsageRecord", *, access: Access) -> RequestReport:
     token, owner = _token_and_owner(record, links)
     route_id = route_id_of(record.route_name)
     tenant = tenant_names({record.tenant_id}).get(record.tenant_id, f"#{record.tenant_id}")
-    version = model_version_get(record.model_version_id)
     return RequestReport(
         record=record,
         tenant=Link(text=tenant, url=links.url("tenants_tenant", record.tenant_id)),
@@ -90,9 +90,7 @@ def request_report(record: "UsageRecord", *, access: Access) -> RequestReport:
         route=Link(
             text=record.route_name, url=links.url("routing_route", route_id) if route_id else ""
         ),
-        model_version=links.to(
-            "registry_modelversion", record.model_version_id, name=str(version) if version else None
-        ),
+        model_version=_model(record, links),
         deployment=links.to(
             "deployments_deployment",
             record.deployment_id,
@@ -166,6 +164,14 @@ class _Links:
         if name is None or not self.may_see(page):
             return Link(text=f"#{pk}")
         return Link(text=name, url=self.url(page, pk))
+
+
+def _model(record: "UsageRecord", links: _Links) -> Link:
+    if record.model_version_id == REMOTE_VERSION_ID:
+        return Link(text="at a remote server")
+    version = model_version_get(record.model_version_id)
+    name = str(version) if version else None
+    return links.to("registry_modelversion", record.model_version_id, name=name)
 
 
 def _token_and_owner(record: "UsageRecord", links: _Links) -> tuple[Link | None, Link | None]:

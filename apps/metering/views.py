@@ -198,6 +198,8 @@ def _subject(query: UsageQuery, line: UsageLine, *, names: dict[int, str]) -> st
             return names.get(int(line.subject or 0), f"#{line.subject}")
         case "token" if not line.subject:
             return "no token"
+        case "model" if not line.subject:
+            return "at remote servers"
         case "route":
             return str(line.subject)
     return f"#{line.subject}"

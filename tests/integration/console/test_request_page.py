@@ -19,6 +19,7 @@ from tests.factories import (
     ApiTokenFactory,
     AuditEventFactory,
     BatchFactory,
+    DeploymentFactory,
     EngineJournalFactory,
     JournalEntryFactory,
     MembershipFactory,
@@ -102,6 +103,14 @@ def test_the_whole_way(admin_client: Client, token: ApiToken) -> None:
     assert (report.cost, report.prices[0]) == ("0.00003", ("prompt", "1.00"))
     for text in ("carl", "rest, chat.completions", "smollm2/0, 1", "finish reason stop", "120 ms"):
         assert text in said, text
+
+
+def test_a_request_to_a_remote_server(admin_client: Client, token: ApiToken) -> None:
+    deployment = DeploymentFactory(elsewhere=True, name="far")
+    record = request_of(token, deployment_id=deployment.pk, model_version_id=0)
+    report = admin_client.get(url(record)).context["report"]
+    assert (report.model_version.text, report.model_version.url) == ("at a remote server", "")
+    assert report.deployment.text == "far"
 
 
 def test_times_of_a_request() -> None:
