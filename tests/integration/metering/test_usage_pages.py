@@ -84,6 +84,11 @@ def test_lines_by_day_and_by_whom(admin_client: Client, tenants: Any) -> None:
     ]
     assert lines(admin_client, by="route", per="hour", route="b") == [("25 12", "b", 1, 0, "0.00")]
     assert lines(admin_client, by="model", per="span") == [(None, "#1", 4, 1, "1.50")]
+    UsageRecordFactory(model_version_id=0, created_at=NOON)
+    usage_roll_up()
+    assert lines(admin_client, by="model", per="span")[1:] == [
+        (None, "at remote servers", 1, 0, "0.00")
+    ]
 
 
 def test_who_may_see_it_finds_the_page_of_whom_a_line_is_by(
