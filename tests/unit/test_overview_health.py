@@ -34,7 +34,7 @@ def _card(*engines: Any, desired: str = "running", n_replicas: int = 1, name: st
     row = SimpleNamespace(
         pk=1,
         name=name,
-        model_version="smollm2 v1",
+        model_name="smollm2 v1",
         desired_state=desired,
         get_desired_state_display=lambda: Deployment.DesiredState(desired).label,
         n_replicas=n_replicas,
