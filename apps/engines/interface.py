@@ -37,6 +37,7 @@ class ReplicaClient(Protocol):
         cache_salt: str,
         timeout_s: float,
         standing: Standing,
+        cache_tags: tuple[str, ...],
         output_format: OutputFormat | None,
         is_streamed: bool,
     ) -> PreparedRequest: ...
@@ -66,5 +67,7 @@ class ReplicaClient(Protocol):
     async def detokenize(
         self, *, request_id: str, token_ids: Sequence[int], timeout_s: float
     ) -> str: ...
+
+    async def purge(self, tag: str, *, timeout_s: float) -> int: ...
 
     async def close(self) -> None: ...

@@ -124,6 +124,7 @@ class RemoteClient:
         cache_salt: str,
         timeout_s: float,
         standing: Standing,
+        cache_tags: tuple[str, ...] = (),
         output_format: OutputFormat | None,
         is_streamed: bool,
     ) -> PreparedRequest:
@@ -213,6 +214,10 @@ class RemoteClient:
     ) -> str:
         """Raises EngineRequestError, as ``tokenize``."""
         _no_tokenizer()
+
+    async def purge(self, tag: str, *, timeout_s: float) -> int:
+        """Return 0: tags do not go to a remote server, and what it keeps is its own to forget."""
+        return 0
 
     async def look(self, *, timeout_s: float) -> None:
         """See whether the server is there, takes our key and has our model.
