@@ -9,7 +9,7 @@ import msgspec
 from daphne.http_protocol import HTTPFactory, WebRequest
 from daphne.server import reactor
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
-from twisted.web.http import HTTPChannel, _GenericHTTPChannelProtocol
+from twisted.web.http import HTTPChannel, Request, _GenericHTTPChannelProtocol
 
 from apps.core.exceptions import AppError, InvalidRequest, PayloadTooLarge
 from apps.core.ids import new_id
@@ -68,6 +68,8 @@ class BoundedChannel(HTTPChannel):
 
 class BoundedRequest(WebRequest):
     """One HTTP request."""
+
+    _response_started: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.gate = WriteGate()
@@ -145,20 +147,41 @@ class BoundedRequest(WebRequest):
     # -- out ---------------------------------------------------------------------------------
 
     def handle_reply(self, message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start" and self.channel is not None:
-            if self.channel._waitingForTransport:  # an earlier answer is still unread
-                self.gate.pauseProducing()
-            self.registerProducer(self.gate, True)
-            if self.server.is_draining:
-                self.channel.persistent = False
-                self.setHeader(b"connection", b"close")
-        super().handle_reply(message)
+        """Send a part of the answer. In place of the parent's, which makes much of a log that
+        nobody reads."""
+        if self.finished or self.channel is None:
+            return
+        if message["type"] == "http.response.start":
+            self._start(message)
+        elif message["type"] == "http.response.body":
+            if not self._response_started:
+                raise ValueError("The body of an answer came before its start.")
+            Request.write(self, message.get("body", b""))
+            if not message.get("more_body", False):
+                self.finish()
+
+    def _start(self, message: dict[str, Any]) -> None:
+        if self._response_started:
+            raise ValueError("An answer was started twice.")
+        self._response_started = True
+        if self.channel._waitingForTransport:  # an earlier answer is still unread
+            self.gate.pauseProducing()
+        self.registerProducer(self.gate, True)
+        self.setResponseCode(message["status"])
+        for name, value in message.get("headers", ()):
+            self.responseHeaders.addRawHeader(name, value)
+        if self.server.is_draining:
+            self.channel.persistent = False
+            self.setHeader(b"connection", b"close")
 
     def finish(self) -> None:
         channel = self.channel
         if self.producer is not None:
             self.unregisterProducer()
-        super().finish()
+        if self.application_queue:
+            self.send_disconnect()
+        Request.finish(self)
+        self.server.protocol_disconnected(self)
         if channel._waitingForTransport:
             reactor.callLater(self.server.stall_timeout_s, _drop_unread, channel)
 
@@ -194,6 +217,9 @@ class BoundedHTTPFactory(HTTPFactory):
         protocol = super().buildProtocol(addr)
         protocol.requestFactory = BoundedRequest
         return protocol
+
+    def log(self, request: Any) -> None:
+        """Nobody reads Twisted's line of a request."""
 
 
 class BoundedWebSocket(WebSocketProtocol):

@@ -4,6 +4,7 @@ SIGTERM drains. ``python -m config.server --port 8000`` serves ``config.asgi``."
 import argparse
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
@@ -270,6 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from config.asgi import application
     from config.limits import max_body_bytes
 
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: no collection has to look at it again
     DrainingServer(
         application,
         listener=listener,
