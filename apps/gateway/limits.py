@@ -2,7 +2,7 @@
 and whether there is room for it in the minute. What it may cost is the ledger's to say."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
@@ -11,12 +11,13 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError
 
 from apps.core.exceptions import Unavailable
+from apps.core.gathering import Gathering, Spawn
 from apps.core.hop import database_hop
 from apps.core.limits import UNLIMITED, Limits
 from apps.core.memory import Memory
 from apps.metering.exceptions import LimitExceeded
 from apps.metering.selectors import end_user_scope, scopes_of
-from apps.metering.services import count_request
+from apps.metering.services import count_request, count_requests
 from apps.metering.types import Budget, Scope
 from apps.rbac.types import Principal
 from apps.routing.exceptions import ModelNotFound
@@ -25,7 +26,8 @@ from apps.tenants.selectors import end_user_limits, has_end_users
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_cache_executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cache")
+_cache_executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cache")
+COUNTED_AT_MOST: Final = 100
 _LOCAL_CACHE: Final = "django.core.cache.backends.locmem.LocMemCache"
 
 
@@ -46,7 +48,10 @@ class Admitted:
 class LimitCheck:
     """Of one event loop. Subscribe ``forget`` to the stamp ``access``."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, spawn: Spawn) -> None:
+        self._counts: Gathering[tuple[Scope, ...], Budget | None] = Gathering(
+            _count, at_most=COUNTED_AT_MOST, spawn=spawn
+        )
         self._end_users: Memory[tuple[int, str | None], Limits | None] = Memory()
         self.forget = self._end_users.forget
 
@@ -70,7 +75,15 @@ class LimitCheck:
                 raise ModelNotFound(model)
         if not is_counted or all(each.limits.requests_per_minute is None for each in scopes):
             return Admitted(scopes=scopes, requests=None)
-        return Admitted(scopes=scopes, requests=await counted(scopes))
+        return Admitted(scopes=scopes, requests=await self.count(scopes))
+
+    async def count(self, scopes: tuple[Scope, ...]) -> Budget | None:
+        """Count one request against every scope, off the event loop where the cache is elsewhere;
+        as ``count_request`` raises."""
+        cache = settings.CACHES[settings.RATELIMIT_USE_CACHE]
+        if cache["BACKEND"] == _LOCAL_CACHE:  # a dictionary: a hop would cost more than the look
+            return count_request(scopes)
+        return await self._counts.ask(scopes)
 
     async def _end_user_scopes(self, principal: Principal, end_user: str) -> tuple[Scope, ...]:
         tenant_id = principal.tenant_id
@@ -87,16 +100,6 @@ class LimitCheck:
 def is_allowed(principal: Principal, route_name: str) -> bool:
     """Return whether the tenant's and the key's limits allow a route."""
     return all(scope.allows(route_name) for scope in scopes_of(principal))
-
-
-async def counted(scopes: tuple[Scope, ...]) -> Budget | None:
-    """Count one request against every scope, off the event loop where the cache is elsewhere; as
-    ``count_request`` raises."""
-    cache = settings.CACHES[settings.RATELIMIT_USE_CACHE]
-    if cache["BACKEND"] == _LOCAL_CACHE:  # a dictionary: a hop would cost more than the look
-        return count_request(scopes)
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_cache_executor, count_request, scopes)
 
 
 def rate_headers(*, requests: Budget | None, tokens: Budget | None) -> Mapping[str, str]:
@@ -125,6 +128,12 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     parts = [(hours, "h"), (minutes, "m"), (rest, "s")]
     return "".join(f"{number}{unit}" for number, unit in parts if number) or "0s"
+
+
+async def _count(requests: Sequence[tuple[Scope, ...]]) -> Sequence[Budget | Exception | None]:
+    """Count on a thread: what waits for the cache meanwhile is counted together next."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_cache_executor, count_requests, requests)
 
 
 async def _any_limits(tenant_id: int) -> tuple[Limits | None, None]:

@@ -16,6 +16,7 @@ from apps.engines.exceptions import EngineClientError
 from apps.gateway.engines import EnginePool
 from apps.gateway.exceptions import Draining
 from apps.gateway.idempotency import KeptAnswer, NamedRequest
+from apps.gateway.ledger_writer import LedgerWriter
 from apps.gateway.limits import LimitCheck
 from apps.gateway.refusals import Refusals
 from apps.gateway.revocation import AccessWatch, Held
@@ -39,11 +40,12 @@ class GatewayRuntime:
 
     def __init__(self) -> None:
         self.tokens = TokenCache()
-        self.limits = LimitCheck()
+        self.limits = LimitCheck(spawn=self.spawn)
         self.table = RoutingTable()
         self.engines = EnginePool(name=f"gateway-{os.getpid()}")
         self.live: set[Held] = set()  # requests: an engine works on them, or answers are sent
         self.connections: set[Held] = set()  # that wait for requests
+        self.ledger = LedgerWriter(spawn=self.spawn)
         self.access = AccessWatch(self.live, self.connections, spawn=self.spawn)
         # What runs under an Idempotency-Key here, or looks for its answer; None: look again.
         self.named: dict[NamedRequest, asyncio.Future[KeptAnswer | None]] = {}

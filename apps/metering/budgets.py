@@ -1,27 +1,28 @@
 """From the limits of scopes to claims on meters, and from what the meters say to a grant or to a
 refusal that is true: who ran out of what, and when there will be more."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from apps.metering import meters
 from apps.metering.exceptions import BudgetHeld, LimitExceeded, QuotaExceeded, TooManyConcurrent
-from apps.metering.meters import OPEN, Held, Reading, Want, hold
+from apps.metering.meters import OPEN, Held, Reading, Want
 from apps.metering.types import Budget, Grant, Reservation, Scope
+
+Hold = Callable[[Sequence[Want]], Held | tuple[Reading, ...]]
 
 _SOON_S: Final = 1.0  # when something that is held may be free again
 
 
-def reserve(reservation: Reservation, *, now: datetime) -> Grant:
+def reserve(reservation: Reservation, *, now: datetime, hold: Hold = meters.hold) -> Grant:
     """Hold tokens, and a place among the open requests, of every scope.
 
     Raises:
         TooManyConcurrent, BudgetHeld: may be free again in a second.
         QuotaExceeded: a day's or a month's tokens are used up.
     """
-    wants = [
-        want for scope in reservation.scopes for want in _wants(reservation, scope=scope, now=now)
-    ]
+    wants = wants_of(reservation, now=now)
     if not wants:
         return Grant(n_tokens=reservation.n_reserved_tokens)
     found = hold(wants)
@@ -38,6 +39,13 @@ def reserve(reservation: Reservation, *, now: datetime) -> Grant:
         meter_ids=tuple(reading.id for reading in found.readings),
         budget=min(budgets, key=lambda each: each.n_left, default=None),
     )
+
+
+def wants_of(reservation: Reservation, *, now: datetime) -> list[Want]:
+    """Return all that a request claims of meters."""
+    return [
+        want for scope in reservation.scopes for want in _wants(reservation, scope=scope, now=now)
+    ]
 
 
 def _wants(reservation: Reservation, *, scope: Scope, now: datetime) -> Iterator[Want]:

@@ -4,7 +4,7 @@ another. Whatever runs at the same time, in whatever process, sees either all of
 Rows are locked in the order of their ids, by both statements, so that they cannot deadlock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -58,7 +58,7 @@ def hold(wants: Sequence[Want]) -> Held | tuple[Reading, ...]:
     """
     if rows := _moved(wants):
         return rows
-    _make(wants)
+    make((want.scope, want.period) for want in wants)
     return _moved(wants) or tuple(readings(wants))
 
 
@@ -74,7 +74,7 @@ def give_back(*, meter_ids: Sequence[int], n_held: int, n_used: int) -> None:
         cursor.execute(
             f"""
             WITH mine AS (
-                SELECT id FROM metering_meter WHERE id IN ({marks}) ORDER BY id {_lock()}
+                SELECT id FROM metering_meter WHERE id IN ({marks}) ORDER BY id {lock()}
             )
             UPDATE metering_meter
             SET n_held = n_held - CASE period WHEN '{OPEN}' THEN 1 ELSE %s END,
@@ -134,7 +134,7 @@ def _hold_statement(n_wants: int) -> str:
             SELECT id, scope, period, n_used, n_held
             FROM metering_meter
             WHERE (scope, period) IN (SELECT scope, period FROM wanted)
-            ORDER BY id {_lock()}
+            ORDER BY id {lock()}
         ),
         room AS (
             SELECT COUNT(*) AS n,
@@ -152,12 +152,16 @@ def _hold_statement(n_wants: int) -> str:
     """  # noqa: S608 - only marks and constants are put in
 
 
-def _make(wants: Sequence[Want]) -> None:
+def make(keys: Iterable[tuple[str, str]]) -> None:
+    """See that there are meters of these scopes and periods. In one order, as all who make some:
+    of two who make the same, one waits for the other."""
     Meter.objects.bulk_create(
-        [Meter(scope=want.scope, period=want.period) for want in wants], ignore_conflicts=True
+        [Meter(scope=scope, period=period) for scope, period in sorted(keys)],
+        ignore_conflicts=True,
     )
 
 
-def _lock() -> str:
-    """SQLite has one writer at a time; there, nothing has to be locked."""
+def lock() -> str:
+    """Return what locks the rows that a SELECT finds; SQLite, with one writer at a time, has
+    nothing to lock."""
     return "FOR UPDATE" if connection.vendor == "postgresql" else ""

@@ -1,8 +1,8 @@
 """Writes of the ledger: reserve before dispatch, settle exactly once, close what was orphaned."""
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
-from typing import Any, Final
+from datetime import datetime
+from typing import Final
 
 from django.db import transaction
 from django.db.models import F
@@ -11,11 +11,13 @@ from django.utils import timezone
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.metering import budgets, meters, orphans, rollups
+from apps.metering.groups import write_group
 from apps.metering.meter_sums import meter_correct
 from apps.metering.models import RefusalRollup, UsageRecord
-from apps.metering.rates import count_request
+from apps.metering.rates import count_request, count_requests
 from apps.metering.reconciliation import check_register
 from apps.metering.rollups import RollupKey
+from apps.metering.rows import charged_values, reserved_row, row_of, settled_values
 from apps.metering.types import (
     Ending,
     Finding,
@@ -28,9 +30,9 @@ from apps.metering.types import (
 )
 
 __all__ = [
-    "check_register", "count_request", "ledger_correct", "orphans_close", "refusals_add",
-    "reservation_void",
-    "reserve", "reused_record", "settle", "usage_roll_up",
+    "check_register", "count_request", "count_requests", "ledger_correct", "orphans_close",
+    "refusals_add", "reservation_void", "reserve", "reused_record", "settle", "usage_roll_up",
+    "write_group",
 ]  # fmt: skip
 
 _ROWS_AT_A_TIME: Final = 200  # on SQLite, requests wait meanwhile
@@ -46,13 +48,9 @@ def reserve(reservation: Reservation) -> Grant:
         LimitExceeded: a scope has less left than is of use.
         IntegrityError: the request id is already in the ledger.
     """
-    now, prices = timezone.now(), reservation.principal.prices
+    now = timezone.now()
     grant = budgets.reserve(reservation, now=now)
-    row = _row(reservation, now=now)
-    row.n_reserved_tokens, row.meter_ids = grant.n_tokens, list(grant.meter_ids)
-    row.prompt_micro, row.cached_micro = prices.prompt, prices.cached
-    row.completion_micro = prices.completion
-    row.save(force_insert=True)
+    reserved_row(reservation, grant=grant, now=now).save(force_insert=True)
     return grant
 
 
@@ -60,7 +58,7 @@ def reused_record(reservation: Reservation, ending: Ending) -> None:
     """Write the row of a request that got a kept answer: settled at once and free of charge, out of
     nobody's budget."""
     now = timezone.now()
-    row = _row(reservation, now=now)
+    row = row_of(reservation, now=now)
     row.is_from_cache, row.n_reserved_tokens = True, 0
     row.engine_name, row.engine_epoch = "", 0  # an engine's own record knows nothing of it
     row.state, row.outcome = UsageRecord.State.SETTLED, ending.outcome
@@ -72,28 +70,6 @@ def reused_record(reservation: Reservation, ending: Ending) -> None:
     row.save(force_insert=True)
 
 
-def _row(reservation: Reservation, *, now: datetime) -> UsageRecord:
-    return UsageRecord(
-        request_id=reservation.request_id,
-        attempt=reservation.attempt,
-        tenant_id=reservation.principal.tenant_id,
-        api_token_id=reservation.principal.api_token_id,
-        user_id=reservation.principal.user_id,
-        end_user=reservation.end_user.replace("\0", "\ufffd"),  # PostgreSQL keeps no NUL
-        door=reservation.door,
-        endpoint=reservation.endpoint,
-        route_name=reservation.route_name,
-        experiment_arm=reservation.experiment_arm,
-        deployment_id=reservation.deployment_id,
-        model_version_id=reservation.model_version_id,
-        engine_name=reservation.engine_name,
-        engine_epoch=reservation.engine_epoch,
-        n_prompt_tokens=reservation.n_prompt_tokens,
-        created_at=now,
-        expires_at=now + timedelta(seconds=reservation.lifetime_s),
-    )
-
-
 @transaction.atomic
 def settle(settlement: Settlement) -> bool:
     """Charge what was used, give back the rest; True for the one call that closed the row.
@@ -103,7 +79,7 @@ def settle(settlement: Settlement) -> bool:
     """
     n_rows = UsageRecord.objects.filter(
         request_id=settlement.request_id, state=UsageRecord.State.RESERVED
-    ).update(state=UsageRecord.State.SETTLED, settled_at=timezone.now(), **_charged(settlement))
+    ).update(**settled_values(settlement, now=timezone.now()))
     if n_rows:
         meters.give_back(
             meter_ids=settlement.grant.meter_ids,
@@ -111,23 +87,6 @@ def settle(settlement: Settlement) -> bool:
             n_used=settlement.n_charged_tokens,
         )
     return n_rows == 1
-
-
-def _charged(settlement: Settlement) -> dict[str, Any]:
-    """Return what a row says of how its request ended, and what that costs."""
-    ending = settlement.ending
-    return {
-        "outcome": ending.outcome,
-        "finish_reason": ending.finish_reason,
-        "error_code": ending.error_code[:60],
-        "n_charged_tokens": settlement.n_charged_tokens,
-        "n_prompt_tokens": settlement.n_prompt_tokens,
-        "n_cached_tokens": ending.n_cached_tokens,
-        "n_completion_tokens": ending.n_completion_tokens,
-        "cost_micro": settlement.cost_micro,
-        "ttft_ms": ending.ttft_ms,
-        "total_ms": ending.total_ms,
-    }
 
 
 def reservation_void(request_id: str) -> bool:
@@ -221,7 +180,7 @@ def _settle_late(request_id: str) -> bool:
     settlement = orphans.settlement_late(row)
     if settlement is None:
         return False
-    UsageRecord.objects.filter(pk=row.pk).update(**_charged(settlement))
+    UsageRecord.objects.filter(pk=row.pk).update(**charged_values(settlement))
     n_more = settlement.n_charged_tokens - row.n_charged_tokens
     meters.charge(meter_ids=row.meter_ids, n_used=n_more)
     if row.is_rolled_up:

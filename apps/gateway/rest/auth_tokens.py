@@ -16,7 +16,6 @@ from apps.core.addresses import counted_as
 from apps.core.exceptions import Unavailable
 from apps.core.hop import database_hop
 from apps.core.limits import Limits
-from apps.gateway.limits import counted
 from apps.gateway.rest.base import InferenceView, address_of, body_of
 from apps.gateway.rest.operations import Operation
 from apps.gateway.runtime import gateway_runtime
@@ -202,7 +201,7 @@ async def _count(key: str, *, said: str) -> None:
     """Bound what one may write here, in the database and the audit trail; raises RateLimited. Each
     thing that is done is counted by itself: nobody uses up another's revocations by refreshing."""
     limits = Limits(requests_per_minute=settings.AUTH_REQUESTS_PER_MINUTE)
-    await counted((Scope(key=f"auth:{key}", said=said, limits=limits),))
+    await gateway_runtime().limits.count((Scope(key=f"auth:{key}", said=said, limits=limits),))
 
 
 def _whence(request: Request) -> str:

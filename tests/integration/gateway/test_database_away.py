@@ -6,7 +6,7 @@ from django.db import OperationalError
 
 from apps.batches import selectors as batch_selectors
 from apps.core.hop import database_hop
-from apps.gateway import ledger
+from apps.gateway import ledger, ledger_writer
 from apps.metering.models import Meter, UsageRecord
 from apps.metering.services import reserve, settle
 from apps.metering.types import Grant, Reservation, Settlement
@@ -22,7 +22,7 @@ async def test_database_away_at_reserve(
         raise OperationalError("the database is away")
 
     before = engine_process.stats()
-    monkeypatch.setattr(ledger, "reserve", fail)
+    monkeypatch.setattr(ledger_writer, "reserve", fail)
     with pytest.raises(openai.InternalServerError) as refused:
         await client.chat.completions.create(**chat())
     assert (refused.value.status_code, refused.value.code) == (503, "unavailable")
@@ -42,7 +42,7 @@ async def test_a_row_that_was_written_although_nobody_heard_of_it_costs_nothing(
         raise OperationalError("server closed the connection unexpectedly")
 
     before = engine_process.stats()
-    monkeypatch.setattr(ledger, "reserve", lose_the_word)
+    monkeypatch.setattr(ledger_writer, "reserve", lose_the_word)
     monkeypatch.setattr(ledger, "SETTLE_AGAIN_S", 0.05)
     with pytest.raises(openai.InternalServerError) as refused:
         await client.chat.completions.create(**chat())
@@ -85,7 +85,7 @@ async def test_database_away_at_settle(
             raise error
         return settle(settlement)
 
-    monkeypatch.setattr(ledger, "settle", fail_twice)
+    monkeypatch.setattr(ledger_writer, "settle", fail_twice)
     monkeypatch.setattr(ledger, "SETTLE_AGAIN_S", 0.05)
     answer = await client.chat.completions.create(**chat(), extra_body={"ignore_eos": True})
     assert answer.usage is not None

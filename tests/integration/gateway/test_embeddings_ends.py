@@ -17,7 +17,7 @@ from django.db import OperationalError
 
 from apps.core.hop import database_hop
 from apps.core.models import ChangeStamp
-from apps.gateway import ledger as ledger_module
+from apps.gateway import ledger, ledger_writer
 from apps.gateway.runtime import GatewayRuntime
 from apps.metering.services import settle
 from apps.metering.types import Settlement
@@ -120,7 +120,7 @@ async def test_the_database_is_away_before_and_after(
 
     before = embedding_engine.stats()
     with monkeypatch.context() as patch:
-        patch.setattr(ledger_module, "reserve", fail)
+        patch.setattr(ledger_writer, "reserve", fail)
         with pytest.raises(openai.InternalServerError) as refused:
             await embeddings.embeddings.create(model=MODEL, input="a")
     assert (refused.value.status_code, refused.value.code) == (503, "unavailable")
@@ -132,8 +132,8 @@ async def test_the_database_is_away_before_and_after(
             raise error
         return settle(settlement)
 
-    monkeypatch.setattr(ledger_module, "settle", fail_twice)
-    monkeypatch.setattr(ledger_module, "SETTLE_AGAIN_S", 0.05)
+    monkeypatch.setattr(ledger_writer, "settle", fail_twice)
+    monkeypatch.setattr(ledger, "SETTLE_AGAIN_S", 0.05)
     assert (await embeddings.embeddings.create(model=MODEL, input="a")).usage.total_tokens == 3
 
     async def is_settled() -> bool:

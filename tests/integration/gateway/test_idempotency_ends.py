@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from apps.audit.types import SYSTEM
 from apps.core.hop import database_hop
-from apps.gateway import ledger as ledger_module
+from apps.gateway import ledger_writer
 from apps.gateway.idempotency import (
     Claim,
     KeptAnswer,
@@ -55,7 +55,7 @@ async def test_what_failed_before_it_was_done_runs_again(
         response = await http.post(CHAT, json=body, headers=KEY)
         assert (response.status_code, is_replayed(response)) == (status, False)
     with monkeypatch.context() as patch:
-        patch.setattr(ledger_module, "reserve", failing)
+        patch.setattr(ledger_writer, "reserve", failing)
         response = await http.post(CHAT, json=chat(), headers=KEY)
     assert refused(response) == (503, "unavailable", None)
     runtime.is_draining = True

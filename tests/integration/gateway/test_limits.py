@@ -220,3 +220,19 @@ async def test_what_the_database_cannot_say_is_refused(
         await client.chat.completions.create(**chat())
     assert (refusal.value.status_code, refusal.value.code) == (503, "unavailable")
     assert await rows() == []
+
+
+async def test_of_two_hundred_at_once_a_budget_admits_what_it_pays(
+    http: httpx.AsyncClient, token: ApiToken
+) -> None:
+    await limit(token, tokens_per_day=10 * (N_PROMPT + 8))
+    body = chat(max_tokens=8, ignore_eos=True)
+    answers = await asyncio.gather(
+        *(http.post("/v1/chat/completions", json=body) for _ in range(200))
+    )
+    n_paid = sum(answer.status_code == 200 for answer in answers)
+    assert 1 <= n_paid <= 10
+    # Refused by the budget, or before it by an engine with too many prompts to look at.
+    assert {answer.status_code for answer in answers} <= {200, 429, 503}
+    assert [row.n_charged_tokens for row in await rows()] == [N_PROMPT + 8] * n_paid
+    assert await n_tokens_metered() == n_paid * (N_PROMPT + 8)

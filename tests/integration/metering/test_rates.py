@@ -1,5 +1,6 @@
 """Requests per minute: exact in one cache, over all scopes, and refused when it cannot be asked."""
 
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ from django.core.cache.backends.locmem import LocMemCache
 from apps.core.exceptions import Unavailable
 from apps.core.limits import Limits
 from apps.metering.exceptions import RateLimited
-from apps.metering.services import count_request
+from apps.metering.services import count_request, count_requests
 from apps.metering.types import Scope
 
 REDIS_URL = "redis://127.0.0.1:6379/14"
@@ -78,6 +79,37 @@ def test_sixty_at_once_get_as_many_places_as_there_are() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(one, range(60))) == 20
+
+
+def test_counted_together_is_counted_one_after_another() -> None:
+    tenant, key, other = scope(7), scope(4, "key:1"), scope(2, "tenant:2")
+    requests = [(tenant, key), (other,), (tenant,), (scope(None, "tenant:3"),), (tenant, key)] * 3
+    together = count_requests(requests) + count_requests(requests[:1])
+    caches["default"].clear()
+    alone = []
+    for scopes in [*requests, requests[0]]:
+        alone += count_requests([scopes])
+
+    def said(counted: object) -> object:
+        if isinstance(counted, RateLimited):
+            return str(counted), counted.budget and counted.budget.limit
+        return counted and (counted.limit, counted.n_left)  # type: ignore[attr-defined]
+
+    # Alone, a request's scopes count before the next one's; together, each scope of all of them.
+    assert list(map(said, together)) == list(map(said, alone))
+    assert sum(isinstance(each, RateLimited) for each in together) == 5
+
+
+def test_the_last_second_of_a_minute_is_not_taken_for_a_cache_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The library counts the seconds left after it has counted, when none may be."""
+    times = itertools.chain([120], itertools.repeat(121))
+    monkeypatch.setattr("django_ratelimit.core.time.time", lambda: next(times))
+    monkeypatch.setattr("django_ratelimit.core.zlib.crc32", lambda _: 0)
+    budget = count_request([scope(3)])
+    assert budget is not None
+    assert (budget.n_left, budget.resets_in_s) == (2, 1.0)
 
 
 def test_a_cache_that_is_away_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
