@@ -23,7 +23,7 @@ ONE_BY_ONE := tests/e2e/test_schemathesis.py $(addprefix tests/faults/test_,clie
 # Else each of the hundreds of processes that tests start would compile the sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench bench-engine prove-serve prove-engine prove-api prove-limits soak lock setup setup-dev kernels model clean
+.PHONY: help serve test check bench bench-gateway bench-engine prove-serve prove-engine prove-api prove-limits soak lock setup setup-dev kernels model clean
 
 help: ## show this
 	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]   set up and run everything"
@@ -64,6 +64,9 @@ check: setup-dev ## lint, types, import contracts, Django's own checks
 
 bench: setup-dev model ## tokens per second and latency over HTTP and in the engine, side by side
 	PYTHONPATH=.:platform $(BIN)/python -m benchmarks.gateway
+
+bench-gateway: setup-dev ## our gateway beside LiteLLM's proxy, by turns; needs wrk
+	PYTHONPATH=.:platform $(BIN)/python -m benchmarks.gateway.litellm
 
 bench-engine: setup-dev model ## our engine beside vLLM, llama.cpp and transformers, by turns (ROUNDS=5)
 	PYTHONPATH=.:platform $(BIN)/python -m benchmarks.engine.peers --rounds $(ROUNDS)

@@ -8,7 +8,6 @@ from typing import Final, cast
 
 from apps.core.gathering import Gathering, Spawn
 from apps.core.hop import DatabaseAway, database_hop
-from apps.metering.exceptions import LimitExceeded
 from apps.metering.services import reserve, settle, write_group
 from apps.metering.types import Grant, Reservation, Settlement
 
@@ -17,7 +16,6 @@ logger = logging.getLogger(__name__)
 GROUP_AT_MOST: Final = 100
 
 Write = Reservation | Settlement
-Answer = Grant | LimitExceeded | bool
 
 
 class LedgerWriter:

@@ -23,7 +23,7 @@ from benchmarks.runners import http_runner, socket_runner
 from benchmarks.workload import Measure, jobs, measure, median_of
 from tests.serve import RunningProduct, running_product
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.parent / "results"
 
 
 async def compare(
