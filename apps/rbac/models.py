@@ -53,9 +53,52 @@ class Role(TimestampedModel):
         return self.name
 
 
+class GroupMapping(TimestampedModel):
+    """Whoever is in a group of the single sign-on provider has a role: everywhere, or in one
+    tenant as a member. It is made and deleted, never changed."""
+
+    group = models.CharField(max_length=200, help_text="As the provider names it, to the letter.")
+    role = models.ForeignKey(Role, on_delete=models.PROTECT, related_name="group_mappings")
+    tenant = models.ForeignKey(
+        "tenants.Tenant",
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="group_mappings",
+        help_text="Where the role is good. Empty: everywhere.",
+    )
+    made_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        editable=False,
+    )
+
+    class Meta:
+        ordering = ["group", "id"]
+        default_permissions = ("view", "add", "delete")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["group", "role", "tenant"], name="groupmapping_group_role_tenant_uniq"
+            ),
+            models.UniqueConstraint(
+                fields=["group", "role"],
+                condition=models.Q(tenant=None),
+                name="groupmapping_group_role_uniq",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        place = f"in {self.tenant}" if self.tenant is not None else "everywhere"
+        return f"{self.group}: {self.role} {place}"
+
+
 class RoleGrant(TimestampedModel):
     """Somebody has a role: everywhere (``user``), or in one tenant while they are a member of it
-    (``membership``)."""
+    (``membership``). What came by a group goes with it; what was given by hand stays, so that
+    there may be both."""
 
     role = models.ForeignKey(Role, on_delete=models.PROTECT, related_name="grants")
     user = models.ForeignKey(
@@ -80,6 +123,15 @@ class RoleGrant(TimestampedModel):
         related_name="+",
         editable=False,
     )
+    mapping = models.ForeignKey(
+        GroupMapping,
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="grants",
+        editable=False,
+        verbose_name="by group",
+    )
 
     class Meta:
         ordering = ["id"]
@@ -88,9 +140,19 @@ class RoleGrant(TimestampedModel):
                 condition=models.Q(user=None) ^ models.Q(membership=None),
                 name="rolegrant_user_or_membership",
             ),
-            models.UniqueConstraint(fields=["user", "role"], name="rolegrant_user_role_uniq"),
-            models.UniqueConstraint(
-                fields=["membership", "role"], name="rolegrant_membership_role_uniq"
+            *(
+                models.UniqueConstraint(
+                    fields=[holder, "role"],
+                    condition=models.Q(mapping=None),
+                    name=f"rolegrant_{holder}_role_uniq",
+                )
+                for holder in ("user", "membership")
+            ),
+            *(
+                models.UniqueConstraint(
+                    fields=[holder, "mapping"], name=f"rolegrant_{holder}_mapping_uniq"
+                )
+                for holder in ("user", "membership")
             ),
         ]
 

@@ -36,7 +36,9 @@ def _entries(*, users: QuerySet[User], tokens: QuerySet[ApiToken]) -> Iterator[A
     roles = {role.pk: role for role in Role.objects.prefetch_related("permissions__content_type")}
     for person in people:
         yield from _of_person(person)
-    grants = RoleGrant.objects.select_related("user", "membership__user", "membership__tenant")
+    grants = RoleGrant.objects.select_related(
+        "user", "membership__user", "membership__tenant", "mapping"
+    )
     shown = {person.pk for person in people}
     for grant in grants.order_by("id"):
         if grant.holder.pk in shown:
@@ -57,7 +59,10 @@ def _of_person(person: User) -> Iterator[AccessEntry]:
 
 def _of_grant(grant: RoleGrant, role: Role) -> Iterator[AccessEntry]:
     tenant = None if grant.membership is None else grant.membership.tenant
-    given_by = f", given by {grant.granted_by}" if grant.granted_by else ""
+    if grant.mapping is not None:
+        given_by = f", by group {grant.mapping.group} of the provider"
+    else:
+        given_by = f", given by {grant.granted_by}" if grant.granted_by else ""
     for name in sorted(map(_name, role.permissions.all())):
         if tenant is None:
             yield _entry(grant.holder, name, where="everywhere", why=f"role {role}{given_by}")

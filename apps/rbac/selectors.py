@@ -14,7 +14,7 @@ from apps.core.addresses import Address, is_within
 from apps.core.exceptions import AuthenticationFailed, PermissionDenied, Unavailable
 from apps.core.limits import Limits
 from apps.core.prices import Prices
-from apps.rbac.models import ApiToken, TokenFamily, User
+from apps.rbac.models import ApiToken, GroupMapping, TokenFamily, User
 from apps.rbac.permissions import held_by, holders_of
 from apps.rbac.review import access_review as access_review
 from apps.rbac.types import SCOPES, SECRET_MARK, USE_ROUTE, Identity, Principal, networks_of
@@ -258,3 +258,8 @@ def token_get(token_id: int) -> ApiToken | None:
 
 def username_of(user_id: int) -> str | None:
     return User.objects.filter(pk=user_id).values_list("username", flat=True).first()
+
+
+def is_any_group_mapped(groups: Collection[str]) -> bool:
+    """Whether one of these groups of the single sign-on provider gives a role here."""
+    return GroupMapping.objects.filter(group__in=groups).exists()

@@ -3,6 +3,7 @@
 from tests.factories.access import (
     ApiTokenFactory,
     EndUserFactory,
+    GroupMappingFactory,
     MembershipFactory,
     PlanFactory,
     RoleFactory,
@@ -34,6 +35,7 @@ __all__ = [
     "EngineJournalFactory",
     "EngineProcessFactory",
     "FailedSignInFactory",
+    "GroupMappingFactory",
     "JournalEntryFactory",
     "MembershipFactory",
     "ModelVersionFactory",

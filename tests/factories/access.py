@@ -8,7 +8,7 @@ import factory
 from django.utils import timezone
 from factory.django import DjangoModelFactory
 
-from apps.rbac.models import ApiToken, Role, RoleGrant, TokenFamily, User
+from apps.rbac.models import ApiToken, GroupMapping, Role, RoleGrant, TokenFamily, User
 from apps.tenants.models import EndUser, Membership, Plan, Tenant
 
 
@@ -70,6 +70,25 @@ class RoleFactory(DjangoModelFactory[Role]):
 
     name = factory.Sequence(lambda n: f"Role {n}")
     slug = factory.Sequence(lambda n: f"role-{n}")
+
+
+class GroupMappingFactory(DjangoModelFactory[GroupMapping]):
+    """``role``: a role, or the slug of one that comes with the platform. Everywhere, unless a
+    ``tenant`` is given."""
+
+    class Meta:
+        model = GroupMapping
+
+    group = factory.Sequence(lambda n: f"group-{n}")
+
+    @classmethod
+    def _create(cls, model_class: type[GroupMapping], *args: Any, **kwargs: Any) -> GroupMapping:
+        role = kwargs.pop("role", "viewer")
+        if isinstance(role, str):
+            role = Role.objects.get(slug=role)
+        mapping = model_class(*args, role=role, **kwargs)
+        mapping.save()
+        return mapping
 
 
 class MembershipFactory(DjangoModelFactory[Membership]):

@@ -17,8 +17,8 @@ class RoleGrantInline(TabularInline):  # type: ignore[misc]
     tenants; the service refuses what they do not have themselves."""
 
     model = RoleGrant
-    fields = ("role", "granted_by", "created_at")
-    readonly_fields = ("granted_by", "created_at")
+    fields = ("role", "granted_by", "mapping", "created_at")
+    readonly_fields = ("granted_by", "mapping", "created_at")
     extra = 0
     hide_title = True
     per_page = 20
@@ -39,7 +39,9 @@ class RoleGrantInline(TabularInline):  # type: ignore[misc]
 
     def get_queryset(self, request: HttpRequest) -> Any:
         rows = super().get_queryset(request)
-        return rows.select_related("role", "granted_by", "user", "membership__tenant")
+        return rows.select_related(
+            "role", "granted_by", "user", "membership__tenant", "mapping__role", "mapping__tenant"
+        )
 
     def _may(self, request: HttpRequest, verb: str, obj: Any) -> bool:
         """obj: the member or the person whose page it is."""

@@ -112,5 +112,5 @@ class MembershipAdmin(TenantScoped, GrantingAdmin, ServiceModelAdmin):
 
     @display(description="Roles")
     def roles(self, membership: Any) -> str:
-        names = [grant.role.name for grant in membership.role_grants.all()]
+        names = dict.fromkeys(grant.role.name for grant in membership.role_grants.all())
         return ", ".join(names) or "None"

@@ -1,6 +1,11 @@
 """Writes of the access room. Tokens and people are switched off, never deleted, because the ledger
 and the audit trail speak of them."""
 
+from apps.rbac.services.groups import (
+    group_mapping_add,
+    group_mapping_delete,
+    mapped_grants_apply,
+)
 from apps.rbac.services.jwt import (
     jwt_key_rotate,
     token_family_end,
@@ -28,6 +33,7 @@ from apps.rbac.services.tokens import (
     api_token_update,
 )
 from apps.rbac.services.users import (
+    person_create,
     user_create,
     user_password_set,
     user_permissions_set,
@@ -41,10 +47,14 @@ __all__ = [
     "api_token_rotate",
     "api_token_touch",
     "api_token_update",
+    "group_mapping_add",
+    "group_mapping_delete",
     "jwt_key_rotate",
+    "mapped_grants_apply",
     "member_add",
     "member_remove",
     "object_permissions_change",
+    "person_create",
     "role_delete",
     "role_grant",
     "role_grant_remove",

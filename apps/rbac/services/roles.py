@@ -65,8 +65,8 @@ def role_save(
         raise Conflict("This role comes with the platform; make one of your own beside it.")
     rows = list(permissions)
     after = {_name(row) for row in rows}
-    before = _permissions_of(stored) if stored is not None else frozenset()
-    _check_covers(by, before | after, tenant_id=None)
+    before = permissions_of(stored) if stored is not None else frozenset()
+    check_covers(by, before | after, tenant_id=None)
     changes = model_changes(obj=role, stored=stored or Role())
     if before != after:
         changes["permissions"] = [sorted(before - after), sorted(after - before)]
@@ -91,7 +91,7 @@ def role_delete(*, role: Role, by: User | None, actor: Actor) -> None:
     stored = Role.objects.select_for_update().get(pk=role.pk)
     if stored.is_builtin:
         raise Conflict("This role comes with the platform.")
-    _check_covers(by, _permissions_of(stored), tenant_id=None)
+    check_covers(by, permissions_of(stored), tenant_id=None)
     event_record(action="role.deleted", actor=actor, obj=stored)
     stored.delete()
 
@@ -112,13 +112,8 @@ def role_grant(
         InvalidRequest: in a tenant the role would give nothing.
     """
     tenant_id = None if membership is None else membership.tenant_id
-    given = _permissions_of(role)
-    if membership is not None:
-        given &= TENANT_PERMISSIONS
-        if not given:
-            raise InvalidRequest("This role gives nothing inside a tenant.", param="role")
-    _check_may(by, "rbac.add_rolegrant", tenant_id=tenant_id)
-    _check_covers(by, given, tenant_id=tenant_id)
+    check_may(by, "rbac.add_rolegrant", tenant_id=tenant_id)
+    check_covers(by, given_by(role, tenant_id=tenant_id), tenant_id=tenant_id)
     grant = RoleGrant(role=role, user=user, membership=membership, granted_by=by)
     grant.full_clean()
     grant.save()
@@ -137,9 +132,9 @@ def role_grant(
 def role_grant_remove(*, grant: RoleGrant, by: User | None, actor: Actor) -> None:
     """Take a role away; raises PermissionDenied where ``by`` could not have given it."""
     tenant_id = grant.tenant_id
-    given = _permissions_of(grant.role)
-    _check_may(by, "rbac.delete_rolegrant", tenant_id=tenant_id)
-    _check_covers(by, given & TENANT_PERMISSIONS if tenant_id else given, tenant_id=tenant_id)
+    given = permissions_of(grant.role)
+    check_may(by, "rbac.delete_rolegrant", tenant_id=tenant_id)
+    check_covers(by, given & TENANT_PERMISSIONS if tenant_id else given, tenant_id=tenant_id)
     event_record(
         action="role.withdrawn",
         actor=actor,
@@ -160,7 +155,7 @@ def member_add(
     Raises:
         PermissionDenied: as ``role_grant``.
     """
-    _check_may(by, "tenants.add_membership", tenant_id=tenant.pk)
+    check_may(by, "tenants.add_membership", tenant_id=tenant.pk)
     membership = membership_add(tenant=tenant, user=user, actor=actor)
     role_grant(role=role, membership=membership, by=by, actor=actor)
     return membership
@@ -173,7 +168,7 @@ def member_remove(*, membership: Membership, by: User | None, actor: Actor) -> N
     Raises:
         PermissionDenied: ``by`` may not, or could not have given what they have.
     """
-    _check_may(by, "tenants.delete_membership", tenant_id=membership.tenant_id)
+    check_may(by, "tenants.delete_membership", tenant_id=membership.tenant_id)
     for grant in RoleGrant.objects.filter(membership=membership).select_related("role"):
         role_grant_remove(grant=grant, by=by, actor=actor)
     membership_remove(membership=membership, actor=actor)
@@ -203,12 +198,27 @@ def service_account_create(
     return account
 
 
-def _check_may(by: User | None, permission: str, *, tenant_id: int | None) -> None:
+def given_by(role: Role, *, tenant_id: int | None) -> frozenset[str]:
+    """Return what a role gives: everywhere, or in a tenant.
+
+    Raises:
+        InvalidRequest: in a tenant it would give nothing.
+    """
+    given = permissions_of(role)
+    if tenant_id is None:
+        return given
+    given &= TENANT_PERMISSIONS
+    if not given:
+        raise InvalidRequest("This role gives nothing inside a tenant.", param="role")
+    return given
+
+
+def check_may(by: User | None, permission: str, *, tenant_id: int | None) -> None:
     if by is not None and not by.access.may(permission, tenant_id=tenant_id):
         raise PermissionDenied
 
 
-def _check_covers(by: User | None, permissions: frozenset[str], *, tenant_id: int | None) -> None:
+def check_covers(by: User | None, permissions: frozenset[str], *, tenant_id: int | None) -> None:
     if by is None or by.access.covers(permissions, tenant_id=tenant_id):
         return
     lacking = sorted(each for each in permissions if not by.access.may(each, tenant_id=tenant_id))
@@ -216,7 +226,7 @@ def _check_covers(by: User | None, permissions: frozenset[str], *, tenant_id: in
     raise PermissionDenied(f"You do not have this yourself: {', '.join(lacking[:3])}{more}.")
 
 
-def _permissions_of(role: Role) -> frozenset[str]:
+def permissions_of(role: Role) -> frozenset[str]:
     return frozenset(_name(row) for row in role.permissions.select_related("content_type"))
 
 

@@ -39,6 +39,30 @@ def user_create(
 
 
 @transaction.atomic
+def person_create(*, username: str, email: str, actor: Actor) -> User:
+    """Make somebody who signs in by the provider alone, without a password. They may open the
+    admin, and see there what their roles let them see.
+
+    Raises:
+        ValidationError: the name cannot be one.
+        Conflict: somebody has it, in whatever case: names that look alike are mixed up.
+    """
+    user = User(username=username, email=email, is_staff=True)
+    user.set_unusable_password()
+    user.full_clean(exclude=["password"], validate_unique=False)
+    if User.objects.filter(username__iexact=user.username).exists():
+        raise Conflict("Somebody here has this name already.", code="name_taken")
+    user.save()
+    event_record(
+        action="user.created",
+        actor=actor,
+        obj=user,
+        changes={"username": user.username, "is_staff": True, "is_superuser": False},
+    )
+    return user
+
+
+@transaction.atomic
 def user_update(*, user: User, actor: Actor) -> User:
     """Save the values that ``user`` carries, all but the password.
 

@@ -20,6 +20,7 @@ from tests.factories import (
     BatchFactory,
     EndUserFactory,
     FailedSignInFactory,
+    GroupMappingFactory,
     MembershipFactory,
     ModelVersionFactory,
     PlanFactory,
@@ -60,6 +61,7 @@ TRACES: Final = {"sessions.Session"}
 PLATFORM: Final[dict[str, Callable[[], Any]]] = {
     "tenants_plan": PlanFactory,
     "rbac_role": RoleFactory,
+    "rbac_groupmapping": lambda: GroupMappingFactory(group=f"{MARK}-group"),
     "registry_registeredmodel": RegisteredModelFactory,
     "registry_modelversion": ModelVersionFactory,
     "deployments_remoteserver": lambda: RemoteServerFactory(name=MARK),

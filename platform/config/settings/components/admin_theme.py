@@ -120,6 +120,7 @@ UNFOLD: dict[str, Any] = {
                         **_page("Access review", "fact_check", "access_review"),
                         "permission": lambda request: access_in(request).may("rbac.view_rolegrant"),
                     },
+                    _list("Groups", "groups", "rbac", "groupmapping"),
                     _list("Sign-in", "passkey", "sign_in", "person"),
                     _list("Failed sign-ins", "lock_clock", "sign_in", "failedsignin"),
                     _list("API tokens", "key", "rbac", "apitoken"),
