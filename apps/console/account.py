@@ -3,6 +3,7 @@ whoever must enrol; the rest to whoever is fully signed in."""
 
 from typing import TYPE_CHECKING, Any, cast
 
+from django.conf import settings
 from django.contrib import messages
 from django.contrib.admin import AdminSite
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
@@ -21,6 +22,8 @@ from apps.core.exceptions import AppError
 from apps.sign_in.exceptions import CodeWrong
 from apps.sign_in.selectors import (
     facts_of,
+    has_identity,
+    is_single_sign_on_on,
     is_two_factor_required,
     n_backup_codes,
     session_standing,
@@ -62,7 +65,7 @@ def account_urls(site: AdminSite) -> list[URLPattern]:
 @require_safe
 def account_page(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
     user = _person(request)
-    facts = facts_of(user)
+    facts, is_on = facts_of(user), is_single_sign_on_on()
     return _render(
         request,
         site,
@@ -71,6 +74,9 @@ def account_page(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
         has_device=facts.device_id is not None,
         is_required=is_two_factor_required(facts),
         n_backup_codes=n_backup_codes(user),
+        has_password=user.has_usable_password(),
+        single_sign_on=settings.OIDC_NAME if is_on else "",
+        is_linked=is_on and has_identity(user),
     )
 
 
@@ -84,14 +90,15 @@ def enrol_page(request: HttpRequest, *, site: AdminSite) -> HttpResponseBase:
         return HttpResponseRedirect(f"{reverse('admin:login')}?next={request.path}")
     user = _person(request)
     has_device = facts_of(user).device_id is not None
-    form = EnrolForm(request.POST or None, has_device=has_device)
+    form = EnrolForm(
+        request.POST or None, has_device=has_device, has_password=user.has_usable_password()
+    )
     if form.is_valid():
         try:
             codes = two_factor_enrol(
                 request=request,
                 user=user,
-                password=form.cleaned_data["password"],
-                code=form.cleaned_data.get("code", ""),
+                **_confirmation(form),
                 new_code=form.cleaned_data["new_code"],
             )
         except CodeWrong as error:
@@ -120,7 +127,7 @@ def enrol_page(request: HttpRequest, *, site: AdminSite) -> HttpResponseBase:
 @_form_page
 def remove_page(request: HttpRequest, *, site: AdminSite) -> HttpResponseBase:
     user = _person(request)
-    form = ConfirmForm(request.POST or None, has_device=facts_of(user).device_id is not None)
+    form = _confirm_form(request)
     if form.is_valid():
         try:
             two_factor_remove(request=request, user=user, **_confirmation(form))
@@ -143,7 +150,7 @@ def remove_page(request: HttpRequest, *, site: AdminSite) -> HttpResponseBase:
 @_form_page
 def codes_page(request: HttpRequest, *, site: AdminSite) -> HttpResponseBase:
     user = _person(request)
-    form = ConfirmForm(request.POST or None, has_device=facts_of(user).device_id is not None)
+    form = _confirm_form(request)
     if form.is_valid():
         try:
             codes = backup_codes_renew(request=request, user=user, **_confirmation(form))
@@ -174,8 +181,17 @@ def _person(request: HttpRequest) -> "User":
     return cast("User", request.user)
 
 
+def _confirm_form(request: HttpRequest) -> ConfirmForm:
+    user = _person(request)
+    return ConfirmForm(
+        request.POST or None,
+        has_device=facts_of(user).device_id is not None,
+        has_password=user.has_usable_password(),
+    )
+
+
 def _confirmation(form: ConfirmForm) -> dict[str, str]:
-    return {"password": form.cleaned_data["password"], "code": form.cleaned_data.get("code", "")}
+    return {name: form.cleaned_data.get(name, "") for name in ("password", "code")}
 
 
 def _confirm_page(

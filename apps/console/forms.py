@@ -79,8 +79,12 @@ class ConfirmForm(forms.Form):
         "Code of the present authenticator", help_text="Six digits, or a backup code."
     )
 
-    def __init__(self, *args: Any, has_device: bool, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, has_device: bool, has_password: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        if not has_password:
+            del self.fields["password"]
         if not has_device:
             del self.fields["code"]
 

@@ -72,7 +72,7 @@ def code_step(request: HttpRequest, *, site: AdminSite) -> HttpResponseBase:
     if form.is_valid():
         try:
             if sign_in_finish(request=request, user=user, code=form.cleaned_data["code"]):
-                return HttpResponseRedirect(_location(request))
+                return HttpResponseRedirect(location_after(request))
             form.add_error(None, "This code is not right. A code works once and for a minute.")
         except AppError as error:
             form.add_error(None, error.message)
@@ -87,8 +87,8 @@ def code_step(request: HttpRequest, *, site: AdminSite) -> HttpResponseBase:
     return TemplateResponse(request, "console/login_code.html", context)
 
 
-def _location(request: HttpRequest) -> str:
-    """Where the first step would have led to; only to a page of ours."""
+def location_after(request: HttpRequest) -> str:
+    """Where signing in leads to: what ``next`` names, if that is a page of ours."""
     view = LoginView()
     view.setup(request)
     return view.get_success_url()

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import PasswordChangeView
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, reverse
 from django.utils.decorators import method_decorator
+from django.utils.http import urlencode
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_safe
@@ -19,8 +21,10 @@ from apps.console.forms import OwnPasswordForm
 from apps.console.playground import playground_urls
 from apps.console.request_page import request_urls
 from apps.console.selectors import dashboard
-from apps.console.sign_in import PasswordForm, PasswordStep
-from apps.sign_in.selectors import session_standing
+from apps.console.sign_in import NEXT, PasswordForm, PasswordStep, location_after
+from apps.console.single_sign_on import leave_page, single_sign_on_urls
+from apps.sign_in.selectors import is_single_sign_on_on, session_standing
+from apps.sign_in.services.single_sign_on import provider_logout_url
 from apps.sign_in.types import Standing
 
 
@@ -31,6 +35,16 @@ class OwnPasswordView(PasswordChangeView):
 
     def get_form_kwargs(self) -> dict[str, Any]:
         return {**super().get_form_kwargs(), "request": self.request}
+
+
+def _single_sign_on_button(request: HttpRequest) -> dict[str, str]:
+    if not is_single_sign_on_on():
+        return {}
+    query = urlencode({NEXT: location_after(request)})
+    return {
+        "single_sign_on": settings.OIDC_NAME,
+        "single_sign_on_url": f"{reverse('admin:sso_start')}?{query}",
+    }
 
 
 class ConsoleAdminSite(UnfoldAdminSite):
@@ -55,6 +69,7 @@ class ConsoleAdminSite(UnfoldAdminSite):
             "title": "Log in",
             "app_path": request.get_full_path(),
             "username": request.user.get_username(),
+            **_single_sign_on_button(request),
             **(extra_context or {}),
         }
         view = PasswordStep.as_view(
@@ -64,11 +79,23 @@ class ConsoleAdminSite(UnfoldAdminSite):
         )
         return view(request)
 
+    def logout(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponseBase:
+        """Here first, whatever becomes of it at the provider that somebody came by."""
+        back_to = request.build_absolute_uri(reverse("admin:login"))
+        url = provider_logout_url(request, back_to=back_to) if request.method == "POST" else None
+        response: HttpResponseBase = super().logout(request, extra_context)
+        if url is None:
+            return response
+        return leave_page(request, self, url=url, title="Signed out here")
+
     def get_urls(self) -> list[URLPattern | URLResolver]:
         return [
             path("overview/", self.admin_view(require_safe(self.overview)), name="overview"),
             *playground_urls(self),
             *account_urls(self),
+            *single_sign_on_urls(self),
             *request_urls(self),
             *access_review_urls(self),
             *super().get_urls(),

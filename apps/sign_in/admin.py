@@ -22,6 +22,7 @@ from apps.sign_in.selectors import failed_sign_ins, with_facts
 from apps.sign_in.services.devices import two_factor_policy_set, two_factor_reset
 from apps.sign_in.services.locks import lock_lift
 from apps.sign_in.services.sessions import sessions_end
+from apps.sign_in.services.single_sign_on import identity_remove
 
 for _model in (TOTPDevice, StaticDevice):
     if admin.site.is_registered(_model):
@@ -50,8 +51,8 @@ class PersonAdmin(ReadOnlyAdmin):
         (None, {"fields": (("username", "state"), ("second_factor", "policy"), "last_login")}),
     )
     readonly_fields = ("second_factor", "policy", "state")
-    actions_detail = ("reset", "sign_out", "require", "release")
-    actions_row = ("reset", "sign_out", "require", "release")
+    actions_detail = ("reset", "sign_out", "require", "release", "disconnect")
+    actions_row = ("reset", "sign_out", "require", "release", "disconnect")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Person]:
         return with_facts(super().get_queryset(request))
@@ -140,6 +141,25 @@ class PersonAdmin(ReadOnlyAdmin):
     )
     def release(self, request: HttpRequest, form: Any, object_id: str) -> HttpResponse:
         return self._policy_set(request, object_id, is_required=False)
+
+    @action(
+        description="Forget single sign-on",
+        permissions=["superuser"],
+        icon="link_off",
+        variant=ActionVariant.DANGER,
+        dialog=_dialog(
+            "Forget who this person is at the single sign-on provider?",
+            "They are signed out everywhere and lose what their groups gave. They come back by "
+            "a password, if they have one.",
+            "Forget",
+        ),
+    )
+    def disconnect(self, request: HttpRequest, form: Any, object_id: str) -> HttpResponse:
+        person = get_object_or_404(Person, pk=object_id)
+        had = identity_remove(user=person, actor=actor_of(request))
+        said = "is forgotten" if had else "was not connected"
+        messages.success(request, f"Single sign-on of {person} {said}.")
+        return dialog_redirect(request, reverse(_LIST))
 
     def _policy_set(
         self, request: HttpRequest, object_id: str, *, is_required: bool

@@ -1,6 +1,13 @@
 """Refusals of the sign-in room."""
 
-from apps.core.exceptions import AppError, AuthenticationFailed, InvalidRequest
+from apps.core.exceptions import (
+    AppError,
+    AuthenticationFailed,
+    Conflict,
+    InvalidRequest,
+    PermissionDenied,
+    Unavailable,
+)
 
 
 class SessionOver(AuthenticationFailed):
@@ -8,11 +15,30 @@ class SessionOver(AuthenticationFailed):
     default_message = "You are not signed in, or not fully. Sign in again."
 
 
+class SignInRefused(PermissionDenied):
+    """Single sign-on does not let somebody in; the message is for them to read."""
+
+    default_code = "sign_in_refused"
+    default_message = "Single sign-on did not let you in."
+
+
+class ProviderUnavailable(Unavailable):
+    """The single sign-on provider cannot be asked, or answers nonsense."""
+
+    default_code = "provider_unavailable"
+    default_message = "The single sign-on provider cannot be reached at the moment."
+
+
 class ConfirmationFailed(InvalidRequest):
     """Says of several secrets that one is wrong, and never which."""
 
     default_code = "confirmation_failed"
     default_message = "The password or the code is not right."
+
+
+class SignedInTooLongAgo(Conflict):
+    default_code = "signed_in_too_long_ago"
+    default_message = "Sign out and in again first: this takes a sign-in of a moment ago."
 
 
 class CodeWrong(InvalidRequest):

@@ -8,6 +8,8 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import models
 
+from apps.core.models import TimestampedModel
+
 if TYPE_CHECKING:
     from apps.rbac.models import User
 else:
@@ -29,6 +31,29 @@ class SignInState(models.Model):
 
     def __str__(self) -> str:
         return f"Sign-in of {self.user}"
+
+
+class ProviderIdentity(TimestampedModel):
+    """Whom the single sign-on provider knows as a subject. Names and addresses may pass from one
+    person to another there; a subject never does."""
+
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="provider_identities"
+    )
+    issuer = models.CharField(max_length=500)
+    subject = models.CharField(max_length=255)
+
+    class Meta:
+        ordering = ["id"]
+        verbose_name_plural = "provider identities"
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["issuer", "subject"], name="provideridentity_uniq"),
+            models.UniqueConstraint(fields=["user", "issuer"], name="provideridentity_user_uniq"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.subject} at {self.issuer}"
 
 
 class Person(User):

@@ -32,7 +32,7 @@ from django_otp.plugins.otp_totp.models import TOTPDevice
 
 from apps.core import addresses
 from apps.core.addresses import Address
-from apps.sign_in.models import FailedSignIn
+from apps.sign_in.models import FailedSignIn, ProviderIdentity
 from apps.sign_in.types import SignInFacts, Standing
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ AT_KEY: Final = "sign_in.at"
 SEEN_KEY: Final = "sign_in.seen"
 EPOCH_KEY: Final = "sign_in.epoch"
 DEVICE_KEY: Final = "sign_in.device"
+# Of a session that was opened by single sign-on: the provider's token, to sign out there, and
+# whether it checked a second factor that counts here.
+ID_TOKEN_KEY: Final = "sign_in.id_token"  # noqa: S105 - a key of sessions
+PROVIDER_FACTOR_KEY: Final = "sign_in.provider_factor"
+_FRESH_S: Final = 300
 
 # Facts read with the user by the backend, so that a request costs no query for them.
 _FACTS_ATTRIBUTE: Final = "_sign_in_facts"
@@ -66,6 +71,8 @@ def session_standing(*, user: AbstractBaseUser | AnonymousUser, session: Session
     now = time.time()
     if now - began_at >= settings.SESSION_ABSOLUTE_S or now - seen_at >= settings.SESSION_IDLE_S:
         return Standing.OVER
+    if session.get(PROVIDER_FACTOR_KEY):
+        return Standing.COMPLETE
     if facts.device_id is not None:
         is_same = session.get(DEVICE_KEY) == facts.device_id
         return Standing.COMPLETE if is_same else Standing.OVER
@@ -108,6 +115,31 @@ def facts_attach(user: Any, row: Any) -> SignInFacts:
     )
     setattr(user, _FACTS_ATTRIBUTE, facts)
     return facts
+
+
+def is_single_sign_on_on() -> bool:
+    return bool(settings.OIDC_ISSUER and settings.OIDC_CLIENT_ID and settings.OIDC_CLIENT_SECRET)
+
+
+def has_identity(user: AbstractBaseUser) -> bool:
+    """Whether somebody is known to the single sign-on provider."""
+    return ProviderIdentity.objects.filter(user_id=user.pk, issuer=settings.OIDC_ISSUER).exists()
+
+
+def may_use_password(user: "User") -> bool:
+    """Whether a password lets somebody in: not people with single sign-on where that is switched
+    off. Superusers keep it, for the day that the provider is away."""
+    return (
+        not is_single_sign_on_on()
+        or settings.OIDC_PASSWORD_SIGN_IN
+        or user.is_superuser
+        or not has_identity(user)
+    )
+
+
+def is_fresh_single_sign_on(session: Session) -> bool:
+    """Whether the provider vouched a moment ago for whoever sits there."""
+    return ID_TOKEN_KEY in session and time.time() - session.get(AT_KEY, 0) <= _FRESH_S
 
 
 def n_backup_codes(user: "User") -> int:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
-Factor = Literal["totp", "backup_code"]
+# Who checked the second factor: a device of ours, or the single sign-on provider.
+Factor = Literal["totp", "backup_code", "provider"]
 
 
 class Standing(Enum):
@@ -23,6 +24,34 @@ class SignInFacts:
     epoch: int
     device_id: int | None
     is_required: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderFlow:
+    """What somebody is sent to the single sign-on provider for. next: the page of ours to open
+    afterwards. linking: the id of the person, already signed in, whose account it becomes; None to
+    sign in."""
+
+    next: str
+    linking: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderPerson:
+    """What the single sign-on provider says of whoever just signed in there, checked.
+
+    name: what they would be called here. email: empty unless the provider verified it. groups: all
+    of theirs; empty where the provider knows none. has_second_factor: it checked one, and that
+    counts here. id_token: as it came, to sign out there.
+    """
+
+    issuer: str
+    subject: str
+    name: str
+    email: str
+    groups: frozenset[str]
+    has_second_factor: bool
+    id_token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,15 @@ from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.exceptions import Conflict
 from apps.core.services import change_stamp_bump
-from apps.sign_in.exceptions import CodeWrong, ConfirmationFailed
+from apps.sign_in.exceptions import CodeWrong, ConfirmationFailed, SignedInTooLongAgo
 from apps.sign_in.models import SignInState
-from apps.sign_in.selectors import DEVICE_KEY, facts_of, facts_refresh, is_two_factor_required
+from apps.sign_in.selectors import (
+    DEVICE_KEY,
+    facts_of,
+    facts_refresh,
+    is_fresh_single_sign_on,
+    is_two_factor_required,
+)
 from apps.sign_in.services.entry import code_check, person_actor
 from apps.sign_in.services.locks import failure_count, lock_check
 from apps.sign_in.services.sessions import epoch_raise
@@ -45,10 +51,16 @@ def identity_confirm(*, request: HttpRequest, user: "User", password: str, code:
     """Check that it is still the person who sits there: the password, and the code of whoever has
     a second factor.
 
+    Whoever has no password has signed in by the provider, and did so a moment ago.
+
     Raises:
         ConfirmationFailed, SignInLocked, CodeThrottled: the attempt counts as one to sign in.
+        SignedInTooLongAgo: by the provider; it counts as nothing.
     """
-    password_confirm(request=request, user=user, password=password)
+    if user.has_usable_password():
+        password_confirm(request=request, user=user, password=password)
+    elif not is_fresh_single_sign_on(request.session):
+        raise SignedInTooLongAgo
     if facts_of(user).device_id is None:
         return
     if code_check(request=request, user=user, code=code) is None:

@@ -12,10 +12,17 @@ from django.http import HttpRequest
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.sign_in.exceptions import CodeThrottled, SignInLocked
-from apps.sign_in.selectors import DEVICE_KEY, client_address, facts_of
+from apps.sign_in.selectors import (
+    DEVICE_KEY,
+    ID_TOKEN_KEY,
+    PROVIDER_FACTOR_KEY,
+    client_address,
+    facts_of,
+    may_use_password,
+)
 from apps.sign_in.services.locks import failure_count, failure_record, lock_check
 from apps.sign_in.two_factor import code_verify
-from apps.sign_in.types import Factor
+from apps.sign_in.types import Factor, ProviderPerson
 
 if TYPE_CHECKING:
     from apps.rbac.models import User
@@ -28,9 +35,9 @@ PENDING_S: Final = 300
 
 def password_check(*, request: HttpRequest, username: str, password: str) -> "User | None":
     """Return who may come in with these; None, after about the same work, for everybody else:
-    unknown, switched off, no staff, wrong password, locked."""
+    unknown, switched off, no staff, single sign-on only, wrong password, locked."""
     user: Any = auth.authenticate(request, username=username, password=password)
-    if user is not None and not user.is_staff:
+    if user is not None and not (user.is_staff and may_use_password(user)):
         user_login_failed.send(__name__, credentials={"username": username}, request=request)
         user = None
     if user is None:
@@ -44,17 +51,24 @@ def password_check(*, request: HttpRequest, username: str, password: str) -> "Us
     return user  # type: ignore[no-any-return]
 
 
-def sign_in_start(*, request: HttpRequest, user: "User") -> bool:
-    """After the right password: sign in, or wait for the code of whoever has a second factor.
-    Returns whether it is done."""
-    if facts_of(user).device_id is None:
-        _sign_in(request=request, user=user, factor=None)
-        return True
+def sign_in_start(
+    *, request: HttpRequest, user: "User", provider: ProviderPerson | None = None
+) -> bool:
+    """After the right password, or the provider's word: sign in, or wait for the code of whoever
+    has a second factor that nobody checked yet. Returns whether it is done."""
     request.session.flush()  # whoever was signed in here no longer is, and the key is a new one
+    id_token = None if provider is None else provider.id_token
+    if provider is not None and provider.has_second_factor:
+        _sign_in(request=request, user=user, factor="provider", id_token=id_token)
+        return True
+    if facts_of(user).device_id is None:
+        _sign_in(request=request, user=user, factor=None, id_token=id_token)
+        return True
     request.session[PENDING_KEY] = {
         "user": user.pk,
         "hash": user.get_session_auth_hash(),
         "at": int(time.time()),
+        "id_token": id_token,
     }
     return False
 
@@ -75,8 +89,8 @@ def sign_in_finish(*, request: HttpRequest, user: "User", code: str) -> bool:
     factor = code_check(request=request, user=user, code=code)
     if factor is None:
         return False
-    request.session.pop(PENDING_KEY, None)
-    _sign_in(request=request, user=user, factor=factor)
+    pending = request.session.pop(PENDING_KEY)
+    _sign_in(request=request, user=user, factor=factor, id_token=pending["id_token"])
     return True
 
 
@@ -99,15 +113,25 @@ def code_check(*, request: HttpRequest, user: "User", code: str) -> Factor | Non
     return verdict.factor
 
 
-def _sign_in(*, request: HttpRequest, user: "User", factor: Factor | None) -> None:
+def _sign_in(
+    *, request: HttpRequest, user: "User", factor: Factor | None, id_token: str | None
+) -> None:
+    """id_token: the provider's where single sign-on stood in for the password."""
     with transaction.atomic():
         auth.login(request, user, backend=BACKEND)
-        request.session[DEVICE_KEY] = facts_of(user).device_id
+        if factor == "provider":
+            request.session[PROVIDER_FACTOR_KEY] = True
+        else:
+            request.session[DEVICE_KEY] = facts_of(user).device_id
+        changes: dict[str, Any] = {"second_factor": factor}
+        if id_token is not None:
+            request.session[ID_TOKEN_KEY] = id_token
+            changes["by"] = "single sign-on"
         event_record(
             action="sign_in.succeeded",
             actor=person_actor(request, user),
             obj=user,
-            changes={"second_factor": factor},
+            changes=changes,
         )
 
 

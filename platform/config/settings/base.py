@@ -8,6 +8,7 @@ from config.settings.components.api_document import *  # noqa: F403
 from config.settings.components.jobs import *  # noqa: F403
 from config.settings.components.logs import LOGGING  # noqa: F401
 from config.settings.components.sign_in import *  # noqa: F403
+from config.settings.components.single_sign_on import *  # noqa: F403
 
 BASE_DIR = Path(__file__).resolve().parents[3]
 VAR_DIR = env.path("VAR", default=BASE_DIR / "var")

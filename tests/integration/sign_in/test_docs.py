@@ -8,7 +8,7 @@ import sys
 from django.core.management import get_commands, load_command_class
 
 from apps.audit.models import AuditEvent
-from config.settings.components import sign_in
+from config.settings.components import sign_in, single_sign_on
 from tests.processes import ROOT
 
 PAGE = (ROOT / "docs" / "sign-in.md").read_text()
@@ -26,7 +26,7 @@ def test_its_commands_exist() -> None:
 
 
 def test_its_settings_are_those_that_are_read() -> None:
-    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| `(\d+)` \|", PAGE, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `((?!OIDC_)[A-Z_]+)` \| `(\d+)` \|", PAGE, re.MULTILINE))
     assert rows == {
         "SIGN_IN_FAILURES": str(sign_in.AXES_FAILURE_LIMIT),
         "SIGN_IN_LOCK_S": str(int(sign_in.AXES_COOLOFF_TIME.total_seconds())),
@@ -36,6 +36,25 @@ def test_its_settings_are_those_that_are_read() -> None:
     read = (ROOT / "platform/config/settings/components/sign_in.py").read_text()
     for name in (*rows, "TWO_FACTOR_REQUIRED"):
         assert f'"{name}"' in read
+
+
+def test_its_settings_of_single_sign_on_are_those_that_are_read() -> None:
+    said = {
+        name: default
+        for names, default in re.findall(r"^\| (`OIDC_[^|]+) \| ([^|]+) \|", PAGE, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    read = {name: each for name, each in vars(single_sign_on).items() if name.startswith("OIDC_")}
+    assert set(said) == set(read)
+    for name, value in read.items():
+        shown = said[name].strip("`")
+        match value:
+            case bool():
+                assert shown == str(int(value)), name
+            case list():
+                assert shown == (",".join(value) or "none"), name
+            case _:
+                assert shown == (str(value) or "off"), name
 
 
 def test_a_setting_that_is_no_number_stops_the_start() -> None:
