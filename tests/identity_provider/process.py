@@ -27,6 +27,9 @@ def _configure(directory: Path, port: int) -> None:
     loaders = [("django.template.loaders.locmem.Loader", {"registration/login.html": login})]
     settings.configure(
         SECRET_KEY="x" * 50,
+        # Browsers keep the cookies of a host, whatever the port: ours would be overwritten.
+        SESSION_COOKIE_NAME="provider_session",
+        CSRF_COOKIE_NAME="provider_csrf",
         PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],
         ALLOWED_HOSTS=["127.0.0.1"],
         ROOT_URLCONF="tests.identity_provider.urls",

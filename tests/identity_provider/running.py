@@ -47,7 +47,7 @@ class IdentityProvider:
         while answer.is_redirect or answer.status_code == 200:
             if answer.status_code == 200:
                 form = {"username": subject, "password": PASSWORD}
-                form["csrfmiddlewaretoken"] = self.browser.cookies["csrftoken"]
+                form["csrfmiddlewaretoken"] = self.browser.cookies["provider_csrf"]
                 answer = self.browser.post(answer.url, data=form)
                 assert answer.is_redirect, answer.text
             location = urljoin(str(answer.url), answer.headers["location"])

@@ -7,6 +7,7 @@ from django.conf import settings
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import User
 from django.contrib.auth.views import LoginView
+from django.http import HttpResponse
 from django.urls import include, path
 from oauth2_provider.oauth2_validators import OAuth2Validator
 
@@ -35,6 +36,7 @@ class PeopleValidator(OAuth2Validator):  # type: ignore[misc]
 
 
 urlpatterns = [
+    path("favicon.ico", lambda request: HttpResponse()),  # or browsers complain
     path("login/", LoginView.as_view()),
     path("o/", include("oauth2_provider.urls", namespace="oauth2_provider")),
 ]

@@ -145,6 +145,18 @@ class TestComingIn:
         assert is_in(client) is is_admitted
         assert User.objects.count() == int(is_admitted)
 
+    def test_a_lock_of_the_password_is_none(self, idp: IdentityProvider, settings: Any) -> None:
+        """Else whoever guesses at a name keeps its owner out of both ways."""
+        mapping("staff", "viewer")
+        idp.person("s-11", preferred_username="jo", groups=["staff"])
+        come_in(idp, "s-11", Client())
+        form = {"username": "jo", "password": "guess"}
+        answers = [Client().post(LOGIN, form).status_code for _ in range(6)]
+        assert answers[-1] == 429
+        client = Client()
+        assert come_in(idp, "s-11", client).status_code == 302
+        assert is_in(client)
+
     def test_who_is_switched_off_stays_out(self, idp: IdentityProvider) -> None:
         mapping("staff", "viewer")
         idp.person("s-6", preferred_username="fay", groups=["staff"])

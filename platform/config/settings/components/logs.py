@@ -14,6 +14,7 @@ LOGGING: dict[str, Any] = {
         "django.channels.server": {"level": "WARNING"},
         "daphne": {"level": "WARNING"},
         "asyncio": {"level": "WARNING"},
+        "authlib": {"level": "INFO"},  # below it, it says the secrets of flows
         "axes": {"level": "ERROR"},  # its warnings name who tried; the audit trail does better
         "celery": {"level": "WARNING"},  # it says every message that comes
     },
