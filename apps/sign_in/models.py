@@ -7,6 +7,7 @@ from axes.models import AccessAttempt
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import models
+from django.utils import timezone
 
 from apps.core.models import TimestampedModel
 
@@ -35,13 +36,15 @@ class SignInState(models.Model):
 
 class ProviderIdentity(TimestampedModel):
     """Whom the single sign-on provider knows as a subject. Names and addresses may pass from one
-    person to another there; a subject never does."""
+    person to another there; a subject never does. seen_at: when the provider last vouched for them,
+    and said their groups."""
 
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="provider_identities"
     )
     issuer = models.CharField(max_length=500)
     subject = models.CharField(max_length=255)
+    seen_at = models.DateTimeField(default=timezone.now, db_index=True)
 
     class Meta:
         ordering = ["id"]

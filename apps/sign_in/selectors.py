@@ -18,6 +18,7 @@ from django.db.models import (
     F,
     Max,
     OuterRef,
+    Q,
     QuerySet,
     Subquery,
     Sum,
@@ -124,6 +125,15 @@ def is_single_sign_on_on() -> bool:
 def has_identity(user: AbstractBaseUser) -> bool:
     """Whether somebody is known to the single sign-on provider."""
     return ProviderIdentity.objects.filter(user_id=user.pk, issuer=settings.OIDC_ISSUER).exists()
+
+
+def stale_identities(before: datetime) -> QuerySet[ProviderIdentity]:
+    """Return who has something by a group, and was last vouched for before a time."""
+    by_group = Q(user__role_grants__mapping__isnull=False) | Q(
+        user__memberships__role_grants__mapping__isnull=False
+    )
+    rows = ProviderIdentity.objects.filter(by_group, seen_at__lt=before)
+    return rows.select_related("user").distinct().order_by("pk")
 
 
 def may_use_password(user: "User") -> bool:

@@ -10,6 +10,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 from django.http import HttpRequest
+from django.utils import timezone
 
 from apps.audit.services import event_record
 from apps.audit.types import Actor
@@ -90,6 +91,8 @@ def _user_of(person: ProviderPerson, *, actor: Actor) -> "User":
         .first()
     )
     if identity is not None:
+        identity.seen_at = timezone.now()
+        identity.save(update_fields=["seen_at", "updated_at"])
         return identity.user
     if not _is_admitted(person):
         raise SignInRefused(
@@ -171,6 +174,14 @@ def identity_remove(*, user: "User", actor: Actor) -> bool:
         action="sign_in.identity_removed", actor=actor, obj=user, changes={"subjects": subjects}
     )
     return True
+
+
+@transaction.atomic
+def stale_grants_withdraw(identity: ProviderIdentity) -> None:
+    """Take away what groups gave somebody of whom the provider has long said nothing. Their next
+    sign-in gives it anew."""
+    actor = Actor(kind="system", label="single sign-on")
+    mapped_grants_apply(user=identity.user, groups=(), actor=actor)
 
 
 def provider_logout_url(request: HttpRequest, *, back_to: str) -> str | None:

@@ -23,18 +23,21 @@ from apps.core.selectors import change_stamps
 from apps.engines.models import EngineJournal, JournalEntry
 from apps.metering.models import Meter, UsageRecord
 from apps.metering.pruning import meters_past
-from apps.rbac.models import TokenFamily
+from apps.rbac.models import RoleGrant, TokenFamily
 from apps.registry.services import import_lock
+from apps.sign_in.models import ProviderIdentity
 from tests.factories import (
     ApiTokenFactory,
     AuditEventFactory,
     BatchFactory,
     EngineJournalFactory,
     EngineProcessFactory,
+    GroupMappingFactory,
     JournalEntryFactory,
     TenantFactory,
     UploadedFileFactory,
     UsageRecordFactory,
+    UserFactory,
 )
 
 pytestmark = pytest.mark.django_db
@@ -48,6 +51,7 @@ NOTHING = """\
 {verb} 0 meters of past days and months
 {verb} 0 purges of kept answers, long past
 {verb} 0 sessions that ran out
+{verb} 0 people whose groups were not heard of for OIDC_GROUPS_KEEP_DAYS
 """
 
 
@@ -168,6 +172,14 @@ def populate(places: Path) -> UploadedFile:
     done = file_stored(places, age_days=31, tenant=tenant)
     BatchFactory(tenant=tenant, input_file_id=done.file_id, status="completed")
     file_stored(places, age_days=29, tenant=tenant)
+    mapping = GroupMappingFactory()
+    for name, age_days in (("gone", 91), ("stays", 89)):
+        person = UserFactory()
+        RoleGrant.objects.create(user=person, role=mapping.role, mapping=mapping)
+        seen_at = now - timedelta(days=age_days)
+        ProviderIdentity.objects.create(
+            user=person, issuer="https://id.test", subject=name, seen_at=seen_at
+        )
     (places / "models" / "tiny" / ".2.partial").mkdir(parents=True)
     (places / "models" / "tiny" / ".2.partial" / "config.json").write_text("{}")
     (places / "models" / "tiny" / "1").mkdir()
@@ -189,6 +201,7 @@ def state(places: Path) -> tuple[Any, ...]:
         Session,
         UploadedFile,
         TokenFamily,
+        RoleGrant,
     )
     return files, [sorted(model.objects.values_list("pk", flat=True)) for model in rows]  # type: ignore[attr-defined]
 
@@ -209,7 +222,11 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
         "1 old logs", "2 old logs"
     )
     assert UsageRecord.objects.count() == 1
-    assert [event.action for event in AuditEvent.objects.order_by("pk")][1:] == ["platform.pruned"]
+    assert [event.action for event in AuditEvent.objects.order_by("pk")][1:] == [
+        "role.withdrawn",
+        "platform.pruned",
+    ]
+    assert ProviderIdentity.objects.get(user__role_grants__isnull=False).subject == "stays"
     assert AuditEvent.objects.latest("pk").changes == {
         "keep_days": 30,
         "families": 1,
@@ -220,6 +237,7 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
         "meters": 1,
         "purges": 1,
         "sessions": 1,
+        "stale_groups": 1,
     }
     assert list(Meter.objects.values_list("period", flat=True)) == [f"{timezone.now():%Y-%m-%d}"]
     assert list(JournalEntry.objects.values_list("request_id", flat=True)) == ["stays"]

@@ -1,20 +1,26 @@
 """What people have by their groups at a real provider, and what its second factor is worth here."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.core.management import call_command
+from django.db import connection
 from django.test import Client
+from django.utils import timezone
 
 from apps.audit.models import AuditEvent
 from apps.audit.types import SYSTEM
 from apps.core.exceptions import AppError
 from apps.rbac.models import Role, RoleGrant, User
 from apps.rbac.selectors import identities_in_force, principal_of_secret
-from apps.rbac.services import role_grant
+from apps.rbac.services import mapped_grants_apply, role_grant
+from apps.sign_in.models import ProviderIdentity
 from apps.tenants.models import Membership
 from tests.authenticator import code_of
-from tests.factories import ApiTokenFactory, TenantFactory
+from tests.factories import ApiTokenFactory, TenantFactory, UserFactory
 from tests.identity_provider.running import IdentityProvider
 from tests.integration.console.pages import actions
 from tests.integration.sign_in.coming_in import START, come_in, is_in, mapping
@@ -83,6 +89,45 @@ class TestGroups:
         idp.person("s-21", preferred_username="lea", groups=["a"])
         assert come_in(idp, "s-21", again).status_code == 302
         assert is_in(again)
+
+    @pytest.mark.parametrize(("keep_days", "is_kept"), [(89, False), (91, True), (0, True)])
+    def test_of_who_never_comes_again_they_run_out(
+        self, idp: IdentityProvider, settings: Any, keep_days: int, is_kept: bool
+    ) -> None:
+        settings.OIDC_GROUPS_KEEP_DAYS = keep_days
+        tenant = TenantFactory()
+        mapping("a", "developer", tenant)
+        mapping("a", "viewer")
+        for subject in ("s-23", "s-24"):
+            idp.person(subject, preferred_username=subject, groups=["a"])
+            come_in(idp, subject, Client())
+        gone = ProviderIdentity.objects.filter(subject="s-23")
+        gone.update(seen_at=timezone.now() - timedelta(days=90))
+        token = ApiTokenFactory(tenant=tenant, owner=gone.get().user)
+        call_command("prune", "--dry-run")
+        assert RoleGrant.objects.count() == 4
+        call_command("prune")
+        assert RoleGrant.objects.count() == (4 if is_kept else 2)
+        with nullcontext() if is_kept else pytest.raises(AppError):
+            principal_of_secret(token.secret)
+        come_in(idp, "s-23", Client())
+        assert RoleGrant.objects.count() == 4
+        assert gone.get().seen_at > timezone.now() - timedelta(minutes=5)
+
+    def test_two_sign_ins_at_once_give_once(self, transactional_db: None) -> None:
+        mapping("a", "developer", TenantFactory())
+        mapping("a", "viewer")
+        user = UserFactory()
+
+        def apply(_: int) -> None:
+            try:
+                mapped_grants_apply(user=user, groups=["a"], actor=SYSTEM)
+            finally:
+                connection.close()
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(apply, range(4)))
+        assert (RoleGrant.objects.count(), Membership.objects.count()) == (2, 1)
 
     def test_the_review_says_by_which_group(
         self, idp: IdentityProvider, capsys: pytest.CaptureFixture[str]

@@ -13,6 +13,8 @@ OIDC_NAME = env.text("OIDC_NAME", "single sign-on")
 OIDC_SCOPES = env.strings("OIDC_SCOPES", default=("profile", "email"))
 # The claim that lists a person's groups; empty: the provider knows none.
 OIDC_GROUPS_CLAIM = env.text("OIDC_GROUPS_CLAIM", "groups")
+# Groups are heard of at sign-in alone: days after which they count no more; 0 is never.
+OIDC_GROUPS_KEEP_DAYS = env.integer("OIDC_GROUPS_KEEP_DAYS", default=90)
 # Whose verified address is in one of these domains gets an account, whatever their groups.
 OIDC_ALLOWED_DOMAINS = [each.lower() for each in env.strings("OIDC_ALLOWED_DOMAINS")]
 # What the provider says of how somebody signed in that stands for our second factor.
