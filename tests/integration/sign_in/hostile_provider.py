@@ -42,7 +42,7 @@ def jwk(key: rsa.RSAPrivateKey, kid: str) -> Document:
 class HostileProvider:
     """answer: what the token endpoint says, as (status, document), of the claims of an honest ID
     token; userinfo: what that endpoint says, None for not having one. asked: the paths and forms
-    that came."""
+    that came. is_over: set when the test is, for answers that wait."""
 
     issuer: str
     key: rsa.RSAPrivateKey = field(default_factory=cache(key_pair))
@@ -53,6 +53,7 @@ class HostileProvider:
     userinfo: Any = None
     redirect: dict[str, str] = field(default_factory=dict)
     nonce: str = ""
+    is_over: threading.Event = field(default_factory=threading.Event)
     asked: list[tuple[str, dict[str, list[str]]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -157,6 +158,7 @@ def hostile_provider() -> Iterator[HostileProvider]:
     try:
         yield provider
     finally:
+        provider.is_over.set()
         server.shutdown()
         server.server_close()
         thread.join()
