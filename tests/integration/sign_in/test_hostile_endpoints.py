@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("engineers")]
 
 
 class TestTheWayBack:
-    @pytest.mark.parametrize("state", ["another", "", None, "x" * 5000, "\x00"])
+    @pytest.mark.parametrize("state", ["another", "", None, "x" * 5000])
     def test_state(self, hostile: HostileProvider, client: Client, state: str | None) -> None:
         hostile.says()
         hostile.begin(client)
