@@ -3,14 +3,18 @@ what it says outlives what it speaks of."""
 
 from django.db import models
 
+from apps.core.tenant_rows import TenantRows
 
-class AuditEvent(models.Model):
+
+class AuditEvent(TenantRows):
     """One change, written in the transaction that made it; never changed afterwards."""
 
     class ActorKind(models.TextChoices):
         USER = "user", "User"
         TOKEN = "token", "API token"
         SYSTEM = "system", "System"
+
+    owner_paths = ("tenant_id",)
 
     at = models.DateTimeField(auto_now_add=True, db_index=True)
     actor_kind = models.CharField(max_length=8, choices=ActorKind.choices)

@@ -9,6 +9,7 @@ from django.http import HttpRequest
 from apps.audit.models import AuditEvent
 from apps.audit.types import Actor
 from apps.core.addresses import client_address
+from apps.core.tenancy import every_tenant
 
 
 def actor_of(request: HttpRequest) -> Actor:
@@ -26,6 +27,7 @@ def actor_of(request: HttpRequest) -> Actor:
     )
 
 
+@every_tenant("the overview of the platform")
 def events_recent(*, limit: int) -> list[AuditEvent]:
     """Return the newest events, newest first."""
     return list(AuditEvent.objects.order_by("-id")[:limit])
@@ -43,7 +45,5 @@ def events_before(
     any_of = Q(pk__in=())
     for object_type, object_id in objects:
         any_of |= Q(object_type=object_type, object_id=object_id)
-    rows = AuditEvent.objects.filter(any_of, at__lte=moment)
-    if within is not None:
-        rows = rows.filter(tenant_id__in=within)
+    rows = AuditEvent.objects.of_tenants(within).filter(any_of, at__lte=moment)
     return list(rows.order_by("-id")[:limit])

@@ -7,8 +7,10 @@ from django.db import models
 
 from apps.audit.models import AuditEvent
 from apps.audit.types import Actor
+from apps.core.tenancy import every_tenant
 
 
+@every_tenant("an event may be the platform's")
 def event_record(
     *,
     action: str,

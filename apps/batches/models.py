@@ -6,9 +6,10 @@ from django.db.models import Q
 from django.utils import timezone
 
 from apps.core.models import TimestampedModel
+from apps.core.tenant_rows import TenantRows
 
 
-class UploadedFile(TimestampedModel):
+class UploadedFile(TenantRows, TimestampedModel):
     """A file of a tenant's. Its bytes lie under FILES_DIR by the name of its id."""
 
     class Purpose(models.TextChoices):
@@ -30,7 +31,7 @@ class UploadedFile(TimestampedModel):
         return f"{self.filename} ({self.file_id})"
 
 
-class Batch(TimestampedModel):
+class Batch(TenantRows, TimestampedModel):
     """Requests to answer within a day. ``lease_owner`` names the worker that has it in hand; one
     whose lease is over is anybody's."""
 
@@ -99,7 +100,7 @@ class Batch(TimestampedModel):
         return self.status in self.OPEN
 
 
-class BatchItem(models.Model):
+class BatchItem(TenantRows):
     """One line of a batch. A result is written once: under the attempt that took the line, while
     the line is still that attempt's."""
 
@@ -108,6 +109,8 @@ class BatchItem(models.Model):
         RUNNING = "running", "Running"
         DONE = "done", "Done"
         FAILED = "failed", "Failed"
+
+    owner_paths = ("batch",)
 
     batch = models.ForeignKey(Batch, on_delete=models.CASCADE, related_name="items")
     line_no = models.PositiveIntegerField()

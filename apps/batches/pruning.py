@@ -10,6 +10,7 @@ from django.db.models import QuerySet
 from apps.batches import storage
 from apps.batches.models import Batch, UploadedFile
 from apps.core.pruning import ROWS_AT_ONCE, PruneOrder, Pruning, pruning_register
+from apps.core.tenancy import every_tenant
 
 _NEVER: Final = 0
 
@@ -20,6 +21,7 @@ def register() -> None:
     )
 
 
+@every_tenant("what is old is pruned, whosever it was")
 def _prune(order: PruneOrder) -> int:
     if settings.FILES_KEEP_DAYS == _NEVER:
         return 0

@@ -26,6 +26,7 @@ from apps.batches.types import (
 )
 from apps.core.exceptions import PermissionDenied
 from apps.core.ids import new_id
+from apps.core.tenancy import every_tenant
 from apps.gateway.types import Answer
 from apps.rbac.selectors import principal_of_token
 
@@ -37,6 +38,7 @@ _PURGE_WITHIN: Final = timedelta(hours=1)
 # -- the lease ---------------------------------------------------------------------------------
 
 
+@every_tenant("workers take whosever batches wait")
 @transaction.atomic
 def batch_claim_next(*, owner: str, lease_s: float) -> Claim | None:
     """Take the batch that waited longest, and what a lost worker was answering of it."""
@@ -50,6 +52,7 @@ def batch_claim_next(*, owner: str, lease_s: float) -> Claim | None:
         row = Batch.objects.get(pk=pk)
         return Claim(
             pk=pk,
+            tenant_id=row.tenant_id,
             batch_id=row.batch_id,
             owner=owner,
             status=row.status,
@@ -124,7 +127,7 @@ def items_clear(*, claim: Claim) -> None:
             _lock(claim)
             rows = BatchItem.objects.filter(batch_id=claim.pk).values_list("pk", flat=True)
             part = list(rows[:_ROWS_AT_ONCE])
-            BatchItem.objects.filter(pk__in=part).delete()
+            BatchItem.objects.filter(batch_id=claim.pk, pk__in=part).delete()
         if not part:
             return
 
@@ -152,12 +155,13 @@ def items_take(*, claim: Claim, limit: int) -> tuple[TakenItem, ...]:
             "line_no"
         )[:limit]
     )
-    BatchItem.objects.filter(pk__in=[row.pk for row in rows]).update(
+    BatchItem.objects.filter(batch_id=claim.pk, pk__in=[row.pk for row in rows]).update(
         state=BatchItem.State.RUNNING, attempt=F("attempt") + 1
     )
     return tuple(
         TakenItem(
             pk=row.pk,
+            batch_pk=claim.pk,
             attempt=row.attempt + 1,
             principal=principal,
             line=Line(
@@ -180,14 +184,14 @@ def item_finish(*, claim: Claim, item: TakenItem, answer: Answer) -> bool:
         "request_id": answer.request_id,
         "body": msgspec.Raw(answer.body),
     }
-    Batch.objects.select_for_update().filter(pk=claim.pk).first()  # before its items: one order
+    _of(claim).select_for_update().first()  # before its items: one order
     n_rows = _attempt(item).update(
         state=BatchItem.State.DONE if is_done else BatchItem.State.FAILED,
         response=msgspec.json.encode(response).decode(),
     )
     if n_rows:
         field = "n_completed" if is_done else "n_failed"
-        Batch.objects.filter(pk=claim.pk).update(**{field: F(field) + 1})
+        _of(claim).update(**{field: F(field) + 1})
     return n_rows == 1
 
 
@@ -209,7 +213,7 @@ def closing_begin(*, claim: Claim, outcome: Outcome) -> tuple[str, str]:
         progress = _held(claim, Batch.Status.IN_PROGRESS, Batch.Status.FINALIZING)
         _must(progress.update(status=Batch.Status.FINALIZING))
         progress.filter(finalizing_at=None).update(finalizing_at=timezone.now())
-    row = Batch.objects.get(pk=claim.pk)
+    row = _of(claim).get()
     if row.in_progress_at is None:  # what there is of its lines may not be all of them
         BatchItem.objects.filter(batch_id=claim.pk).delete()
     if not row.output_file_id:
@@ -222,7 +226,7 @@ def closing_begin(*, claim: Claim, outcome: Outcome) -> tuple[str, str]:
 def batch_end(*, claim: Claim, ending: Ending, output: StoredOutput, errors: StoredOutput) -> None:
     """End the batch and own its files, in one step. Raises LeaseLost."""
     _lock(claim)
-    row = Batch.objects.get(pk=claim.pk)
+    row = _of(claim).get()
     for stored, name in ((output, "output"), (errors, "error")):
         if stored.file_id:
             UploadedFile.objects.create(
@@ -242,6 +246,7 @@ def batch_end(*, claim: Claim, ending: Ending, output: StoredOutput, errors: Sto
     row.save()
 
 
+@every_tenant("lines go when their batch has ended, whosever it was")
 @transaction.atomic
 def ended_items_purge(*, now: datetime, limit: int = 1000) -> int:
     """Drop rows of batches that have just ended: their results are in the files. Returns how many
@@ -256,10 +261,12 @@ def ended_items_purge(*, now: datetime, limit: int = 1000) -> int:
 # -- conditions --------------------------------------------------------------------------------
 
 
+def _of(claim: Claim) -> models.QuerySet[Batch]:
+    return Batch.objects.filter(pk=claim.pk, tenant_id=claim.tenant_id)
+
+
 def _held(claim: Claim, *statuses: str) -> models.QuerySet[Batch]:
-    return Batch.objects.filter(
-        pk=claim.pk, lease_owner=claim.owner, status__in=statuses or Batch.OPEN
-    )
+    return _of(claim).filter(lease_owner=claim.owner, status__in=statuses or Batch.OPEN)
 
 
 def _lock(claim: Claim, *statuses: str) -> None:
@@ -278,4 +285,4 @@ def _running(batch_pk: int) -> models.QuerySet[BatchItem]:
 
 
 def _attempt(item: TakenItem) -> models.QuerySet[BatchItem]:
-    return BatchItem.objects.filter(pk=item.pk, state=BatchItem.State.RUNNING, attempt=item.attempt)
+    return _running(item.batch_pk).filter(pk=item.pk, attempt=item.attempt)

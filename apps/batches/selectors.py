@@ -10,6 +10,7 @@ from django.db.models import Q
 
 from apps.batches.exceptions import BatchNotFound, FileNotFound
 from apps.batches.models import Batch, BatchItem, UploadedFile
+from apps.core.tenancy import every_tenant
 
 _ID: Final = re.compile(r"[a-z_]{1,16}-[0-9a-f]{32}")
 _CHUNK: Final = 500
@@ -68,15 +69,18 @@ def _past(rows: "models.QuerySet[_M]", *, last: int | None, is_ascending: bool) 
 
 
 def claimable(now: datetime) -> "models.QuerySet[Batch]":
-    """Return the open batches that no worker has in hand, who waited longest first."""
+    """Return the open batches that no worker has in hand, who waited longest first: of every
+    tenant, within ``every_tenant``."""
     free = Q(lease_until=None) | Q(lease_until__lt=now)
     return Batch.objects.filter(free, status__in=Batch.OPEN).order_by("served_at", "id")
 
 
+@every_tenant("workers take whosever batches wait")
 def is_work_waiting(now: datetime) -> bool:
     return claimable(now).exists()
 
 
+@every_tenant("the health of the platform")
 def is_worker_busy(now: datetime) -> bool:
     """Whether some worker holds a batch: it renews its lease as long as it lives."""
     return Batch.objects.filter(status__in=Batch.OPEN, lease_until__gte=now).exists()

@@ -84,7 +84,9 @@ def file_delete(*, principal: Principal, file_id: str) -> None:
     row = _file_locked(principal, file_id)
     if row is None:
         raise FileNotFound(file_id)
-    reader = Batch.objects.filter(input_file_id=file_id, status__in=Batch.OPEN).first()
+    reader = Batch.objects.filter(
+        tenant_id=row.tenant_id, input_file_id=file_id, status__in=Batch.OPEN
+    ).first()
     if reader is not None:
         raise FileInUse(f"Batch {reader.batch_id} still reads this file; cancel it first.")
     event_record(
@@ -150,7 +152,7 @@ def batch_cancel(*, batch: Batch, actor: Actor) -> Batch:
     Raises:
         NotCancellable: it has ended, or all its requests have.
     """
-    row = Batch.objects.select_for_update().get(pk=batch.pk)
+    row = Batch.objects.select_for_update().get(pk=batch.pk, tenant_id=batch.tenant_id)
     if row.status == Batch.Status.CANCELLING:
         return row
     if row.status not in (Batch.Status.VALIDATING, Batch.Status.IN_PROGRESS):

@@ -63,6 +63,7 @@ class Claim:
     """A batch in one worker's hands, until its lease ends."""
 
     pk: int
+    tenant_id: int
     batch_id: str
     owner: str
     status: str
@@ -79,6 +80,7 @@ class TakenItem:
     what its result is written under."""
 
     pk: int
+    batch_pk: int
     line: Line
     attempt: int
     principal: Principal

@@ -177,7 +177,9 @@ def _model(record: "UsageRecord", links: _Links) -> Link:
 def _token_and_owner(record: "UsageRecord", links: _Links) -> tuple[Link | None, Link | None]:
     if record.api_token_id is None:
         return None, None
-    token = token_get(record.api_token_id) if links.may_see("rbac_apitoken") else None
+    token = None
+    if links.may_see("rbac_apitoken"):
+        token = token_get(record.api_token_id, tenant_id=record.tenant_id)
     found = links.to("rbac_apitoken", record.api_token_id, name=str(token) if token else None)
     owner = token.owner if token else None
     if owner is None:

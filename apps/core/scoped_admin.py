@@ -13,6 +13,7 @@ from unfold.admin import TabularInline
 from apps.core.access import access_in
 from apps.core.admin import BaseAdmin
 from apps.core.exceptions import PermissionDenied
+from apps.core.tenant_rows import TenantQuerySet
 
 M = TypeVar("M", bound=models.Model)
 
@@ -29,7 +30,9 @@ class TenantScoped(BaseAdmin):
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Any]:
         rows: models.QuerySet[Any] = super().get_queryset(request)
         tenant_ids = access_in(request).tenants_where(self._permission("view"))
-        return rows if tenant_ids is None else rows.filter(**self._within(tenant_ids))
+        if tenant_ids is not None:
+            return rows.filter(**self._within(tenant_ids))
+        return rows.of_tenants(None) if isinstance(rows, TenantQuerySet) else rows
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return self.has_view_permission(request)

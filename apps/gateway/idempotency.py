@@ -7,9 +7,11 @@ from typing import Final
 
 from django.conf import settings
 from django.db import connection
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from apps.core.ids import new_id
+from apps.core.tenancy import every_tenant
 from apps.gateway.exceptions import AnswerNotKept, IdempotencyKeyReused
 from apps.gateway.models import IdempotentRequest
 
@@ -52,6 +54,7 @@ class Claim:
     """The right to run a request, and to say what came of it."""
 
     pk: int
+    tenant_id: int
     owner: str
 
 
@@ -91,7 +94,7 @@ def request_claim(request: NamedRequest) -> Claim | KeptAnswer | Running:
         cursor.execute(_CLAIM, values)
         row = cursor.fetchone()
     if row is not None:
-        return Claim(pk=row[0], owner=owner)
+        return Claim(pk=row[0], tenant_id=request.tenant_id, owner=owner)
     # None: it has just become free, and whoever waits looks again.
     return answer_look(request) or Running()
 
@@ -121,9 +124,7 @@ def answer_look(request: NamedRequest) -> KeptAnswer | Running | None:
 def answer_keep(claim: Claim, answer: KeptAnswer) -> bool:
     """Write what a run answered; False when the run is no longer the one that may."""
     is_kept = answer.body is not None
-    n_rows = IdempotentRequest.objects.filter(
-        pk=claim.pk, owner=claim.owner, state=State.RUNNING
-    ).update(
+    n_rows = _run_of(claim).update(
         state=State.KEPT if is_kept else State.TOO_LARGE,
         status=answer.status,
         headers=answer.headers if is_kept else {},
@@ -135,11 +136,17 @@ def answer_keep(claim: Claim, answer: KeptAnswer) -> bool:
 
 def request_release(claim: Claim) -> bool:
     """Forget a run that came to nothing: the next request under its key runs."""
-    rows = IdempotentRequest.objects.filter(pk=claim.pk, owner=claim.owner, state=State.RUNNING)
-    n_rows, _ = rows.delete()
+    n_rows, _ = _run_of(claim).delete()
     return n_rows == 1
 
 
+def _run_of(claim: Claim) -> "QuerySet[IdempotentRequest]":
+    return IdempotentRequest.objects.filter(
+        pk=claim.pk, tenant_id=claim.tenant_id, owner=claim.owner, state=State.RUNNING
+    )
+
+
+@every_tenant("days end for everybody")
 def expired_delete(*, now: datetime, limit: int = 1000) -> int:
     """Drop rows whose day is over, the oldest first; return how many."""
     rows = IdempotentRequest.objects.filter(expires_at__lte=now)

@@ -3,8 +3,10 @@ for a day and holds nothing else up."""
 
 from django.db import models
 
+from apps.core.tenant_rows import TenantRows
 
-class IdempotentRequest(models.Model):
+
+class IdempotentRequest(TenantRows):
     """A request that came with an ``Idempotency-Key``, and its answer once there is one.
 
     api_token_id, user_id: who asked; 0 for what they are not, because to a unique constraint no
@@ -15,6 +17,8 @@ class IdempotentRequest(models.Model):
         RUNNING = "running", "Running"
         KEPT = "kept", "Answered"
         TOO_LARGE = "too_large", "Answered, too large to keep"
+
+    owner_paths = ("tenant_id",)
 
     tenant_id = models.BigIntegerField()
     api_token_id = models.BigIntegerField(default=0)

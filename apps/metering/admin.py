@@ -133,7 +133,7 @@ class UsageRecordAdmin(ReadOnlyAdmin, TenantScoped):
         is_list = match is not None and match.url_name == "metering_usagerecord_changelist"
         if not is_list or request.GET.get("q"):
             return rows
-        newest = UsageRecord.objects.order_by("-id").values_list("id", flat=True).first() or 0
+        newest = rows.order_by("-id").values_list("id", flat=True).first() or 0
         return rows.filter(id__gt=newest - LISTED_ROWS)
 
     def get_search_results(

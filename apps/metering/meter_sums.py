@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from django.db import connection, transaction
 
+from apps.core.tenancy import every_tenant
 from apps.metering.meters import OPEN
 from apps.metering.models import Meter
 
@@ -47,6 +48,7 @@ def meters_off(*, since: datetime, limit: int) -> list[MeterSums]:
     return [MeterSums(**row) for row in rows]
 
 
+@every_tenant("a meter is found by its id")
 @transaction.atomic
 def meter_correct(meter_id: int) -> MeterSums | None:
     """Make a meter say what the ledger says; return what it said before, None if it was right.

@@ -6,10 +6,13 @@ from django.db import models
 from django.db.models import Q
 
 from apps.core.prices import Prices
+from apps.core.tenant_rows import TenantRows
 from apps.metering.histograms import empty
 
 
-class UsageRecord(models.Model):
+class UsageRecord(TenantRows):
+    owner_paths = ("tenant_id",)
+
     class State(models.TextChoices):
         RESERVED = "reserved", "Reserved"
         SETTLED = "settled", "Settled"
@@ -98,9 +101,16 @@ class UsageRecord(models.Model):
         )
 
 
-class Meter(models.Model):
+class Meter(TenantRows):
     """What one scope (a tenant, a key, an end user) has used and holds within one period: tokens of
     a day or a month, or requests that are open. Moved only by ``metering.meters``."""
+
+    owner_paths = ("scope",)
+    owner_sql = (
+        "CASE split_part(scope, ':', 1) "
+        "WHEN 'key' THEN split_part(scope, ':', 2)::bigint IN (SELECT id FROM rbac_apitoken) "
+        "ELSE split_part(scope, ':', 2)::bigint = ANY ({tenants}) END"
+    )
 
     scope = models.CharField(max_length=80)
     period = models.CharField(max_length=16)
@@ -116,7 +126,7 @@ class Meter(models.Model):
         return f"{self.scope} {self.period}"
 
 
-class UsageRollup(models.Model):
+class UsageRollup(TenantRows):
     """Sums over the settled requests that came within an hour or a day of UTC. Moved only by
     ``metering.rollups``, which says how each request is in them once."""
 

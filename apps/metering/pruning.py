@@ -4,6 +4,7 @@ from django.db.models import Q, QuerySet
 from django.db.models.functions import Length
 
 from apps.core.pruning import PruneOrder, Pruning, pruning_register, rows_prune
+from apps.core.tenancy import every_tenant
 from apps.metering.models import Meter
 
 
@@ -13,6 +14,7 @@ def register() -> None:
     )
 
 
+@every_tenant("meters of the past are pruned, whosever they are")
 def _meters_prune(order: PruneOrder) -> int:
     return rows_prune(meters_past(order), order)
 

@@ -7,12 +7,14 @@ from datetime import UTC, datetime, timedelta
 from django.db.models import Count, Min, Sum
 
 from apps.core.limits import UNLIMITED, Limits
+from apps.core.tenancy import every_tenant
 from apps.metering.models import Meter, UsageRecord, UsageRollup
 from apps.metering.reconciliation import findings
 from apps.metering.types import Finding, MeterState, Scope, Tokens, UsageTotals, Window
 from apps.rbac.types import Principal
 
 
+@every_tenant("the overview of the platform")
 def usage_of_day(midnight: datetime) -> UsageTotals:
     """Return the totals of the requests that came within a day of UTC, over every tenant: of those
     that have ended and are in the roll-ups, which is so within seconds."""
@@ -23,11 +25,13 @@ def usage_of_day(midnight: datetime) -> UsageTotals:
     return UsageTotals(**days.aggregate(**{name: Sum(name, default=0) for name in names}))
 
 
+@every_tenant("the health of the platform")
 def open_reservations() -> int:
     """Return how many rows are reserved and not settled."""
     return UsageRecord.objects.filter(state=UsageRecord.State.RESERVED).count()
 
 
+@every_tenant("the health of the platform")
 def overdue_reservations(now: datetime) -> tuple[int, datetime | None]:
     """Return how many rows are reserved past their life, and since when the first of them is."""
     found = UsageRecord.objects.filter(
@@ -36,6 +40,7 @@ def overdue_reservations(now: datetime) -> tuple[int, datetime | None]:
     return found["n"], found["first"]
 
 
+@every_tenant("the whole ledger is compared")
 def ledger_findings(*, since: datetime, now: datetime) -> list[Finding]:
     """Return where the ledger, the budgets and the roll-ups differ, of requests since a midnight.
 
@@ -72,10 +77,10 @@ def end_user_scope(*, tenant_id: int, identifier: str, limits: Limits) -> Scope:
 def usage_record_get(*, request_id: str, within: Collection[int] | None) -> UsageRecord | None:
     """Return a request's row. within: ids of tenants that may be seen, None for all; a row of
     another one is not there."""
-    rows = UsageRecord.objects.filter(request_id=request_id)
-    return (rows if within is None else rows.filter(tenant_id__in=within)).first()
+    return UsageRecord.objects.of_tenants(within).filter(request_id=request_id).first()
 
 
+@every_tenant("the ledger is compared, whosever it is")
 def tokens_of(request_ids: Iterable[str], *, endpoints: Collection[str]) -> dict[str, Tokens]:
     """Return what the ledger says of those requests that are settled and came to ``endpoints``."""
     rows = UsageRecord.objects.filter(
@@ -89,6 +94,7 @@ def tokens_of(request_ids: Iterable[str], *, endpoints: Collection[str]) -> dict
     }
 
 
+@every_tenant("meters are found by their ids, which the row names")
 def meters_of(record: UsageRecord) -> list[MeterState]:
     """Return the meters that a request took from, as they stand now; pruned ones are left out."""
     rows = Meter.objects.filter(pk__in=record.meter_ids).order_by("scope", "period")

@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from apps.audit.services import event_record
 from apps.audit.types import Actor
+from apps.core.tenancy import every_tenant
 from apps.metering import budgets, meters, orphans, rollups
 from apps.metering.groups import write_group
 from apps.metering.meter_sums import meter_correct
@@ -39,6 +40,7 @@ _ROWS_AT_A_TIME: Final = 200  # on SQLite, requests wait meanwhile
 _ROWS_AT_MOST: Final = 50_000
 
 
+@every_tenant("the ledger is the platform's")
 @transaction.atomic
 def reserve(reservation: Reservation) -> Grant:
     """Hold what the limits of the request's scopes must give, and write the durable row without
@@ -54,6 +56,7 @@ def reserve(reservation: Reservation) -> Grant:
     return grant
 
 
+@every_tenant("the ledger is the platform's")
 def reused_record(reservation: Reservation, ending: Ending) -> None:
     """Write the row of a request that got a kept answer: settled at once and free of charge, out of
     nobody's budget."""
@@ -70,6 +73,7 @@ def reused_record(reservation: Reservation, ending: Ending) -> None:
     row.save(force_insert=True)
 
 
+@every_tenant("a row is settled by the id of its request")
 @transaction.atomic
 def settle(settlement: Settlement) -> bool:
     """Charge what was used, give back the rest; True for the one call that closed the row.
@@ -97,6 +101,7 @@ def reservation_void(request_id: str) -> bool:
     return settlement is not None and settle(settlement)
 
 
+@every_tenant("the sweep closes whosever rows were orphaned")
 def orphans_close(now: datetime) -> int:
     """Close the rows that were left by a process that was killed; return how many.
 
@@ -107,6 +112,7 @@ def orphans_close(now: datetime) -> int:
     return n_closed + sum(settle(settlement) for settlement in orphans.overdue(now))
 
 
+@every_tenant("requests of several tenants were refused")
 @transaction.atomic
 def refusals_add(counts: Mapping[RefusalKey, int]) -> None:
     """Add refused requests to the sums of their hours; in one order, so that two who do cannot
@@ -118,6 +124,7 @@ def refusals_add(counts: Mapping[RefusalKey, int]) -> None:
         RefusalRollup.objects.filter(pk=row.pk).update(n_requests=F("n_requests") + counts[key])
 
 
+@every_tenant("sums are made of whatever has settled")
 def usage_roll_up(
     *, rows_at_a_time: int = _ROWS_AT_A_TIME, rows_at_most: int = _ROWS_AT_MOST
 ) -> int:
@@ -135,6 +142,7 @@ def usage_roll_up(
     return n_added
 
 
+@every_tenant("what is wrong is corrected, whosever it is")
 def ledger_correct(findings: Iterable[Finding], *, now: datetime, actor: Actor) -> int:
     """Close what ``reconciliation`` found where that is safe, each by its service and with its
     event; return how many those were. Numbers of rows that were counted wrongly stay."""

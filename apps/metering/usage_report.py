@@ -102,7 +102,7 @@ def refusal_lines(query: UsageQuery) -> list[tuple[str, int]]:
     where a query is about what a refused request may not have: a route, a token."""
     if query.route_name or query.api_token_id is not None:
         return []
-    rows = _asked_for(query, RefusalRollup.objects.all())
+    rows = _asked_for(query, RefusalRollup.objects.of_tenants(query.in_sight))
     sums = rows.order_by().values("code").annotate(n=Sum("n_requests")).order_by("-n", "code")
     return list(sums.values_list("code", "n"))
 
@@ -163,7 +163,8 @@ def _budget_line(tenant: str, label: str, limit: int | None, meter: Meter | None
 
 def _rollups(query: UsageQuery) -> QuerySet[UsageRollup]:
     granularity = "hour" if query.per == "hour" else "day"
-    rollups = _asked_for(query, UsageRollup.objects.filter(granularity=granularity).order_by())
+    rows = UsageRollup.objects.of_tenants(query.in_sight)
+    rollups = _asked_for(query, rows.filter(granularity=granularity).order_by())
     if query.route_name:
         rollups = rollups.filter(route_name=query.route_name)
     if query.api_token_id is not None:
@@ -176,8 +177,6 @@ def _asked_for(query: UsageQuery, rows: QuerySet[R]) -> QuerySet[R]:
     begin = datetime.combine(query.first, time(), tzinfo=UTC)
     end = datetime.combine(query.last, time(), tzinfo=UTC) + timedelta(days=1)
     rows = rows.filter(period_start__gte=begin, period_start__lt=end)
-    if query.in_sight is not None:
-        rows = rows.filter(tenant_id__in=query.in_sight)
     if query.tenant_id is not None:
         rows = rows.filter(tenant_id=query.tenant_id)
     if query.plan_id is not None:

@@ -7,11 +7,13 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from apps.core.exceptions import AuthenticationFailed, Unavailable
+from apps.core.tenancy import every_tenant
 from apps.rbac.models import JwtKey, TokenFamily
 from apps.rbac.selectors import TOUCH_EVERY, TokenGrant, principal_of_family
 from apps.rbac.signing import Claims, Use, claims_of, invalid_token, kid_of
 
 
+@every_tenant("whose it is, is what a token says")
 def grant_of_jwt(token: str) -> TokenGrant:
     """Return what an access token admits: in two queries, and three more where its API token has an
     owner.
@@ -53,6 +55,7 @@ def claims_verified(token: str, *, kid: str, now: datetime) -> Claims:
     return claims_of(token, public_x=public_x)
 
 
+@every_tenant("whose it is, is what a token says")
 def family_of(claims: Claims, *, is_locked: bool = False) -> TokenFamily:
     """Return the family of a token, with whom it belongs to; raises AuthenticationFailed where
     there is none. is_locked: until the end of the caller's transaction."""

@@ -11,6 +11,7 @@ from django.utils import timezone
 from apps.core.access import Access
 from apps.core.limits import LimitFields
 from apps.core.models import TimestampedModel
+from apps.core.tenant_rows import TenantRows
 from apps.rbac.permissions import access_of
 from apps.rbac.types import JWT_ALGORITHM, SCOPES, networks_of
 
@@ -95,10 +96,12 @@ class GroupMapping(TimestampedModel):
         return f"{self.group}: {self.role} {place}"
 
 
-class RoleGrant(TimestampedModel):
+class RoleGrant(TenantRows, TimestampedModel):
     """Somebody has a role: everywhere (``user``), or in one tenant while they are a member of it
     (``membership``). What came by a group goes with it; what was given by hand stays, so that
     there may be both."""
+
+    owner_paths = ("membership", "membership__tenant", "user")
 
     role = models.ForeignKey(Role, on_delete=models.PROTECT, related_name="grants")
     user = models.ForeignKey(
@@ -189,7 +192,7 @@ def validate_networks(value: str) -> None:
         raise ValidationError(f"Not an address or a network: {error}.") from error
 
 
-class ApiToken(TimestampedModel, LimitFields):
+class ApiToken(TenantRows, TimestampedModel, LimitFields):
     """A secret shown once. Only a lookup prefix and the SHA-256 of the whole are kept; the secret
     is 256 random bits, so a slow hash would protect nothing. Its limits hold beside its
     tenant's."""
@@ -276,9 +279,11 @@ class JwtKey(TimestampedModel):
         return self.kid
 
 
-class TokenFamily(TimestampedModel):
+class TokenFamily(TenantRows, TimestampedModel):
     """The JWTs that came of one exchange of an API token. Of its refresh tokens one is good, the
     last; whoever shows another has a copy of what was used, and ends them all."""
+
+    owner_paths = ("api_token",)
 
     public_id = models.CharField(max_length=64, unique=True, editable=False)
     api_token = models.ForeignKey(

@@ -12,6 +12,7 @@ from django.contrib.auth.models import Permission
 from django.db.models import Q, QuerySet
 
 from apps.core.access import NOTHING, Access
+from apps.core.tenancy import every_tenant
 from apps.rbac.types import USE_ROUTE
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def access_within(access: Access, tenant_id: int) -> frozenset[str]:
     return (access.platform & TENANT_PERMISSIONS) | access.tenants.get(tenant_id, NOTHING)
 
 
+@every_tenant("what somebody may do is asked before it is known whose rows they may see")
 def held_by(user: "User") -> Access:
     """Return what was given to a person, also while they are switched off."""
     from apps.rbac.models import RoleGrant
@@ -80,6 +82,7 @@ def held_by(user: "User") -> Access:
     )
 
 
+@every_tenant("people may do it in tenants of their own")
 def holders_of(permission: str, user_ids: Collection[int]) -> "Holders":
     """Return who of these people may do something, in three queries whatever their number."""
     from apps.rbac.models import RoleGrant, User

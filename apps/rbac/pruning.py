@@ -2,6 +2,7 @@
 expired by themselves."""
 
 from apps.core.pruning import PruneOrder, Pruning, pruning_register, rows_prune
+from apps.core.tenancy import every_tenant
 from apps.rbac.models import TokenFamily
 
 
@@ -11,5 +12,6 @@ def register() -> None:
     )
 
 
+@every_tenant("what has ended is pruned, whosever it was")
 def _prune(order: PruneOrder) -> int:
     return rows_prune(TokenFamily.objects.filter(expires_at__lt=order.before), order)

@@ -14,6 +14,7 @@ from apps.core.addresses import Address, is_within
 from apps.core.exceptions import AuthenticationFailed, PermissionDenied, Unavailable
 from apps.core.limits import Limits
 from apps.core.prices import Prices
+from apps.core.tenancy import every_tenant
 from apps.rbac.models import ApiToken, GroupMapping, TokenFamily, User
 from apps.rbac.permissions import held_by, holders_of
 from apps.rbac.review import access_review as access_review
@@ -43,6 +44,7 @@ def secret_digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+@every_tenant("whose it is, is what a secret says")
 def grant_of_secret(secret: str) -> TokenGrant:
     """Return what the secret admits: in one query, and three more where the token has an owner.
 
@@ -121,6 +123,7 @@ def _scopes_of(access: Access, *, tenant_id: int) -> frozenset[str]:
     )
 
 
+@every_tenant("whose it is, is what a token says")
 def principal_of_token(token_id: int, *, family_id: int | None = None) -> Principal:
     """Return who a token belongs to, for work that goes on after the request that asked for it.
 
@@ -170,6 +173,7 @@ def principal_of_secret(secret: str) -> Principal:
     return grant_of_secret(secret).principal
 
 
+@every_tenant("where somebody works is what their memberships say")
 def principal_of_user(user: User) -> Principal:
     """Return the principal of a signed-in person, in the tenant that they work in.
 
@@ -202,6 +206,7 @@ def principal_of_user(user: User) -> Principal:
     )
 
 
+@every_tenant("streams of many tenants are looked at together")
 def identities_in_force(identities: Collection[Identity]) -> set[Identity]:
     """Return those that may still use models, in four queries, or five where JWTs are among them.
     One whose token expired meanwhile still counts: what was begun in time may end; what was revoked
@@ -251,9 +256,10 @@ def permission_names(user: User) -> set[str]:
     return set(held.platform.union(*held.tenants.values()))
 
 
-def token_get(token_id: int) -> ApiToken | None:
-    """Return a token with its owner, revoked ones too."""
-    return ApiToken.objects.select_related("owner").filter(pk=token_id).first()
+def token_get(token_id: int, *, tenant_id: int) -> ApiToken | None:
+    """Return a tenant's token with its owner, revoked ones too."""
+    tokens = ApiToken.objects.select_related("owner")
+    return tokens.filter(pk=token_id, tenant_id=tenant_id).first()
 
 
 def username_of(user_id: int) -> str | None:

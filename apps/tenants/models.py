@@ -7,6 +7,7 @@ from django.db import models
 from apps.core.limits import LimitFields
 from apps.core.models import TimestampedModel
 from apps.core.prices import PriceFields
+from apps.core.tenant_rows import TenantRows
 
 
 class Plan(TimestampedModel, LimitFields, PriceFields):
@@ -51,7 +52,7 @@ class Tenant(TimestampedModel, LimitFields):
         return self.name
 
 
-class Membership(TimestampedModel):
+class Membership(TenantRows, TimestampedModel):
     tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="memberships")
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="memberships"
@@ -67,7 +68,7 @@ class Membership(TimestampedModel):
         return f"{self.user} in {self.tenant}"
 
 
-class EndUser(TimestampedModel, LimitFields):
+class EndUser(TenantRows, TimestampedModel, LimitFields):
     """Whom a tenant's program serves, as it says in the field ``user`` of its requests. A row is
     needed only for limits of their own."""
 

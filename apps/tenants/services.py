@@ -130,7 +130,7 @@ def membership_remove(*, membership: Membership, actor: Actor) -> None:
 @transaction.atomic
 def _save(row: T, *, kind: str, actor: Actor, tenant_id: int | None = None) -> T:
     """Save a new row or a changed one, with its event, and let every process feel it."""
-    stored = type(row)._default_manager.select_for_update().filter(pk=row.pk).first()
+    stored = type(row)._base_manager.select_for_update().filter(pk=row.pk).first()
     changes = model_changes(obj=row, stored=stored or type(row)())
     if not changes:
         return row

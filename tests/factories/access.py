@@ -10,6 +10,7 @@ from factory.django import DjangoModelFactory
 
 from apps.rbac.models import ApiToken, GroupMapping, Role, RoleGrant, TokenFamily, User
 from apps.tenants.models import EndUser, Membership, Plan, Tenant
+from tests.rows import all_of
 
 
 class PlanFactory(DjangoModelFactory[Plan]):
@@ -121,7 +122,7 @@ class ApiTokenFactory(DjangoModelFactory[ApiToken]):
 
     @classmethod
     def _create(cls, model_class: type[ApiToken], *args: Any, **kwargs: Any) -> ApiToken:
-        n = ApiToken.objects.count()
+        n = all_of(ApiToken).count()
         secret = kwargs.pop("secret", f"sk-nano-{n:06d}{'x' * 37}")
         token = model_class(
             *args,

@@ -32,6 +32,7 @@ from tests.factories import (
 )
 from tests.models import smollm2_dir
 from tests.processes import ROOT, ServerRun, running_server, server_environment, stop
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.e2e]
@@ -146,7 +147,7 @@ async def rows_of(clients: list[Client], *, n_wait_s: float) -> list[tuple[Any, 
     ids = [client.request_id for client in clients]
 
     def read() -> list[tuple[Any, Any]] | None:
-        rows = {row.request_id: row for row in UsageRecord.objects.filter(request_id__in=ids)}
+        rows = {row.request_id: row for row in all_of(UsageRecord).filter(request_id__in=ids)}
         entries = {each.request_id: each for each in JournalEntry.objects.all()}
         if any(row.state != "settled" for row in rows.values()) or not set(ids) <= set(entries):
             return None
@@ -237,11 +238,11 @@ async def test_whoever_is_killed_what_was_made_is_charged(
 
 def check_ledger(*, n_rows: int) -> None:
     """Nothing is held, what is used is what was charged, and reconciliation finds nothing."""
-    rows = list(UsageRecord.objects.all())
+    rows = list(all_of(UsageRecord).all())
     assert len(rows) == n_rows == JournalEntry.objects.count()
     for row in rows:
         assert row.n_charged_tokens == row.n_prompt_tokens + row.n_completion_tokens
-    meters = Meter.objects.all()
+    meters = all_of(Meter).all()
     assert {meter.n_held for meter in meters} == {0}
     used = {meter.n_used for meter in meters if meter.period != "open"}
     assert used == {sum(row.n_charged_tokens for row in rows)}

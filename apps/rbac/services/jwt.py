@@ -24,6 +24,7 @@ from apps.core.exceptions import (
 from apps.core.ids import new_id
 from apps.core.sealing import SealBroken
 from apps.core.services import change_stamp_bump
+from apps.core.tenancy import every_tenant
 from apps.rbac.jwt_tokens import claims_of_token, family_of
 from apps.rbac.models import ApiToken, JwtKey, TokenFamily
 from apps.rbac.selectors import address_check, principal_of_family, principal_of_live
@@ -59,7 +60,7 @@ def token_pair_issue(
         raise PermissionDenied("Only an API key is exchanged for tokens.", code="api_key_required")
     now = timezone.now()
     tokens = ApiToken.objects.select_related("tenant__plan", "owner")
-    api_token = tokens.filter(pk=principal.api_token_id).first()
+    api_token = tokens.filter(pk=principal.api_token_id, tenant_id=principal.tenant_id).first()
     if api_token is None:
         raise AuthenticationFailed
     fresh = principal_of_live(api_token, now=now)
@@ -98,6 +99,7 @@ def _scopes_granted(principal: Principal, asked: Sequence[str] | None) -> tuple[
     return tuple(scope for scope in SCOPES if scope in wanted)
 
 
+@every_tenant("whose it is, is what a token says")
 def token_pair_refresh(*, refresh_token: str, address: Address | None = None) -> TokenPair:
     """Exchange the last refresh token of a family for a new pair. An older one of the family ends
     it: somebody has a copy, and it cannot be known who.
@@ -125,6 +127,7 @@ def token_pair_refresh(*, refresh_token: str, address: Address | None = None) ->
     )
 
 
+@every_tenant("whose it is, is what a token says")
 @transaction.atomic
 def token_family_revoke(*, token: str, address: Address | None = None) -> None:
     """End the family of an access or refresh token, from wherever it is asked; once it has ended
@@ -163,6 +166,7 @@ def _end(family: TokenFamily) -> None:
     change_stamp_bump("access")
 
 
+@every_tenant("with the keys every family may end")
 @transaction.atomic
 def jwt_key_rotate(*, actor: Actor, at_once: bool = False) -> JwtKey:
     """Sign with a new key from now on. The one before verifies until the last token that it signed

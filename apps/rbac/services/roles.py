@@ -13,6 +13,7 @@ from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.exceptions import Conflict, InvalidRequest, PermissionDenied
 from apps.core.services import change_stamp_bump, model_changes
+from apps.core.tenancy import every_tenant
 from apps.rbac.builtin_roles import BUILTIN_ROLES
 from apps.rbac.models import Role, RoleGrant, User
 from apps.rbac.permissions import TENANT_PERMISSIONS, grantable_permissions
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from apps.tenants.models import Membership, Tenant
 
 
+@every_tenant("members of whichever tenant get their role")
 @transaction.atomic
 def roles_seed() -> None:
     """Put the roles that come with the platform in place, with today's permissions. Members from

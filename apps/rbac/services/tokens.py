@@ -17,6 +17,7 @@ from apps.core.addresses import Network
 from apps.core.exceptions import Conflict, InvalidRequest, PermissionDenied
 from apps.core.limits import LIMIT_NAMES, Limits
 from apps.core.services import change_stamp_bump, model_changes, plain
+from apps.core.tenancy import every_tenant
 from apps.rbac.models import ApiToken, User
 from apps.rbac.permissions import access_of, access_within
 from apps.rbac.selectors import TOUCH_EVERY, secret_digest
@@ -143,11 +144,11 @@ def api_token_rotate(
     stored = (
         ApiToken.objects.select_for_update(of=("self",))
         .select_related("tenant", "owner")
-        .get(pk=token.pk)
+        .get(pk=token.pk, tenant_id=token.tenant_id)
     )
     if not stored.is_live:
         raise Conflict("This token is not in force.")
-    if stored.replacements.exists():
+    if stored.replacements.filter(tenant_id=stored.tenant_id).exists():
         raise Conflict("This token was rotated before.")
     lifetime = stored.expires_at - stored.created_at if stored.expires_at else None
     issued = api_token_issue(
@@ -176,6 +177,7 @@ def api_token_rotate(
     return issued
 
 
+@every_tenant("what is unique is unique among all tenants")
 def _secret_draw() -> str:
     while True:
         secret = SECRET_MARK + secrets.token_urlsafe(32)
@@ -193,7 +195,10 @@ def api_token_update(*, token: ApiToken, actor: Actor, by: User | None = None) -
         InvalidRequest: ``param`` names the field.
     """
     stored = (
-        ApiToken.objects.select_for_update(of=("self",)).select_related("owner").get(pk=token.pk)
+        ApiToken.objects.of_tenants(None)
+        .select_for_update(of=("self",))
+        .select_related("owner")
+        .get(pk=token.pk)
     )
     if stored.tenant_id != token.tenant_id:
         raise InvalidRequest("A token stays with its tenant.", param="tenant")
@@ -241,7 +246,7 @@ def _is_inside(network: Network, others: Sequence[Network]) -> bool:
 @transaction.atomic
 def api_token_revoke(*, token: ApiToken, actor: Actor) -> ApiToken:
     """Refuse the token from now on, for ever. Revoking it twice changes nothing."""
-    stored = ApiToken.objects.select_for_update().get(pk=token.pk)
+    stored = ApiToken.objects.select_for_update().get(pk=token.pk, tenant_id=token.tenant_id)
     if stored.revoked_at is not None:
         return stored
     stored.revoked_at = timezone.now()
@@ -251,6 +256,7 @@ def api_token_revoke(*, token: ApiToken, actor: Actor) -> ApiToken:
     return stored
 
 
+@every_tenant("a note about a token that was just checked")
 def api_token_touch(token_id: int) -> None:
     """Note that the token is in use, at most once in ``TOUCH_EVERY``: a list needs no more."""
     now = timezone.now()

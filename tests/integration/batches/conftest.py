@@ -24,6 +24,7 @@ from tests.integration.gateway.conftest import (
     runtime,
     token,
 )
+from tests.rows import all_of
 
 __all__ = ["client", "engine_process", "http", "route", "runtime", "token"]
 
@@ -86,5 +87,5 @@ def results(file_id: str) -> list[dict[str, Any]]:
 
 
 def states(batch: Batch) -> list[str]:
-    rows = BatchItem.objects.filter(batch=batch).order_by("line_no")
+    rows = all_of(BatchItem).filter(batch=batch).order_by("line_no")
     return list(rows.values_list("state", flat=True))

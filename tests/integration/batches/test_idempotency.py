@@ -14,6 +14,7 @@ from apps.core.hop import database_hop
 from apps.rbac.models import ApiToken
 from tests.integration.batches.conftest import ENDPOINT, request_line
 from tests.integration.gateway.named import Leaver, as_sent_again, is_replayed, refused
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 
@@ -35,7 +36,7 @@ async def test_a_file_is_uploaded_once(http: httpx.AsyncClient, settings: Any) -
         assert (await http.get(f"/v1/files/{file_id}/content")).content == data
         other = await uploaded(http, data + b"\n", key=key)
         assert refused(other) == (422, "idempotency_key_reused", "Idempotency-Key")
-        assert await database_hop(UploadedFile.objects.count) == 1
+        assert await database_hop(all_of(UploadedFile).count) == 1
         await http.delete(f"/v1/files/{file_id}")
 
 
@@ -50,7 +51,7 @@ async def test_a_batch_is_made_once_and_cancelled_once(http: httpx.AsyncClient) 
     for each in answers:
         if each is not first:
             as_sent_again(first, each)
-    batch = await database_hop(Batch.objects.get)
+    batch = await database_hop(all_of(Batch).get)
     assert first.json()["id"] == batch.batch_id
     cancel = f"/v1/batches/{batch.batch_id}/cancel"
     headers = {"Idempotency-Key": "third"}
@@ -81,6 +82,6 @@ async def test_a_batch_that_is_begun_is_made_though_its_client_leaves(
     go_on.set()
     headers = {"Idempotency-Key": "left", "Content-Type": "application/json"}
     again = await http.post("/v1/batches", content=json.dumps(body), headers=headers)
-    batch = await database_hop(Batch.objects.get)
+    batch = await database_hop(all_of(Batch).get)
     assert (again.status_code, is_replayed(again)) == (200, True)
     assert again.json()["id"] == batch.batch_id

@@ -15,6 +15,7 @@ from tests.factories import ApiTokenFactory
 from tests.integration.batches.conftest import ENDPOINT, request_line
 from tests.integration.gateway.conftest import server, shared_server
 from tests.processes import ServerRun
+from tests.rows import all_of
 
 __all__ = ["server", "shared_server"]
 
@@ -126,7 +127,7 @@ async def test_another_tenant_sees_nothing(
     assert (response.status_code, response.json()["error"]["param"]) == (404, "input_file_id")
     assert (await http.get("/v1/files")).json()["data"] == []
     assert (await http.get("/v1/batches")).json()["data"] == []
-    batch = await database_hop(Batch.objects.get)
+    batch = await database_hop(all_of(Batch).get)
     assert batch.status == "validating"
 
 
@@ -136,7 +137,7 @@ async def test_nobody_comes_in_without_a_token(http: httpx.AsyncClient) -> None:
     assert (await http.post("/v1/files", **form)).status_code == 401
     for path in ("files", "files/file-1", "files/file-1/content", "batches", "batches/batch-1"):
         assert (await http.get(f"/v1/{path}")).status_code == 401
-    assert not await database_hop(UploadedFile.objects.exists)
+    assert not await database_hop(all_of(UploadedFile).exists)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ async def test_a_wrong_form_is_refused_by_its_field(
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert (error["code"], error["param"]) == (code, param)
-    assert not await database_hop(UploadedFile.objects.exists)
+    assert not await database_hop(all_of(UploadedFile).exists)
     assert files_below(files_dir) == []
 
 
@@ -236,7 +237,7 @@ async def test_a_wrong_batch_is_refused_by_its_field(
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert (error["code"], error["param"]) == (code, param)
-    assert not await database_hop(Batch.objects.exists)
+    assert not await database_hop(all_of(Batch).exists)
 
 
 @pytest.mark.parametrize(
@@ -292,4 +293,4 @@ async def test_a_large_file_passes_the_server_without_filling_its_memory(
         assert (larger.status_code, larger.json()["error"]["code"]) == (413, "payload_too_large")
         elsewhere = await http.post("/v1/batches", content=b" " * 5_000_000)
         assert elsewhere.status_code == 413
-    assert await database_hop(UploadedFile.objects.count) == 3
+    assert await database_hop(all_of(UploadedFile).count) == 3

@@ -17,6 +17,7 @@ from apps.gateway.types import Answer
 from apps.rbac.models import ApiToken
 from tests.factories import BatchFactory, BatchItemFactory
 from tests.integration.batches.conftest import states
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -36,7 +37,7 @@ def claimed(owner: str = "one") -> Claim:
 
 
 def lease_ends() -> None:
-    Batch.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+    all_of(Batch).update(lease_until=timezone.now() - timedelta(seconds=1))
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_a_claim_goes_to_one_of_many() -> None:
     with ThreadPoolExecutor(8) as pool:
         found = [claim for claim in pool.map(attempt, range(8)) if claim is not None]
     assert len(found) == 1
-    assert Batch.objects.get().lease_owner == found[0].owner
+    assert all_of(Batch).get().lease_owner == found[0].owner
 
 
 def test_a_batch_that_was_given_back_queues_behind_the_others(batch: Batch) -> None:
@@ -99,7 +100,7 @@ def test_a_result_is_written_and_counted_once(batch: Batch) -> None:
     batch.refresh_from_db()
     assert (batch.n_completed, batch.n_failed) == (1, 1)
     assert states(batch) == ["done", "failed", "pending", "pending", "pending"]
-    row = BatchItem.objects.get(pk=good.pk)
+    row = all_of(BatchItem).get(pk=good.pk)
     assert row.response == '{"status_code":200,"request_id":"chatcmpl-1","body":{"id":"x"}}'
 
 
@@ -151,17 +152,17 @@ def test_lines_are_stored_anew_over_what_a_lost_worker_left(token: ApiToken) -> 
     running.lines_store(claim=claimed(), lines=lines)
     batch.refresh_from_db()
     assert (batch.status, batch.n_total) == ("in_progress", 1201)
-    found = BatchItem.objects.order_by("line_no").values_list("custom_id", flat=True)
+    found = all_of(BatchItem).order_by("line_no").values_list("custom_id", flat=True)
     assert list(found) == [f"c{n}" for n in range(1, 1202)]
 
 
 def test_lines_of_a_batch_that_is_being_cancelled_are_not_stored(token: ApiToken) -> None:
     BatchFactory(tenant=token.tenant, api_token_id=token.pk)
     claim = claimed()
-    Batch.objects.update(status="cancelling")
+    all_of(Batch).update(status="cancelling")
     with pytest.raises(LeaseLost):
         running.lines_store(claim=claim, lines=[Line(number=1, custom_id="a", offset=0, n_bytes=1)])
-    assert not BatchItem.objects.exists()
+    assert not all_of(BatchItem).exists()
     assert running.lease_renew(claim=claim, lease_s=LEASE_S) == "cancelling"
 
 
@@ -172,11 +173,11 @@ def test_nothing_is_taken_for_a_token_that_is_no_longer_good(
     claim = claimed()
     match how:
         case "revoked":
-            ApiToken.objects.update(revoked_at=timezone.now())
+            all_of(ApiToken).update(revoked_at=timezone.now())
         case "expired":
-            ApiToken.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+            all_of(ApiToken).update(expires_at=timezone.now() - timedelta(seconds=1))
         case "gone":
-            ApiToken.objects.all().delete()
+            all_of(ApiToken).all().delete()
         case "tenant":
             token.tenant.is_active = False
             token.tenant.save()
@@ -207,7 +208,7 @@ def test_the_end_is_one_step(batch: Batch) -> None:
     batch.refresh_from_db()
     assert (batch.status, batch.n_completed, batch.n_failed) == ("cancelled", 1, 4)
     assert (batch.lease_owner, batch.lease_until) == ("", None)
-    assert set(UploadedFile.objects.values_list("file_id", "size_bytes", "tenant_id")) == {
+    assert set(all_of(UploadedFile).values_list("file_id", "size_bytes", "tenant_id")) == {
         (output_id, 7, batch.tenant_id),
         (error_id, 9, batch.tenant_id),
     }

@@ -24,6 +24,7 @@ from apps.core.limits import UNLIMITED
 from apps.rbac.types import Principal
 from tests.factories import BatchFactory, UploadedFileFactory
 from tests.integration.batches.conftest import ENDPOINT, Submit, request_line, store, upload
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -35,7 +36,7 @@ def test_a_file_is_stored_whole(principal: Principal, files_dir: Path) -> None:
     assert storage.file_path(row.file_id).parent == files_dir
     assert not received.draft.exists()
     assert (row.tenant_id, row.size_bytes) == (principal.tenant_id, 7)
-    assert list(AuditEvent.objects.values_list("action", "actor_kind")) == [
+    assert list(all_of(AuditEvent).values_list("action", "actor_kind")) == [
         ("file.uploaded", "token")
     ]
 
@@ -47,7 +48,7 @@ def test_a_tenant_stores_no_more_than_it_may(
     kept = store(principal, b"123456")
     with pytest.raises(StorageFull):
         store(principal, b"12345")
-    assert [row.file_id for row in UploadedFile.objects.all()] == [kept.file_id]
+    assert [row.file_id for row in all_of(UploadedFile).all()] == [kept.file_id]
     assert sorted(path.name for path in files_dir.glob("file-*")) == [kept.file_id]
     store(principal, b"1234")
     store(stranger, b"12345")
@@ -56,7 +57,7 @@ def test_a_tenant_stores_no_more_than_it_may(
 def test_a_file_is_removed_for_good(principal: Principal) -> None:
     row = store(principal, b"x")
     file_delete(principal=principal, file_id=row.file_id)
-    assert not UploadedFile.objects.exists()
+    assert not all_of(UploadedFile).exists()
     assert not storage.file_path(row.file_id).exists()
 
 
@@ -82,7 +83,7 @@ def test_a_strangers_file_is_not_there(principal: Principal, stranger: Principal
     with pytest.raises(FileNotFound):
         selectors.file_get(tenant_id=stranger.tenant_id, file_id=row.file_id)
     assert storage.file_path(row.file_id).exists()
-    assert not Batch.objects.exists()
+    assert not all_of(Batch).exists()
 
 
 def test_a_strangers_batch_is_not_there(submit: Submit, stranger: Principal) -> None:
@@ -114,7 +115,7 @@ def test_a_person_without_a_token_makes_no_batch(principal: Principal) -> None:
     )
     with pytest.raises(PermissionDenied):
         batch_create(principal=person, input_file_id=row.file_id, endpoint=ENDPOINT, metadata=None)
-    assert not Batch.objects.exists()
+    assert not all_of(Batch).exists()
 
 
 def test_the_input_stays_while_a_batch_reads_it(
@@ -124,7 +125,7 @@ def test_the_input_stays_while_a_batch_reads_it(
     with pytest.raises(FileInUse, match=batch.batch_id):
         file_delete(principal=principal, file_id=batch.input_file_id)
     assert storage.file_path(batch.input_file_id).exists()
-    Batch.objects.update(status="completed", ended_at=timezone.now())
+    all_of(Batch).update(status="completed", ended_at=timezone.now())
     file_delete(principal=principal, file_id=batch.input_file_id)
     assert not storage.file_path(batch.input_file_id).exists()
 
@@ -142,7 +143,7 @@ def test_cancelling_twice_is_cancelling_once(submit: Submit, actor: Actor) -> No
     first = batch_cancel(batch=batch, actor=actor)
     again = batch_cancel(batch=batch, actor=actor)
     assert (first.status, first.cancelling_at) == ("cancelling", again.cancelling_at)
-    actions = list(AuditEvent.objects.values_list("action", flat=True))
+    actions = list(all_of(AuditEvent).values_list("action", flat=True))
     assert actions.count("batch.cancelled") == 1
 
 

@@ -32,6 +32,7 @@ from tests.integration.batches.conftest import (
 )
 from tests.integration.rbac.jwts import issue
 from tests.processes import EngineRun
+from tests.rows import all_of
 from tests.waiting import wait_until, wait_until_async
 
 LONG = {"max_tokens": 2000, "ignore_eos": True}
@@ -105,12 +106,12 @@ async def test_answers_and_errors_go_to_their_files_in_order(
     params = [line["response"]["body"]["error"]["param"] for line in bad]
     assert params == ["model", "stream", "max_tokens"]
 
-    ledger = await database_hop(lambda: list(UsageRecord.objects.order_by("id")))
+    ledger = await database_hop(lambda: list(all_of(UsageRecord).order_by("id")))
     assert {row.request_id for row in ledger} == {line["response"]["request_id"] for line in good}
     assert {(row.door, row.state, row.outcome) for row in ledger} == {
         ("batch", "settled", "completed")
     }
-    files = await database_hop(lambda: list(UploadedFile.objects.filter(purpose="batch_output")))
+    files = await database_hop(lambda: list(all_of(UploadedFile).filter(purpose="batch_output")))
     assert {(file.file_id, file.size_bytes) for file in files} == {
         (file_id, storage.file_path(file_id).stat().st_size)
         for file_id in (batch.output_file_id, batch.error_file_id)
@@ -144,7 +145,7 @@ async def test_a_wrong_line_runs_nothing(submit: Submit, runtime: GatewayRuntime
         (3, "duplicate_custom_id"),
     ]
     assert (batch.n_total, batch.output_file_id, batch.error_file_id) == (0, "", "")
-    assert await database_hop(UsageRecord.objects.count) == 0
+    assert await database_hop(all_of(UsageRecord).count) == 0
     assert await database_hop(states, batch) == []
 
 
@@ -177,7 +178,7 @@ async def test_a_batch_is_cancelled_in_the_middle(
         line["custom_id"] for line in lines
     )
     await asyncio.to_thread(wait_until, "the engine to be idle", engine_process.is_idle)
-    open_rows = UsageRecord.objects.filter(state="reserved")
+    open_rows = all_of(UsageRecord).filter(state="reserved")
     assert await database_hop(open_rows.count) == 0
 
 
@@ -197,7 +198,7 @@ async def test_what_is_late_expires(
     lines = [request_line(f"r{n}", **LONG) for n in range(40)]
     batch = await database_hop(submit, *lines)
     soon = timezone.now() + timedelta(seconds=1.5)
-    await database_hop(lambda: Batch.objects.update(expires_at=soon))
+    await database_hop(lambda: all_of(Batch).update(expires_at=soon))
     batch = await worked_on(batch)
     assert batch.status == "expired"
     assert batch.n_completed + batch.n_failed == 40
@@ -213,7 +214,7 @@ async def test_a_revoked_token_fails_what_is_left(
     batch = await database_hop(submit, *lines)
     task = await underway(batch, n_done=2)
     now = timezone.now()
-    await database_hop(lambda: ApiToken.objects.update(revoked_at=now))
+    await database_hop(lambda: all_of(ApiToken).update(revoked_at=now))
     async with asyncio.timeout(30):
         await task
     batch = await fresh(batch)
@@ -224,7 +225,7 @@ async def test_a_revoked_token_fails_what_is_left(
     assert len(left) == batch.n_failed > 0
     assert {line["response"]["status_code"] for line in left} == {401}
     assert left[0]["response"]["body"]["error"]["code"] == "invalid_api_key"
-    late = UsageRecord.objects.filter(created_at__gt=now + timedelta(seconds=1))
+    late = all_of(UsageRecord).filter(created_at__gt=now + timedelta(seconds=1))
     assert await database_hop(late.count) == 0
 
 
@@ -250,7 +251,7 @@ async def test_a_batch_of_a_jwt_ends_with_its_family(
     assert (batch.status, batch.errors[0]["code"]) == ("failed", "token_revoked")
     codes = {line["response"]["body"]["error"]["code"] for line in results(batch.error_file_id)}
     assert codes == {"access_revoked", "token_revoked"}  # what ran, and what was left
-    late = UsageRecord.objects.filter(created_at__gt=now + timedelta(seconds=1))
+    late = all_of(UsageRecord).filter(created_at__gt=now + timedelta(seconds=1))
     assert await database_hop(late.count) == 0
 
 
@@ -270,7 +271,7 @@ async def test_a_batch_ends_once_its_token_may_make_none(
 
     def withdraw() -> None:
         if what == "role":
-            grant = RoleGrant.objects.get()
+            grant = all_of(RoleGrant).get()
             role_grant_remove(grant=grant, by=None, actor=SYSTEM)
         else:
             token.scopes = ["inference"]
@@ -313,7 +314,7 @@ async def test_a_worker_that_is_told_to_stop_leaves_the_rest_to_the_next(
     assert (batch.status, batch.n_completed) == ("completed", 30)
     found = [line["custom_id"] for line in results(batch.output_file_id)]
     assert found == [line["custom_id"] for line in lines]
-    assert await database_hop(UsageRecord.objects.count) == 30  # none was begun twice
+    assert await database_hop(all_of(UsageRecord).count) == 30  # none was begun twice
 
 
 async def test_two_batches_take_turns(submit: Submit, runtime: GatewayRuntime) -> None:

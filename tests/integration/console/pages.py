@@ -5,10 +5,11 @@ from django.test import Client
 
 from apps.audit.models import AuditEvent
 from tests.factories import UserFactory
+from tests.rows import all_of
 
 
 def actions() -> list[str]:
-    return list(AuditEvent.objects.order_by("id").values_list("action", flat=True))
+    return list(all_of(AuditEvent).order_by("id").values_list("action", flat=True))
 
 
 def messages(client: Client, url: str) -> list[str]:

@@ -21,6 +21,7 @@ from tests.factories import (
     UserFactory,
 )
 from tests.integration.console.pages import actions, inline, messages, staff
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -93,7 +94,7 @@ class TestUsers:
         response = admin_client.post(url, new)
         assert response["Location"] == reverse("admin:rbac_user_change", args=[user.pk])
         assert User.objects.get(pk=user.pk).check_password("another horse 9")
-        event = AuditEvent.objects.get()
+        event = all_of(AuditEvent).get()
         assert (event.action, event.actor_label) == ("user.password_changed", "admin")
 
     def test_somebody_changes_their_own_and_stays_signed_in(self) -> None:
@@ -227,13 +228,13 @@ def test_end_user_is_added_changed_and_deleted(admin_client: Client) -> None:
     tenant = TenantFactory()
     form = {"tenant": tenant.pk, "identifier": "ada", "tokens_per_day": "100"}
     admin_client.post(reverse("admin:tenants_enduser_add"), form)
-    row = EndUser.objects.get()
+    row = all_of(EndUser).get()
     url = reverse("admin:tenants_enduser_change", args=[row.pk])
     admin_client.post(url, {**form, "tokens_per_day": "200"})
     row.refresh_from_db()
     assert row.tokens_per_day == 200
     admin_client.post(reverse("admin:tenants_enduser_delete", args=[row.pk]), {"post": "yes"})
-    assert not EndUser.objects.exists()
+    assert not all_of(EndUser).exists()
     assert actions() == ["end_user.created", "end_user.updated", "end_user.deleted"]
 
 
@@ -241,7 +242,7 @@ def test_a_token_has_limits_of_its_own(admin_client: Client) -> None:
     tenant = TenantFactory()
     form = {"tenant": tenant.pk, "name": "ci", "scopes": ["inference"], "requests_per_minute": "5"}
     admin_client.post(reverse("admin:rbac_apitoken_add"), form)
-    token = ApiToken.objects.get()
+    token = all_of(ApiToken).get()
     assert token.requests_per_minute == 5
     edit = {
         "name": "ci",
@@ -262,19 +263,19 @@ def test_what_the_ledger_speaks_of_is_never_deleted(name: str, admin_client: Cli
     )()
     url = reverse(f"admin:{name}_delete", args=[obj.pk])
     assert admin_client.post(url, {"post": "yes"}).status_code == 403
-    assert type(obj).objects.filter(pk=obj.pk).exists()
+    assert all_of(type(obj)).filter(pk=obj.pk).exists()
 
 
 @pytest.mark.parametrize("name", ["audit_auditevent", "metering_usagerecord"])
 def test_records_are_read_only_for_superusers_too(name: str, admin_client: Client) -> None:
     factory: Any = AuditEventFactory if name == "audit_auditevent" else UsageRecordFactory
     obj = factory()
-    before = type(obj).objects.values().get()
+    before = all_of(type(obj)).values().get()
     assert admin_client.post(reverse(f"admin:{name}_add"), {}).status_code == 403
     for page in ("change", "delete"):
         url = reverse(f"admin:{name}_{page}", args=[obj.pk])
         assert admin_client.post(url, {"post": "yes", "action": "x"}).status_code == 403
-    assert type(obj).objects.values().get() == before
+    assert all_of(type(obj)).values().get() == before
 
 
 def test_route_is_added_changed_and_deleted(admin_client: Client) -> None:
@@ -286,7 +287,7 @@ def test_route_is_added_changed_and_deleted(admin_client: Client) -> None:
     admin_client.post(reverse("admin:routing_route_change", args=[route.pk]), form)
     admin_client.post(reverse("admin:routing_route_add"), {**form, "name": "second"})
     admin_client.post(reverse("admin:routing_route_delete", args=[route.pk]), {"post": "yes"})
-    assert list(type(route).objects.values_list("name", flat=True)) == ["second"]
+    assert list(all_of(type(route)).values_list("name", flat=True)) == ["second"]
     assert actions() == ["route.updated", "route.created", "route.deleted"]
 
 

@@ -12,6 +12,7 @@ from apps.rbac.selectors import identities_in_force
 from apps.rbac.types import Identity
 from tests.factories import ApiTokenFactory, MembershipFactory, TokenFamilyFactory
 from tests.integration.console.pages import actions
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -43,7 +44,7 @@ def test_who_may_change_the_api_token_ends_it(role: str) -> None:
     assert family.revoked_at is not None
     identity = Identity(family.tenant_id, family.api_token_id, None, family.pk)
     assert identities_in_force([identity]) == set()
-    event = AuditEvent.objects.get()
+    event = all_of(AuditEvent).get()
     assert (event.action, event.actor_kind, event.tenant_id) == (
         "jwt.revoked", "user", family.tenant_id,
     )  # fmt: skip
@@ -56,10 +57,10 @@ def test_who_may_change_the_api_token_ends_it(role: str) -> None:
 )
 def test_nobody_else_does(role: str, is_member: bool) -> None:
     family = TokenFamilyFactory()
-    before = list(TokenFamily.objects.values())
+    before = list(all_of(TokenFamily).values())
     client = page_of(role, family if is_member else None)
     assert revoke(client, family) == 403
-    assert list(TokenFamily.objects.values()) == before
+    assert list(all_of(TokenFamily).values()) == before
     assert actions() == []
 
 

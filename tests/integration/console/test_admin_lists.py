@@ -34,6 +34,7 @@ from tests.factories import (
     UsageRecordFactory,
     UserFactory,
 )
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -151,7 +152,7 @@ def test_list_looks_at_the_newest_rows_only(
 
 
 def test_an_old_request_is_found_by_its_id(ledger: int, admin_client: Client) -> None:
-    oldest = UsageRecord.objects.order_by("id")[0]
+    oldest = all_of(UsageRecord).order_by("id")[0]
     response = admin_client.get(
         reverse("admin:metering_usagerecord_changelist"), {"q": f" {oldest.request_id} "}
     )

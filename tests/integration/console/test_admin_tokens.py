@@ -16,6 +16,7 @@ from tests.factories import (
     TenantFactory,
 )
 from tests.integration.console.pages import actions, messages, staff
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -35,16 +36,16 @@ class TestTokens:
         assert found is not None
         secret = found[0]
         assert principal_of_secret(secret).tenant_id == tenant.pk
-        token = ApiToken.objects.get()
+        token = all_of(ApiToken).get()
         assert (token.created_by, token.owner, token.scopes) == (admin_user, None, ["inference"])
-        event = AuditEvent.objects.values().get()
+        event = all_of(AuditEvent).values().get()
         assert (event["action"], event["actor_id"]) == ("api_token.issued", admin_user.pk)
         later = [
             admin_client.get(reverse("admin:rbac_apitoken_changelist")),
             admin_client.get(reverse("admin:rbac_apitoken_change", args=[token.pk])),
         ]
         assert all(secret not in page.content.decode() for page in later)
-        assert secret not in f"{event}{ApiToken.objects.values().get()}{dict(admin_client.session)}"
+        assert secret not in f"{event}{all_of(ApiToken).values().get()}{dict(admin_client.session)}"
 
     def test_issue_refused_by_the_service_is_a_message_and_no_token(
         self, admin_client: Client
@@ -63,7 +64,7 @@ class TestTokens:
         )
         assert (response.status_code, response["Location"]) == (302, url)
         assert messages(admin_client, url) == ["The time of expiry lies in the past."]
-        assert not ApiToken.objects.exists()
+        assert not all_of(ApiToken).exists()
         assert actions() == []
 
     def test_a_look_at_the_dialog_revokes_nothing_and_its_button_does(
@@ -72,12 +73,12 @@ class TestTokens:
         token = ApiTokenFactory()
         url = reverse("admin:rbac_apitoken_revoke", args=[token.pk])
         assert "Revoke this token?" in admin_client.get(url).content.decode()
-        assert ApiToken.objects.get().revoked_at is None
+        assert all_of(ApiToken).get().revoked_at is None
         response = admin_client.post(
             url, {"_form_submitted": "True"}, headers={"HX-Request": "true"}
         )
         assert response["HX-Redirect"] == reverse("admin:rbac_apitoken_changelist")
-        assert ApiToken.objects.get().revoked_at is not None
+        assert all_of(ApiToken).get().revoked_at is not None
         assert actions() == ["api_token.revoked"]
 
     def test_revoke_needs_permission(self) -> None:
@@ -85,12 +86,12 @@ class TestTokens:
         client = staff("view_apitoken")
         url = reverse("admin:rbac_apitoken_revoke", args=[token.pk])
         assert client.post(url, {"_form_submitted": "True"}).status_code == 403
-        assert ApiToken.objects.get().revoked_at is None
+        assert all_of(ApiToken).get().revoked_at is None
         assert actions() == []
 
     def test_prefix_digest_and_tenant_are_not_for_editing(self, admin_client: Client) -> None:
         token = ApiTokenFactory(name="ci")
-        before = ApiToken.objects.values("prefix", "digest", "tenant_id").get()
+        before = all_of(ApiToken).values("prefix", "digest", "tenant_id").get()
         admin_client.post(
             reverse("admin:rbac_apitoken_change", args=[token.pk]),
             {
@@ -101,8 +102,8 @@ class TestTokens:
                 "tenant": TenantFactory().pk,
             },
         )
-        assert ApiToken.objects.get().name == "new"
-        assert ApiToken.objects.values("prefix", "digest", "tenant_id").get() == before
+        assert all_of(ApiToken).get().name == "new"
+        assert all_of(ApiToken).values("prefix", "digest", "tenant_id").get() == before
 
     @pytest.mark.parametrize("state", ["live", "expired", "revoked"])
     def test_filter_by_state(self, admin_client: Client, state: str) -> None:

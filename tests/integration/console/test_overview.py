@@ -24,6 +24,7 @@ from tests.factories import (
     UsageRecordFactory,
     UserFactory,
 )
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -66,7 +67,7 @@ def test_todays_totals_leave_yesterday_out_and_are_taken_once_in_a_while(
     UsageRecordFactory(n_prompt_tokens=10, n_completion_tokens=5)
     UsageRecordFactory(n_prompt_tokens=1, n_completion_tokens=2, outcome="failed")
     usage_roll_up()
-    UsageRecord.objects.all().delete()  # it reads the roll-ups, however many rows there are
+    all_of(UsageRecord).all().delete()  # it reads the roll-ups, however many rows there are
     found = dashboard()
     assert found.today == UsageTotals(
         n_requests=2, n_failed=1, n_prompt_tokens=11, n_completion_tokens=7

@@ -29,6 +29,7 @@ from tests.factories import (
     UsageRecordFactory,
 )
 from tests.integration.console.pages import staff
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -165,11 +166,11 @@ def test_a_request_of_which_nothing_is_recorded(
 def test_the_last_ten_changes_before_it(admin_client: Client, token: ApiToken) -> None:
     events(token, 12)
     AuditEventFactory(tenant_id=token.tenant_id, object_type="rbac.ApiToken", object_id="0")
-    last = AuditEvent.objects.order_by("-id")[0].at
+    last = all_of(AuditEvent).order_by("-id")[0].at
     record = request_of(token, created_at=last + timedelta(seconds=1))
     events(token, 1)
-    later = AuditEvent.objects.order_by("-id")[0]
-    AuditEvent.objects.filter(pk=later.pk).update(at=last + timedelta(hours=1))
+    later = all_of(AuditEvent).order_by("-id")[0]
+    all_of(AuditEvent).filter(pk=later.pk).update(at=last + timedelta(hours=1))
     shown = admin_client.get(url(record)).context["report"].events
     assert [event.action for event in shown] == [f"api_token.change_{n}" for n in range(11, 1, -1)]
     assert later not in shown
@@ -224,7 +225,7 @@ def test_the_list_leads_there_and_finds_it_by_its_id(admin_client: Client, token
 
 def test_names_are_only_for_who_may_see_them(token: ApiToken) -> None:
     events(token, 1)
-    record = request_of(token, created_at=AuditEvent.objects.get().at + timedelta(seconds=1))
+    record = request_of(token, created_at=all_of(AuditEvent).get().at + timedelta(seconds=1))
     page = staff("view_usagerecord").get(url(record))
     report, said = page.context["report"], page.content.decode()
     assert (report.tenant.url, report.token.text, report.token.url) == ("", f"#{token.pk}", "")
@@ -234,7 +235,7 @@ def test_names_are_only_for_who_may_see_them(token: ApiToken) -> None:
 
 def test_a_member_sees_their_tenants_and_no_others(token: ApiToken) -> None:
     events(token, 1)
-    at = AuditEvent.objects.get().at + timedelta(seconds=1)
+    at = all_of(AuditEvent).get().at + timedelta(seconds=1)
     record, foreign = request_of(token, created_at=at), UsageRecordFactory(tenant_id=987)
     client = Client()
     client.force_login(
@@ -244,14 +245,14 @@ def test_a_member_sees_their_tenants_and_no_others(token: ApiToken) -> None:
     report = page.context["report"]
     assert (report.token.url != "", report.owner.text, report.owner.url) == (True, "ann", "")
     assert len(report.events) == 1
-    before = list(UsageRecord.objects.order_by("pk").values())
+    before = list(all_of(UsageRecord).order_by("pk").values())
     missing = reverse("admin:request_page", args=["req-0"])
     assert [client.get(each).status_code for each in (url(foreign), missing)] == [404, 404]
     assert client.get(url(foreign)).content == client.get(missing).content
     assert client.get(f"{missing[:-1]}%00/").status_code == 404
     assert staff("view_tenant").get(url(record)).status_code == 403
     assert client.post(url(record)).status_code == 405
-    assert list(UsageRecord.objects.order_by("pk").values()) == before
+    assert list(all_of(UsageRecord).order_by("pk").values()) == before
 
 
 def test_it_reads_a_bounded_number_of_times(admin_client: Client, token: ApiToken) -> None:

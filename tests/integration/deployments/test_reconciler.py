@@ -38,6 +38,7 @@ from apps.metering.models import UsageRecord
 from tests.factories import DeploymentFactory, ModelVersionFactory, UsageRecordFactory
 from tests.models import random_llama_dir
 from tests.processes import ROOT, server_environment
+from tests.rows import all_of
 from tests.waiting import wait_until, wait_until_async
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.e2e]
@@ -180,7 +181,7 @@ async def test_requests_whose_gateway_is_gone_are_closed(
     async with running_agent(paths):
         outcome = await wait_until_async(
             "the row to be closed",
-            lambda: database_hop(lambda: UsageRecord.objects.get().outcome),
+            lambda: database_hop(lambda: all_of(UsageRecord).get().outcome),
         )
     assert outcome == "interrupted"
 

@@ -30,6 +30,7 @@ from tests.factories import (
     ReplicaFactory,
     RouteFactory,
 )
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -37,7 +38,7 @@ State = EngineProcess.State
 
 
 def events() -> list[tuple[str, Any]]:
-    return list(AuditEvent.objects.order_by("id").values_list("action", "changes"))
+    return list(all_of(AuditEvent).order_by("id").values_list("action", "changes"))
 
 
 def stamp() -> int:
@@ -56,7 +57,7 @@ def test_create_writes_row_event_and_stamp(actor: Actor) -> None:
             {"name": "chat", "model_version": str(version), "n_replicas": 2},
         )
     ]
-    assert AuditEvent.objects.get().object_id == str(deployment.pk)
+    assert all_of(AuditEvent).get().object_id == str(deployment.pk)
     assert stamp() == 1
 
 

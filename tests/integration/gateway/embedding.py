@@ -5,6 +5,7 @@ from apps.metering.models import UsageRecord
 from tests.factories.deployments import DeploymentFactory, EngineProcessFactory, ReplicaFactory
 from tests.factories.routing import RouteFactory
 from tests.processes import EngineRun
+from tests.rows import all_of
 
 MODEL = "lab/minilm"
 # Takes seconds: 600 texts of nearly the longest that the model reads.
@@ -21,7 +22,7 @@ def route_to(engine: EngineRun, *, name: str = MODEL) -> None:
 
 
 async def rows() -> list[UsageRecord]:
-    return await database_hop(lambda: list(UsageRecord.objects.order_by("id")))
+    return await database_hop(lambda: list(all_of(UsageRecord).order_by("id")))
 
 
 async def only_row() -> UsageRecord:

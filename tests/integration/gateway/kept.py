@@ -14,6 +14,7 @@ from apps.routing.services import (
     route_update,
 )
 from tests.integration.gateway.conftest import chat
+from tests.rows import all_of
 
 CHAT = "/v1/chat/completions"
 HEADER = "x-response-cache"
@@ -39,7 +40,7 @@ def http(caching: None, http: httpx.AsyncClient) -> httpx.AsyncClient:
 
 
 async def ledger() -> list[UsageRecord]:
-    return await database_hop(lambda: list(UsageRecord.objects.order_by("id")))
+    return await database_hop(lambda: list(all_of(UsageRecord).order_by("id")))
 
 
 async def told(http: httpx.AsyncClient, body: Any = None, **headers: str) -> str | None:

@@ -15,21 +15,22 @@ from apps.metering.models import UsageRecord
 from apps.rbac.models import ApiToken
 from config.asgi import application
 from tests.integration.gateway.conftest import chat
+from tests.rows import all_of
 
 CHAT = "/v1/chat/completions"
 KEY = {"Idempotency-Key": "order-7"}
 
 
 async def n_charged() -> int:
-    return await database_hop(UsageRecord.objects.count)
+    return await database_hop(all_of(UsageRecord).count)
 
 
 async def rows() -> list[IdempotentRequest]:
-    return await database_hop(lambda: list(IdempotentRequest.objects.order_by("id")))
+    return await database_hop(lambda: list(all_of(IdempotentRequest).order_by("id")))
 
 
 async def changed(**values: Any) -> None:
-    await database_hop(lambda: IdempotentRequest.objects.update(**values))
+    await database_hop(lambda: all_of(IdempotentRequest).update(**values))
 
 
 def refused(response: httpx.Response) -> tuple[int, str, str | None]:
@@ -65,7 +66,7 @@ async def as_elsewhere(http: httpx.AsyncClient, token: ApiToken) -> tuple[NamedR
         key=row.key,
         fingerprint=row.fingerprint,
     )
-    await database_hop(IdempotentRequest.objects.all().delete)
+    await database_hop(all_of(IdempotentRequest).all().delete)
     claim = await database_hop(request_claim, named)
     assert isinstance(claim, Claim)
     return named, claim

@@ -23,6 +23,7 @@ from tests.integration.gateway.conftest import chat
 from tests.integration.gateway.streams import closed_with, opened, receive, send, until
 from tests.integration.gateway.test_revocation import LONG, Streamed
 from tests.processes import ServerRun
+from tests.rows import all_of
 
 TOKEN = "/v1/auth/token"
 
@@ -75,14 +76,14 @@ async def test_every_door_takes_it_within_its_scopes(
     headers = bearer(pair["access_token"])
     answer = await http.post("/v1/chat/completions", json=chat(), headers=headers)
     assert answer.status_code == 200
-    row = await database_hop(UsageRecord.objects.get)
+    row = await database_hop(all_of(UsageRecord).get)
     assert (row.api_token_id, row.tenant_id) == (token.pk, token.tenant_id)
     for path in ("/v1/files", "/v1/batches"):
         refusal = await http.get(path, headers=headers)
         assert (refusal.status_code, refusal.json()["error"]["code"]) == (403, "insufficient_scope")
     again = await http.post(TOKEN, json={}, headers=headers)
     assert (again.status_code, again.json()["error"]["code"]) == (403, "api_key_required")
-    assert await database_hop(TokenFamily.objects.count) == 1
+    assert await database_hop(all_of(TokenFamily).count) == 1
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ async def test_what_is_refused(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, param)
     assert set(error) == {"message", "type", "param", "code"}
-    assert await database_hop(TokenFamily.objects.count) == 0
+    assert await database_hop(all_of(TokenFamily).count) == 0
 
 
 async def test_what_may_be_asked_in_a_minute_is_bounded(
@@ -138,14 +139,14 @@ def refresh(pair: dict[str, Any]) -> dict[str, Any]:
 
 
 def written() -> tuple[list[Any], int]:
-    return list(TokenFamily.objects.order_by("pk").values()), AuditEvent.objects.count()
+    return list(all_of(TokenFamily).order_by("pk").values()), all_of(AuditEvent).count()
 
 
 async def test_the_networks_of_the_api_token_hold(
     http: httpx.AsyncClient, token: ApiToken, runtime: GatewayRuntime
 ) -> None:
     pair = await exchanged(http)
-    await database_hop(lambda: ApiToken.objects.update(allowed_networks="192.0.2.0/24"))
+    await database_hop(lambda: all_of(ApiToken).update(allowed_networks="192.0.2.0/24"))
     runtime.tokens.forget()
     used = await http.get("/v1/models", headers=bearer(pair["access_token"]))
     assert (used.status_code, used.json()["error"]["code"]) == (403, "network_not_allowed")
@@ -233,7 +234,7 @@ async def test_what_runs_ends_within_a_second(
     assert told[-1]["error"]["code"] == "access_revoked"
     assert '"access_revoked"' in stream.events[-2]
     rows = await database_hop(
-        lambda: list(UsageRecord.objects.values_list("api_token_id", "error_code"))
+        lambda: list(all_of(UsageRecord).values_list("api_token_id", "error_code"))
     )
     assert rows == [(token.pk, "access_revoked")] * 2
 

@@ -12,6 +12,7 @@ from apps.metering.services import reserve, settle
 from apps.metering.types import Grant, Reservation, Settlement
 from tests.integration.gateway.conftest import chat
 from tests.processes import EngineRun
+from tests.rows import all_of
 from tests.waiting import wait_until, wait_until_async
 
 
@@ -92,7 +93,7 @@ async def test_database_away_at_settle(
     assert answer.usage.completion_tokens == 8
 
     async def is_settled() -> bool:
-        row = await database_hop(UsageRecord.objects.get)
+        row = await database_hop(all_of(UsageRecord).get)
         return (row.state, row.outcome, row.n_completion_tokens) == ("settled", "completed", 8)
 
     await wait_until_async("the row to be settled after all", is_settled, timeout_s=5)

@@ -16,6 +16,7 @@ from apps.rbac.models import ApiToken
 from apps.routing.models import Route
 from tests.integration.gateway.conftest import MODEL, chat
 from tests.processes import CONTEXT_LENGTH, LONG_ANSWER, EngineRun
+from tests.rows import all_of
 from tests.waiting import wait_until, wait_until_async
 
 
@@ -27,7 +28,7 @@ def body_of(error: openai.APIStatusError) -> dict[str, Any]:
 
 
 async def n_rows() -> int:
-    return await database_hop(UsageRecord.objects.count)
+    return await database_hop(all_of(UsageRecord).count)
 
 
 async def test_wrong_token(client: openai.AsyncOpenAI) -> None:
@@ -239,7 +240,7 @@ async def test_request_deadline(
     with pytest.raises(openai.InternalServerError) as late:
         await client.chat.completions.create(**body, extra_body={"ignore_eos": True})
     assert (late.value.status_code, body_of(late.value)["code"]) == (504, "request_timeout")
-    row = await database_hop(UsageRecord.objects.get)
+    row = await database_hop(all_of(UsageRecord).get)
     assert (row.state, row.outcome, row.error_code) == ("settled", "failed", "request_timeout")
     assert 0 < row.n_completion_tokens < LONG_ANSWER
     wait_until("the engine to be idle", engine_process.is_idle)
@@ -260,7 +261,7 @@ async def test_interruption_ends_streams_in_band(
     assert '"finish_reason":"' not in response.text
     refused = await http.post("/v1/chat/completions", json=chat())
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
-    row = await database_hop(UsageRecord.objects.get)
+    row = await database_hop(all_of(UsageRecord).get)
     assert (row.outcome, row.error_code) == ("failed", "server_shutting_down")
     wait_until("the engine to be idle", engine_process.is_idle)
 

@@ -42,6 +42,7 @@ from tests.integration.gateway.named import (
     rows,
 )
 from tests.processes import LONG_ANSWER, EngineRun, ServerRun
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 
@@ -228,7 +229,7 @@ async def test_a_server_answers_for_another_and_may_be_killed(
         as_sent_again(await running, again)
         assert await n_charged() == 1
 
-        await database_hop(IdempotentRequest.objects.all().delete)
+        await database_hop(all_of(IdempotentRequest).all().delete)
         body = chat(max_tokens=LONG_ANSWER, ignore_eos=True)
         running = asyncio.create_task(there.post(CHAT, json=body, headers=headers))
         await wait_until_async("the server to run another", is_second_charged)

@@ -14,6 +14,7 @@ from apps.metering.selectors import ledger_findings, reconciled_since
 from apps.rbac.models import ApiToken
 from apps.tenants.models import Plan
 from tests.integration.gateway.conftest import chat
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 PRICES = Prices(prompt=15_000, cached=2_500, completion=60_001)
@@ -30,7 +31,7 @@ async def price(token: ApiToken, **prices: str) -> None:
 
 
 async def row(**fields: Any) -> UsageRecord:
-    return await database_hop(lambda: UsageRecord.objects.get(**fields))
+    return await database_hop(lambda: all_of(UsageRecord).get(**fields))
 
 
 def expected(found: UsageRecord) -> int:
@@ -57,7 +58,7 @@ async def test_the_price_of_the_moment_holds(
     task = asyncio.create_task(client.chat.completions.create(**chat(max_tokens=400)))
 
     async def has_begun() -> bool:
-        return await database_hop(UsageRecord.objects.exists)
+        return await database_hop(all_of(UsageRecord).exists)
 
     await wait_until_async("the row", has_begun)
     await price(token, price_prompt="99", price_completion="99")
@@ -70,7 +71,7 @@ async def test_who_leaves_pays_what_was_made(priced: None, client: openai.AsyncO
     task = asyncio.create_task(client.chat.completions.create(**chat(max_tokens=4_000)))
 
     async def has_begun() -> bool:
-        return await database_hop(UsageRecord.objects.exists)
+        return await database_hop(all_of(UsageRecord).exists)
 
     async def is_settled() -> bool:
         return (await row()).state == "settled"
@@ -92,8 +93,8 @@ async def test_all_of_it_agrees(priced: None, client: openai.AsyncOpenAI) -> Non
         await client.chat.completions.create(**chat(max_tokens=10**6))
 
     def look() -> list[Any]:
-        (now,) = [UsageRecord.objects.latest("id").created_at]
-        assert UsageRecord.objects.count() == 3
+        (now,) = [all_of(UsageRecord).latest("id").created_at]
+        assert all_of(UsageRecord).count() == 3
         return ledger_findings(since=reconciled_since(now), now=now)
 
     assert await database_hop(look) == []

@@ -17,6 +17,7 @@ from apps.tenants.models import Plan
 from engine_service.server.limits import Limits as EngineLimits
 from tests.factories import EndUserFactory
 from tests.integration.gateway.conftest import MODEL, chat
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 # <|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n, one token a byte or mark
@@ -34,13 +35,13 @@ async def limit(token: ApiToken, **fields: Any) -> None:
 
 
 async def rows() -> list[UsageRecord]:
-    return await database_hop(lambda: list(UsageRecord.objects.order_by("id")))
+    return await database_hop(lambda: list(all_of(UsageRecord).order_by("id")))
 
 
 async def n_tokens_metered() -> int:
     """What the tenant's day has used; nothing may be held once all is settled."""
     meters = await database_hop(
-        lambda: list(Meter.objects.filter(scope__startswith="tenant", period__contains="-"))
+        lambda: list(all_of(Meter).filter(scope__startswith="tenant", period__contains="-"))
     )
     assert all(meter.n_held == 0 for meter in meters)
     assert len({meter.n_used for meter in meters}) == 1

@@ -17,6 +17,7 @@ from apps.rbac.models import ApiToken
 from tests.integration.gateway.conftest import MODEL
 from tests.models import random_llama_dir
 from tests.processes import CONTEXT_LENGTH, EngineRun, running_engine
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 RESPONSES: dict[str, Any] = {"model": MODEL, "input": "Hello", "temperature": 0}
@@ -49,7 +50,7 @@ async def test_the_ledger_knows_them(
     response = await http.post(path, json=body)
     assert response.status_code == 200, response.text
     answer = response.json()
-    [row] = await database_hop(lambda: list(UsageRecord.objects.all()))
+    [row] = await database_hop(lambda: list(all_of(UsageRecord).all()))
     assert row.request_id == answer["id"] == response.headers["x-request-id"]
     assert (row.endpoint, row.outcome) == (path.removeprefix("/v1/"), "completed")
     assert row.n_completion_tokens == answer["usage"]["output_tokens"] == 8
@@ -60,7 +61,7 @@ async def test_the_ledger_knows_them(
 async def test_what_is_counted_is_not_charged(http: httpx.AsyncClient) -> None:
     response = await http.post("/v1/messages/count_tokens", json=MESSAGES)
     assert response.json() == {"input_tokens": 24}
-    assert await database_hop(UsageRecord.objects.count) == 0
+    assert await database_hop(all_of(UsageRecord).count) == 0
 
 
 async def test_the_key_header_is_for_messages_only(
@@ -111,7 +112,7 @@ async def killed_under(
         os.kill(engine.process.pid, signal.SIGKILL)
         response = await asking
     assert response.status_code == 200
-    [row] = await database_hop(lambda: list(UsageRecord.objects.all()))
+    [row] = await database_hop(lambda: list(all_of(UsageRecord).all()))
     assert (row.state, row.outcome, row.error_code) == ("settled", "failed", "engine_unavailable")
     return events_of(response.text)
 

@@ -21,6 +21,7 @@ from tests.factories import ApiTokenFactory, MembershipFactory
 from tests.integration.gateway.conftest import MODEL, chat
 from tests.integration.gateway.streams import closed_with, opened, receive, send, until
 from tests.processes import LONG_ANSWER, ServerRun
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 CHAT = "/v1/chat/completions"
@@ -53,7 +54,7 @@ async def test_inference_needs_its_scope(path: str, http: httpx.AsyncClient) -> 
     assert answer.status_code == 403
     assert code_of(answer) in ("insufficient_scope", "permission_error")
     assert "'inference'" in answer.text
-    assert not await database_hop(UsageRecord.objects.exists)
+    assert not await database_hop(all_of(UsageRecord).exists)
 
 
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", "/v1/files/x", "/v1/batches/x"])
@@ -69,7 +70,7 @@ async def test_a_token_whose_owner_lost_the_role(
     headers = await headers_of(tenant=member.tenant, owner=member.user)
     assert (await http.post(CHAT, json=chat(), headers=headers)).status_code == 200
     await database_hop(
-        lambda: role_grant_remove(grant=RoleGrant.objects.get(), by=None, actor=SYSTEM)
+        lambda: role_grant_remove(grant=all_of(RoleGrant).get(), by=None, actor=SYSTEM)
     )
 
     async def is_refused() -> bool:
@@ -88,7 +89,7 @@ async def test_a_stream_ends_when_the_owner_loses_the_role(server: ServerRun, ro
         await send(ws, type="start", id="a", **chat(max_tokens=LONG_ANSWER, ignore_eos=True))
         await until(ws, lambda frame: frame["type"] == "delta")
         await database_hop(
-            lambda: role_grant_remove(grant=RoleGrant.objects.get(), by=None, actor=SYSTEM)
+            lambda: role_grant_remove(grant=all_of(RoleGrant).get(), by=None, actor=SYSTEM)
         )
         last = (await until(ws, lambda frame: frame["type"] == "error"))[-1]
         assert (last["id"], last["error"]["code"]) == ("a", "access_revoked")
@@ -110,7 +111,7 @@ async def test_a_token_for_another_network(
     async with connect(server.ws_url, additional_headers=headers) as ws:
         assert (await receive(ws))["error"]["code"] == "network_not_allowed"
         assert await closed_with(ws) == 4403
-    assert not await database_hop(UsageRecord.objects.exists)
+    assert not await database_hop(all_of(UsageRecord).exists)
 
 
 async def test_a_token_for_this_network(http: httpx.AsyncClient, settings: Any) -> None:
@@ -155,7 +156,7 @@ async def test_a_restricted_route_looks_as_if_it_were_not_there(
     assert refused.text.replace(MODEL, "no/tiny") == missing.text
     assert (await http.get("/v1/models")).json()["data"] == []
     assert (await http.get(f"/v1/models/{MODEL}")).status_code == 404
-    assert not await database_hop(UsageRecord.objects.exists)
+    assert not await database_hop(all_of(UsageRecord).exists)
 
 
 async def test_a_restricted_route_is_there_for_its_tenants(

@@ -6,6 +6,7 @@ from apps.core.hop import database_hop
 from apps.metering.models import UsageRecord
 from tests.factories import ApiTokenFactory
 from tests.integration.gateway.conftest import chat
+from tests.rows import all_of
 
 CHAT = "/v1/chat/completions"
 PROMPT = "A secret that is long enough to fill several blocks of the cache. " * 3
@@ -29,6 +30,6 @@ async def test_a_tenant_hits_its_own_prefixes_alone(http: httpx.AsyncClient) -> 
     assert await n_cached(http, stranger.secret) == own
     assert await n_cached(http, colleague.secret) == own
     rows = await database_hop(
-        lambda: list(UsageRecord.objects.order_by("id").values_list("n_cached_tokens", flat=True))
+        lambda: list(all_of(UsageRecord).order_by("id").values_list("n_cached_tokens", flat=True))
     )
     assert rows == [0, own, 0, own, own]

@@ -35,6 +35,7 @@ from tests.integration.gateway.kept import (
     told,
 )
 from tests.processes import EngineRun
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 __all__ = ["caching", "empty_cache", "http"]
@@ -78,7 +79,7 @@ async def test_an_equal_request_gets_the_answer_again_and_costs_nothing(
     assert (kept.n_prompt_tokens, kept.n_completion_tokens, kept.n_charged_tokens) == (24, 0, 0)
     assert (kept.cost_micro, kept.outcome, kept.finish_reason) == (0, "completed", "length")
     assert (kept.end_user, kept.state, kept.engine_name) == ("u-1", "settled", "")
-    meters = await database_hop(lambda: set(Meter.objects.values_list("n_used", "n_held")))
+    meters = await database_hop(lambda: set(all_of(Meter).values_list("n_used", "n_held")))
     assert (32, 0) in meters and {used for used, _ in meters} <= {0, 32}
     now = timezone.now()
     assert await database_hop(ledger_findings, since=made.created_at, now=now) == []

@@ -30,6 +30,7 @@ from tests.integration.console.pages import actions, staff
 from tests.integration.gateway.conftest import MODEL, chat
 from tests.integration.gateway.kept import NO_STORE, caching, empty_cache, http, told
 from tests.processes import ROOT, ServerRun
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 __all__ = ["caching", "empty_cache", "http"]
@@ -67,7 +68,7 @@ async def test_purges_reach_what_they_are_of_and_nothing_else(
 
     await wait_until_async("the purge to be heard of", is_empty, timeout_s=1)
     await filled()
-    purges = AuditEvent.objects.filter(action="responses.purged")
+    purges = all_of(AuditEvent).filter(action="responses.purged")
     assert await database_hop(purges.count) == 2
 
 
@@ -85,7 +86,7 @@ async def test_a_purge_of_a_person_leaves_the_others(
 
     await wait_until_async("the purge to be heard of", is_one, timeout_s=1)
     assert [await told(http, body) for body in asked.values()] == ["miss", "hit"]
-    event = await database_hop(lambda: AuditEvent.objects.get(action="responses.purged"))
+    event = await database_hop(lambda: all_of(AuditEvent).get(action="responses.purged"))
     assert event.tenant_id == token.tenant_id
     assert "ann" not in f"{event.changes}{event.object_label}"
 
@@ -203,7 +204,7 @@ def test_the_commands_that_are_shown(transactional_db: None) -> None:
     version = ModelVersionFactory(model__name="my-model", version=1)
     for line in shown("bash").splitlines():
         call_command(*shlex.split(line.removeprefix(".venv/bin/python manage.py ")))
-    events = AuditEvent.objects.filter(action="responses.purged")
+    events = all_of(AuditEvent).filter(action="responses.purged")
     assert [event.object_id for event in events.order_by("id")] == [
         str(tenant.pk), str(tenant.pk), str(version.pk),
     ]  # fmt: skip

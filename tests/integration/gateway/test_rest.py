@@ -14,11 +14,12 @@ from apps.engines.models import EngineProcess
 from apps.metering.models import UsageRecord
 from tests.integration.gateway.conftest import ENGINE, MODEL, chat
 from tests.processes import EngineRun
+from tests.rows import all_of
 from tests.waiting import wait_until, wait_until_async
 
 
 async def ledger() -> list[UsageRecord]:
-    return await database_hop(lambda: list(UsageRecord.objects.order_by("id")))
+    return await database_hop(lambda: list(all_of(UsageRecord).order_by("id")))
 
 
 async def test_models_are_listed_and_shown(client: openai.AsyncOpenAI) -> None:

@@ -29,6 +29,7 @@ from tests.integration.gateway.conftest import chat
 from tests.integration.gateway.streams import closed_with, ends, opened, receive, send, until
 from tests.integration.gateway.test_websocket_session import session_cookie
 from tests.processes import LONG_ANSWER, ServerRun
+from tests.rows import all_of
 
 LONG: dict[str, Any] = {"max_tokens": LONG_ANSWER, "ignore_eos": True}
 CHAT = "/v1/chat/completions"
@@ -88,11 +89,11 @@ async def test_a_stream_ends_with_an_error_and_is_billed(
     assert 'finish_reason":"' not in "".join(stream.events)
     assert json.loads(undisturbed.events[-2])["choices"][0]["finish_reason"] == "length"
 
-    row = await database_hop(lambda: UsageRecord.objects.get(api_token_id=token.pk))
+    row = await database_hop(lambda: all_of(UsageRecord).get(api_token_id=token.pk))
     assert (row.state, row.outcome, row.error_code) == ("settled", "failed", "access_revoked")
     assert 0 < row.n_completion_tokens < LONG_ANSWER
     assert row.n_charged_tokens == row.n_prompt_tokens + row.n_completion_tokens
-    held = await database_hop(lambda: list(Meter.objects.values_list("n_held", flat=True)))
+    held = await database_hop(lambda: list(all_of(Meter).values_list("n_held", flat=True)))
     assert set(held) == {0}
 
 
@@ -194,7 +195,7 @@ async def test_an_answer_ends_with_its_session(
         assert (await until(ws, ends("a")))[-1]["error"]["code"] == "access_revoked"
         assert time.monotonic() - ended_s < 1
         assert await closed_with(ws) == 4401
-    row = await database_hop(UsageRecord.objects.get)
+    row = await database_hop(all_of(UsageRecord).get)
     assert (row.state, row.error_code) == ("settled", "access_revoked")
     assert row.n_charged_tokens == row.n_prompt_tokens + row.n_completion_tokens
 

@@ -20,6 +20,7 @@ from apps.rbac.models import ApiToken
 from config.server import EXIT_PORT_TAKEN, listening_socket
 from tests.integration.gateway.conftest import chat
 from tests.processes import LONG_ANSWER, ROOT, EngineRun, ServerRun, server_environment
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 LONG = {"max_tokens": LONG_ANSWER, "ignore_eos": True}
@@ -51,7 +52,7 @@ async def connection(
 
 
 async def rows(**fields: Any) -> list[UsageRecord]:
-    return await database_hop(lambda: list(UsageRecord.objects.filter(**fields)))
+    return await database_hop(lambda: list(all_of(UsageRecord).filter(**fields)))
 
 
 async def test_headers_come_before_the_first_token(server: ServerRun, token: ApiToken) -> None:

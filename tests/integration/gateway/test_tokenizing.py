@@ -8,6 +8,7 @@ from apps.engines.models import EngineProcess
 from apps.metering.models import UsageRecord
 from tests.integration.gateway.conftest import MODEL
 from tests.processes import CONTEXT_LENGTH, EngineRun
+from tests.rows import all_of
 from tests.waiting import wait_until
 
 # The tiny model's vocabulary: a token a byte, and two marks.
@@ -42,7 +43,7 @@ async def test_a_chat_is_counted_as_it_is_charged(http: httpx.AsyncClient) -> No
     ]
     back = await http.post("/detokenize", json={"model": MODEL, "tokens": found["tokens"]})
     assert back.json() == {"prompt": RENDERED}
-    assert await database_hop(UsageRecord.objects.count) == 0
+    assert await database_hop(all_of(UsageRecord).count) == 0
     asked = {"model": MODEL, "messages": CHAT, "max_tokens": 1}
     answer = (await http.post("/v1/chat/completions", json=asked)).json()
     assert answer["usage"]["prompt_tokens"] == found["count"]

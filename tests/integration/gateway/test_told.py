@@ -13,6 +13,7 @@ from apps.metering.models import UsageRecord
 from apps.metering.selectors import ledger_findings, reconciled_since
 from apps.metering.types import Tokens
 from tests.integration.gateway.conftest import MODEL, chat
+from tests.rows import all_of
 
 CHAT = "/v1/chat/completions"
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
@@ -58,12 +59,12 @@ async def test_usage_is_that_of_the_ledger(http: httpx.AsyncClient) -> None:
         if name == "chat-untold":
             assert usage is None
         elif name != "two-prompts":
-            row = await UsageRecord.objects.aget(request_id=ids[name])
+            row = await all_of(UsageRecord).aget(request_id=ids[name])
             assert usage == Tokens(
                 n_prompt=row.n_prompt_tokens, n_completion=row.n_completion_tokens
             ), name
     assert await database_hop(told) == set()
-    rows = UsageRecord.objects.filter(request_id__in=ids.values())
+    rows = all_of(UsageRecord).filter(request_id__in=ids.values())
     await rows.aupdate(n_completion_tokens=1)
     compared = set(ids) - {"chat-untold", "two-prompts"}
     assert await database_hop(told) == {(ids[name],) for name in compared}

@@ -21,6 +21,7 @@ from apps.tenants.models import Tenant
 from tests.integration.gateway.conftest import chat
 from tests.integration.gateway.streams import closed_with, ends, opened, receive, send, until
 from tests.processes import LONG_ANSWER, EngineRun, ServerRun
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 LONG = {"max_tokens": LONG_ANSWER, "ignore_eos": True}
@@ -44,7 +45,7 @@ async def test_one_request(server: ServerRun, token: ApiToken) -> None:
     assert text == whole["choices"][0]["message"]["content"]
     assert finished["finish_reason"] == "length"
     assert finished["usage"]["completion_tokens"] == 8
-    row = await database_hop(lambda: UsageRecord.objects.get(door="websocket"))
+    row = await database_hop(lambda: all_of(UsageRecord).get(door="websocket"))
     assert (row.request_id, row.outcome) == (started["request_id"], "completed")
 
 
@@ -111,7 +112,7 @@ async def test_requests_run_side_by_side_and_one_is_cancelled(
         await wait_until_async("the engine to be idle", engine_process.is_idle)
         await send(ws, type="ping", nonce="x")
         assert await receive(ws) == {"type": "pong", "nonce": "x"}
-    row = await database_hop(lambda: UsageRecord.objects.get(outcome="aborted"))
+    row = await database_hop(lambda: all_of(UsageRecord).get(outcome="aborted"))
     assert row.n_completion_tokens == usage["completion_tokens"]
 
 
@@ -134,7 +135,7 @@ async def test_cancel_at_once(
     await wait_until_async("the engine to be idle", engine_process.is_idle)
 
     async def are_settled() -> bool:
-        return await database_hop(lambda: not UsageRecord.objects.filter(state="reserved").exists())
+        return await database_hop(lambda: not all_of(UsageRecord).filter(state="reserved").exists())
 
     await wait_until_async("every row to be settled", are_settled)
 
@@ -212,7 +213,7 @@ async def test_closing_aborts_every_request(
         await closing
 
     async def outcomes() -> list[str]:
-        rows = await database_hop(lambda: list(UsageRecord.objects.filter(state="settled")))
+        rows = await database_hop(lambda: list(all_of(UsageRecord).filter(state="settled")))
         return [row.outcome for row in rows] if len(rows) == 3 else []
 
     assert await wait_until_async("the rows to be settled", outcomes) == ["aborted"] * 3

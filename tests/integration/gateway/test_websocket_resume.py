@@ -22,6 +22,7 @@ from tests.integration.gateway.conftest import chat
 from tests.integration.gateway.streams import closed_with, ends, receive, send, until
 from tests.integration.gateway.test_websocket_session import session_cookie
 from tests.processes import LONG_ANSWER, EngineRun, ServerRun
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 LONG = {"max_tokens": LONG_ANSWER, "ignore_eos": True}
@@ -58,7 +59,7 @@ async def refusal(server: ServerRun, token: ApiToken, query: str) -> tuple[dict[
 
 
 async def settled_outcome() -> str:
-    rows = await database_hop(lambda: list(UsageRecord.objects.filter(state="settled")))
+    rows = await database_hop(lambda: list(all_of(UsageRecord).filter(state="settled")))
     return rows[0].outcome if rows else ""
 
 

@@ -14,6 +14,7 @@ from tests.factories.access import MembershipFactory, UserFactory
 from tests.integration.gateway.conftest import chat
 from tests.integration.gateway.streams import closed_with, ends, receive, send, until
 from tests.processes import ServerRun
+from tests.rows import all_of
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ async def test_session_of_the_admin(server: ServerRun, person: User) -> None:
         assert (await receive(ws))["type"] == "ready"
         await send(ws, type="start", id="c1", **chat())
         assert (await until(ws, ends("c1")))[-1]["type"] == "finished"
-    row = await database_hop(UsageRecord.objects.get)
+    row = await database_hop(all_of(UsageRecord).get)
     assert (row.user_id, row.api_token_id) == (person.pk, None)
 
 
@@ -68,7 +69,7 @@ async def test_session_that_lacks_the_second_factor(server: ServerRun, person: U
     async with connect(server.ws_url, additional_headers=headers, origin=server.base_url) as ws:
         assert (await receive(ws))["error"]["code"] == "session_over"
         assert await closed_with(ws) == 4401
-    assert await database_hop(UsageRecord.objects.count) == 0
+    assert await database_hop(all_of(UsageRecord).count) == 0
 
 
 async def test_session_that_was_ended_elsewhere(server: ServerRun, person: User) -> None:

@@ -35,6 +35,7 @@ from tests.factories import (
     UsageRecordFactory,
 )
 from tests.integration.isolation.urls import walk
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -142,7 +143,7 @@ def pages_of_things(things: dict[str, Model]) -> Iterator[tuple[str, str, str]]:
 
 def state() -> dict[str, list[Any]]:
     return {
-        model._meta.label: list(model._default_manager.order_by("pk").values())
+        model._meta.label: list(all_of(model).order_by("pk").values())
         for model in apps.get_models()
         if model._meta.label not in TRACES and not model._meta.proxy
     }

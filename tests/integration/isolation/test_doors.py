@@ -21,6 +21,7 @@ from tests.integration.batches.conftest import files_dir
 from tests.integration.gateway.conftest import MODEL, engine_process, http, route, runtime, token
 from tests.integration.gateway.test_powers import ASK
 from tests.integration.isolation.urls import walk
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 __all__ = ["engine_process", "files_dir", "http", "route", "runtime", "token"]
@@ -128,7 +129,7 @@ def nothing_like(things: dict[str, str]) -> dict[str, str]:
 
 def state() -> dict[str, list[Any]]:
     models: list[Any] = [UploadedFile, Batch, UsageRecord, TokenFamily]
-    return {model.__name__: list(model.objects.order_by("pk").values()) for model in models}
+    return {model.__name__: list(all_of(model).order_by("pk").values()) for model in models}
 
 
 @pytest.mark.parametrize("role", [None, *ROLES])

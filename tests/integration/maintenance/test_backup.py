@@ -32,6 +32,7 @@ from tests.integration.maintenance.conftest import SECRET_KEY
 from tests.integration.maintenance.places import file_write, rows, state, tree
 from tests.models import random_llama_dir
 from tests.processes import ROOT
+from tests.rows import all_of
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db
@@ -84,7 +85,7 @@ def test_rows_files_token_and_answers_are_the_same(
     call_command("backup", str(file), stdout=out)
     assert out.getvalue().startswith(f"{file} written: ")
     assert file.stat().st_mode & 0o777 == 0o600
-    assert AuditEvent.objects.get().action == "platform.backed_up"
+    assert all_of(AuditEvent).get().action == "platform.backed_up"
 
     script = (
         "import sys, django; django.setup();"
@@ -157,7 +158,7 @@ def test_a_copy_is_of_one_moment_though_others_write(here: Installation, tmp_pat
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        wait_until("a row of the writer's", Meter.objects.exists)
+        wait_until("a row of the writer's", all_of(Meter).exists)
         for number in range(3):
             database_dump(here.database, tmp_path / f"dump-{number}")
     finally:
@@ -185,7 +186,7 @@ def test_a_file_that_is_there_stays(here: Installation, tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="is there already"):
         call_command("backup", str(file))
     assert file.read_text() == "mine"
-    assert not AuditEvent.objects.exists()
+    assert not all_of(AuditEvent).exists()
 
 
 def test_what_cannot_be_read_leaves_no_file(here: Installation, tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_data_is_replaced_only_by_force_and_by_whoever_is_alone(
     """By an archive without models, which leaves those that are there."""
     restore(archive, there)
     later = file_write(there.models_dir / "later" / "1" / "weights", "mine")
-    ApiToken.objects.all().delete()
+    all_of(ApiToken).all().delete()
     second = archive.with_name("second.tar.gz")
     manifest = make(here, second, with_models=False)
     assert manifest.origin.parts == ("database", "var", "files", "media")

@@ -16,6 +16,7 @@ from apps.rbac.selectors import principal_of_secret
 from apps.tenants.models import Tenant
 from apps.tenants.services import plans_seed
 from tests.factories import TenantFactory
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -37,7 +38,7 @@ def test_a_tenant_is_made_and_audited() -> None:
     assert (out, err) == ("Made the tenant acme (Acme Inc.) on the plan pro.\n", "")
     tenant = Tenant.objects.get()
     assert (tenant.slug, tenant.name, tenant.plan.slug) == ("acme", "Acme Inc.", "pro")
-    event = AuditEvent.objects.get()
+    event = all_of(AuditEvent).get()
     assert (event.action, event.actor_label, event.tenant_id) == (
         "tenant.created",
         "system",
@@ -72,19 +73,19 @@ def test_a_bad_tenant_is_refused_by_the_arguments_name(arguments: list[str], say
         run("create_tenant", *arguments)
     assert caught.value.returncode == 1
     assert Tenant.objects.count() == 1
-    assert not AuditEvent.objects.exists()
+    assert not all_of(AuditEvent).exists()
 
 
 def test_a_token_is_shown_once_and_works() -> None:
     tenant = TenantFactory(slug="acme")
     out, err = run("create_token", "acme", "nightly job")
     secret = out.removesuffix("\n")
-    token = ApiToken.objects.get()
+    token = all_of(ApiToken).get()
     assert principal_of_secret(secret).api_token_id == token.pk
     assert (token.tenant, token.name, token.expires_at) == (tenant, "nightly job", None)
     said = f"Made the token nightly job ({token.prefix}…) of acme, good until it is revoked.\n"
     assert err == said
-    event = AuditEvent.objects.get()
+    event = all_of(AuditEvent).get()
     assert (event.action, event.actor_label) == ("api_token.issued", "system")
     assert secret not in f"{err}{event.changes}{event.object_label}"
 
@@ -104,7 +105,7 @@ def test_a_token_carries_a_time_and_limits() -> None:
     lists = ["--allowed-routes", "small", "--scopes", "inference"]
     lists += ["--allowed-networks", "192.0.2.0/24", "2001:db8::1"]
     run("create_token", "acme", "job", *flat, *lists)
-    token = ApiToken.objects.get()
+    token = all_of(ApiToken).get()
     assert token.scopes == ["inference"]
     assert token.allowed_networks == "192.0.2.0/24\n2001:db8::1"
     assert token.expires_at is not None
@@ -142,8 +143,8 @@ def test_a_bad_token_is_refused_by_the_arguments_name(arguments: list[str], says
         call_command("create_token", *arguments[:2], *words, stdout=out)
     assert caught.value.returncode == 1
     assert out.getvalue() == ""
-    assert not ApiToken.objects.exists()
-    assert not AuditEvent.objects.exists()
+    assert not all_of(ApiToken).exists()
+    assert not all_of(AuditEvent).exists()
 
 
 def test_a_database_that_is_away_is_said_in_one_line() -> None:

@@ -14,6 +14,7 @@ from apps.rbac.models import ApiToken
 from apps.tenants.models import Tenant
 from apps.tenants.services import plans_seed
 from tests.processes import ROOT
+from tests.rows import all_of
 
 PAGE = ROOT / "docs" / "operations.md"
 MANAGE = ".venv/bin/python manage.py "
@@ -43,7 +44,7 @@ def test_every_command_that_is_shown_runs(
             call_command(*shlex.split(line.removeprefix(MANAGE)), stdout=out, stderr=io.StringIO())
             assert out.getvalue()
     assert Tenant.objects.get(slug="acme").name == "Acme Inc."
-    token = ApiToken.objects.get(tenant__slug="acme")
+    token = all_of(ApiToken).get(tenant__slug="acme")
     assert (token.name, token.tokens_per_day) == ("nightly job", 50_000)
     assert (tmp_path / "nano-llm.tar.gz").stat().st_mode & 0o777 == 0o600
 

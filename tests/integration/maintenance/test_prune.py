@@ -39,6 +39,7 @@ from tests.factories import (
     UsageRecordFactory,
     UserFactory,
 )
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -79,7 +80,7 @@ def order(now: datetime, keep_days: int) -> PruneOrder:
 def file_stored(places: Path, *, age_days: int, **fields: Any) -> UploadedFile:
     row = UploadedFileFactory(**fields)
     at = timezone.now() - timedelta(days=age_days)
-    UploadedFile.objects.filter(pk=row.pk).update(created_at=at)
+    all_of(UploadedFile).filter(pk=row.pk).update(created_at=at)
     (places / "files" / row.file_id).write_bytes(b"{}")
     return row
 
@@ -111,8 +112,9 @@ def test_which_meters_are_past(now: datetime, keep_days: int, left: set[str]) ->
         Meter.objects.create(scope="tenant:1", period=period, n_used=5)
     Meter.objects.create(scope="tenant:1", period="open")
     Meter.objects.create(scope="tenant:1", period="2020-01-01", n_held=3)
-    rows_prune(meters_past(order(now, keep_days)), order(now, keep_days))
-    assert set(Meter.objects.values_list("period", flat=True)) == {*left, "open", "2020-01-01"}
+    with every_tenant("as pruning does"):
+        rows_prune(meters_past(order(now, keep_days)), order(now, keep_days))
+    assert set(all_of(Meter).values_list("period", flat=True)) == {*left, "open", "2020-01-01"}
 
 
 def test_rows_go_in_parts_each_locked_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +130,7 @@ def test_rows_go_in_parts_each_locked_in_order(monkeypatch: pytest.MonkeyPatch) 
     assert all("ORDER BY 1 ASC LIMIT 2" in sql for sql in reads)
     if connection.vendor == "postgresql":
         assert all(sql.endswith("FOR UPDATE") for sql in reads)
-    assert not Meter.objects.exists()
+    assert not all_of(Meter).exists()
 
 
 def test_it_stops_between_parts_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +140,7 @@ def test_it_stops_between_parts_when_its_time_is_over(monkeypatch: pytest.Monkey
     said = iter([False, True])
     wanted = PruneOrder(now=timezone.now(), keep_days=30, is_dry=False, is_over=lambda: next(said))
     assert rows_prune(meters_past(wanted), wanted) == 2
-    assert Meter.objects.count() == 3
+    assert all_of(Meter).count() == 3
 
 
 def populate(places: Path) -> UploadedFile:
@@ -203,7 +205,7 @@ def state(places: Path) -> tuple[Any, ...]:
         TokenFamily,
         RoleGrant,
     )
-    return files, [sorted(model.objects.values_list("pk", flat=True)) for model in rows]  # type: ignore[attr-defined]
+    return files, [sorted(all_of(model).values_list("pk", flat=True)) for model in rows]  # type: ignore[attr-defined]
 
 
 def test_a_dry_run_says_what_would_go_and_changes_nothing(places: Path) -> None:
@@ -221,13 +223,13 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
     assert prune() == NOTHING.format(verb="removed").replace(" 0 ", " 1 ").replace(
         "1 old logs", "2 old logs"
     )
-    assert UsageRecord.objects.count() == 1
-    assert [event.action for event in AuditEvent.objects.order_by("pk")][1:] == [
+    assert all_of(UsageRecord).count() == 1
+    assert [event.action for event in all_of(AuditEvent).order_by("pk")][1:] == [
         "role.withdrawn",
         "platform.pruned",
     ]
     assert ProviderIdentity.objects.get(user__role_grants__isnull=False).subject == "stays"
-    assert AuditEvent.objects.latest("pk").changes == {
+    assert all_of(AuditEvent).latest("pk").changes == {
         "keep_days": 30,
         "families": 1,
         "files": 1,
@@ -239,16 +241,16 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
         "sessions": 1,
         "stale_groups": 1,
     }
-    assert list(Meter.objects.values_list("period", flat=True)) == [f"{timezone.now():%Y-%m-%d}"]
+    assert list(all_of(Meter).values_list("period", flat=True)) == [f"{timezone.now():%Y-%m-%d}"]
     assert list(JournalEntry.objects.values_list("request_id", flat=True)) == ["stays"]
     running, closed = EngineJournal.objects.order_by("pk")
     assert abs(running.complete_since - (timezone.now() - timedelta(days=30))) < timedelta(hours=1)
     assert closed.closed_at is not None  # the older one went
     assert list(Session.objects.values_list("session_key", flat=True)) == ["live"]
-    assert list(TokenFamily.objects.values_list("public_id", flat=True)) == ["stays"]
+    assert list(all_of(TokenFamily).values_list("public_id", flat=True)) == ["stays"]
     assert set(change_stamps()) >= {"responses:tenant:2", "routes"}
     assert "responses:tenant:1" not in change_stamps()
-    kept = set(UploadedFile.objects.values_list("file_id", flat=True))
+    kept = set(all_of(UploadedFile).values_list("file_id", flat=True))
     assert len(kept) == 2
     assert read.file_id in kept
     assert [path.name for path in (places / "models" / "tiny").glob("*/")] == ["1"]
@@ -265,15 +267,15 @@ def test_the_bytes_of_a_file_go_with_its_row(places: Path) -> None:
     kept = file_stored(places, age_days=29)
     prune()
     assert [path.name for path in (places / "files").iterdir()] == [kept.file_id]
-    assert not UploadedFile.objects.filter(pk=gone.pk).exists()
+    assert not all_of(UploadedFile).filter(pk=gone.pk).exists()
 
 
 def test_files_are_kept_for_ever_unless_told_otherwise(places: Path, settings: Any) -> None:
     settings.FILES_KEEP_DAYS = 0
     file_stored(places, age_days=4000)
     assert prune() == NOTHING.format(verb="removed")
-    assert UploadedFile.objects.count() == 1
-    assert not AuditEvent.objects.exists()
+    assert all_of(UploadedFile).count() == 1
+    assert not all_of(AuditEvent).exists()
 
 
 def test_an_import_that_runs_is_let_be(places: Path) -> None:
@@ -290,7 +292,7 @@ def test_what_one_room_cannot_do_stops_no_other(places: Path, settings: Any) -> 
     settings.MODELS_DIR = None
     with pytest.raises(CommandError, match=r"^imports: TypeError: "):
         prune()
-    assert not Meter.objects.exists()
+    assert not all_of(Meter).exists()
     assert not Session.objects.exists()
 
 
@@ -308,5 +310,5 @@ def test_beat_asks_for_it_every_day() -> None:
     current_app.loader.import_default_modules()  # as a worker does when it starts
     Meter.objects.create(scope="tenant:1", period="2020-01-01")
     current_app.tasks[entry["task"]]()
-    assert not Meter.objects.exists()
-    assert AuditEvent.objects.get().changes == {"keep_days": 30, "meters": 1}
+    assert not all_of(Meter).exists()
+    assert all_of(AuditEvent).get().changes == {"keep_days": 30, "meters": 1}

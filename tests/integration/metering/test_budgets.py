@@ -14,6 +14,7 @@ from apps.metering.meters import give_back
 from apps.metering.models import Meter
 from apps.metering.types import Grant, Reservation, Scope
 from apps.rbac.types import Principal
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -48,13 +49,13 @@ def reserve(*scopes: Scope, least: int = 11, most: int = 30, is_open: bool = Tru
 
 
 def held(period: str = "2026-11-26", key: str = "tenant:1") -> tuple[int, int]:
-    row = Meter.objects.get(scope=key, period=period)
+    row = all_of(Meter).get(scope=key, period=period)
     return row.n_used, row.n_held
 
 
 def test_without_scopes_all_is_granted_and_nothing_counted() -> None:
     assert reserve() == Grant(n_tokens=30)
-    assert not Meter.objects.exists()
+    assert not all_of(Meter).exists()
 
 
 def test_what_has_no_limit_is_counted() -> None:

@@ -15,6 +15,7 @@ from apps.rbac.selectors import principal_of_secret, principal_of_user
 from apps.tenants.models import Plan
 from tests.factories import ApiTokenFactory, MembershipFactory
 from tests.integration.metering.test_services import PRINCIPAL, RESERVATION, settlement
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -25,7 +26,7 @@ PRICED = replace(RESERVATION, principal=replace(PRINCIPAL, prices=PRICES))
 def cost(reservation: Reservation = PRICED, **ending: Any) -> int:
     grant = reserve(reservation)
     settle(replace(settlement(grant, **ending), prices=reservation.principal.prices))
-    return UsageRecord.objects.get().cost_micro
+    return all_of(UsageRecord).get().cost_micro
 
 
 def test_prices_come_with_whoever_asks() -> None:
@@ -60,13 +61,13 @@ def test_what_counts_nothing_costs_nothing(outcome: Outcome, n_made: int, expect
 
 def test_the_row_keeps_the_prices_that_held() -> None:
     cost()
-    assert UsageRecord.objects.get().prices == PRICES
+    assert all_of(UsageRecord).get().prices == PRICES
 
 
 def test_a_request_whose_gateway_is_gone_pays_its_prompt() -> None:
     reserve(replace(PRICED, lifetime_s=-1.0))
     assert orphans_close(timezone.now()) == 1
-    row = UsageRecord.objects.get()
+    row = all_of(UsageRecord).get()
     assert (row.outcome, row.cost_micro) == ("interrupted", 10 * 1_000)
 
 
@@ -84,5 +85,5 @@ def test_the_largest_request_at_the_highest_price_fits() -> None:
 
 def test_the_row_says_who_asked_and_in_which_attempt() -> None:
     reserve(replace(RESERVATION, end_user="ann\0e", attempt=2, experiment_arm="b"))
-    row = UsageRecord.objects.get()
+    row = all_of(UsageRecord).get()
     assert (row.end_user, row.attempt, row.experiment_arm) == ("ann\ufffde", 2, "b")

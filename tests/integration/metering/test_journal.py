@@ -21,6 +21,7 @@ from apps.metering.services import ledger_correct, orphans_close, reserve, settl
 from apps.metering.types import FindingKind, Outcome
 from tests.factories import EngineJournalFactory, JournalEntryFactory
 from tests.integration.metering.test_services import PRINCIPAL, RESERVATION, settlement
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -42,11 +43,11 @@ def request(request_id: str, *, is_settled: bool = True, **ending: Any) -> Usage
     grant = reserve(reservation)
     if is_settled:
         settle(replace(settlement(grant, request_id=request_id, **ending), prices=WHO.prices))
-    return UsageRecord.objects.get(request_id=request_id)
+    return all_of(UsageRecord).get(request_id=request_id)
 
 
 def damage(row: UsageRecord, **fields: Any) -> None:
-    UsageRecord.objects.filter(pk=row.pk).update(**fields)
+    all_of(UsageRecord).filter(pk=row.pk).update(**fields)
 
 
 def record(journal: EngineJournal, request_id: str, **fields: Any) -> None:
@@ -55,7 +56,7 @@ def record(journal: EngineJournal, request_id: str, **fields: Any) -> None:
 
 def budgets() -> set[tuple[str, int, int]]:
     kinds = {4: "open", 7: "month", 10: "day"}
-    return {(kinds[len(row.period)], row.n_used, row.n_held) for row in Meter.objects.all()}
+    return {(kinds[len(row.period)], row.n_used, row.n_held) for row in all_of(Meter).all()}
 
 
 def found(*, now: datetime | None = None) -> list[tuple[str, tuple[str, ...]]]:
@@ -66,7 +67,7 @@ def found(*, now: datetime | None = None) -> list[tuple[str, tuple[str, ...]]]:
 
 def stored() -> list[Any]:
     models = (UsageRecord, Meter, UsageRollup)
-    return [list(model.objects.order_by("id").values()) for model in models]
+    return [list(all_of(model).order_by("id").values()) for model in models]
 
 
 # -- orphans -----------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def test_a_record_that_does_not_fit_settles_nothing(fields: dict[str, int]) -> N
     JournalEntryFactory(request_id="r", **fields)
     row = request("r", is_settled=False)
     assert orphans_close(timezone.now()) == 0
-    assert UsageRecord.objects.filter(state="reserved").exists()
+    assert all_of(UsageRecord).filter(state="reserved").exists()
     assert orphans_close(row.expires_at + timedelta(seconds=1)) == 1
     row.refresh_from_db()
     assert (row.outcome, row.error_code, row.n_charged_tokens) == ("interrupted", "orphaned", 10)
@@ -224,7 +225,7 @@ def test_counts_that_differ_are_found_and_left(
     findings = ledger_findings(since=reconciled_since(now), now=now)
     assert ledger_correct(findings, now=now, actor=actor) == 0
     assert stored() == before
-    assert not AuditEvent.objects.exists()
+    assert not all_of(AuditEvent).exists()
 
 
 @pytest.mark.parametrize("is_rolled_up", [True, False])
@@ -248,11 +249,11 @@ def test_a_record_that_comes_late_is_found_and_charged(
     assert (row.outcome, row.error_code) == ("interrupted", CONNECTION_LOST)
     assert (row.n_completion_tokens, row.n_charged_tokens, row.cost_micro) == (12, 22, 162)
     assert budgets() == {("day", 44, 0), ("month", 44, 0), ("open", 0, 0)}
-    (event,) = AuditEvent.objects.all()
+    (event,) = all_of(AuditEvent).all()
     assert (event.action, event.changes["kind"]) == ("ledger.corrected", "late")
     usage_roll_up()
     assert found() == []
-    rollups = UsageRollup.objects.values_list("n_requests", "n_completion_tokens", "cost_micro")
+    rollups = all_of(UsageRollup).values_list("n_requests", "n_completion_tokens", "cost_micro")
     assert set(rollups) == {(2, 24, 324)}
 
 

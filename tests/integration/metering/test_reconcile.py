@@ -26,6 +26,7 @@ from apps.metering.selectors import ledger_findings, reconciled_since, scopes_of
 from apps.metering.services import ledger_correct, reserve, settle, usage_roll_up
 from apps.metering.types import Finding, FindingKind, Outcome
 from tests.integration.metering.test_services import PRINCIPAL, RESERVATION, settlement
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -74,12 +75,12 @@ def reconcile(*arguments: str) -> tuple[int, str]:
 
 def stored() -> list[Any]:
     return [
-        list(model.objects.order_by("id").values()) for model in (UsageRecord, Meter, UsageRollup)
+        list(all_of(model).order_by("id").values()) for model in (UsageRecord, Meter, UsageRollup)
     ]
 
 
 def damage(request_id: str, **fields: Any) -> None:
-    assert UsageRecord.objects.filter(request_id=request_id).update(**fields) == 1
+    assert all_of(UsageRecord).filter(request_id=request_id).update(**fields) == 1
 
 
 def test_what_is_right_is_not_found() -> None:
@@ -88,16 +89,16 @@ def test_what_is_right_is_not_found() -> None:
     code, said = reconcile("--fix")
     assert (code, said[:28]) == (0, "The ledger agrees with itsel")
     assert stored() == before
-    assert not AuditEvent.objects.exists()
+    assert not all_of(AuditEvent).exists()
 
 
 def test_a_row_past_its_life_is_found_and_closed() -> None:
     damage("r-open", expires_at=timezone.now() - timedelta(minutes=2))
     assert kinds() == [("unsettled", ("r-open",))]
     assert reconcile("--fix")[0] == 0
-    row = UsageRecord.objects.get(request_id="r-open")
+    row = all_of(UsageRecord).get(request_id="r-open")
     assert (row.outcome, row.n_charged_tokens, row.cost_micro) == ("interrupted", 10, 70)
-    assert set(Meter.objects.values_list("n_held", flat=True)) == {0}
+    assert set(all_of(Meter).values_list("n_held", flat=True)) == {0}
     usage_roll_up()
     assert found() == []
 
@@ -119,8 +120,8 @@ def test_a_row_just_past_its_life_is_the_sweeps() -> None:
 )
 def test_a_wrong_cost_is_found_and_left(fields: dict[str, int], said: str) -> None:
     damage("r-done", **fields)
-    UsageRecord.objects.update(is_rolled_up=False)
-    UsageRollup.objects.all().delete()
+    all_of(UsageRecord).update(is_rolled_up=False)
+    all_of(UsageRollup).all().delete()
     usage_roll_up()
     assert kinds() == [("miscounted", ("r-done",))]
     before = stored()
@@ -128,7 +129,7 @@ def test_a_wrong_cost_is_found_and_left(fields: dict[str, int], said: str) -> No
     assert code == 1
     assert said in text and "r-done" in text
     assert stored() == before
-    assert not AuditEvent.objects.exists()
+    assert not all_of(AuditEvent).exists()
 
 
 def test_a_wrong_charge_is_found_in_its_row_and_in_its_meters() -> None:
@@ -142,39 +143,39 @@ def test_a_wrong_charge_is_found_in_its_row_and_in_its_meters() -> None:
 
 
 def test_tokens_that_no_request_holds_are_found_and_freed() -> None:
-    Meter.objects.filter(period__startswith="20").update(n_held=60)
-    Meter.objects.filter(period="open").update(n_held=2)
+    all_of(Meter).filter(period__startswith="20").update(n_held=60)
+    all_of(Meter).filter(period="open").update(n_held=2)
     findings = found()
     assert [finding.kind.value for finding in findings] == ["meter"] * 3
     day = next(each for each in findings if len(each.said.split()[1]) == len("2026-01-01:"))
     assert "holds 60, and open requests 30." in day.said
     assert day.request_ids[0] == "r-open"  # 30 of them too many, as it reserved
     assert reconcile("--fix")[0] == 0
-    assert sorted(Meter.objects.values_list("n_used", "n_held")) == [(0, 1), (52, 30), (52, 30)]
-    assert list(AuditEvent.objects.values_list("action", flat=True)) == ["ledger.corrected"] * 3
-    assert AuditEvent.objects.all()[0].changes["kind"] == "meter"
+    assert sorted(all_of(Meter).values_list("n_used", "n_held")) == [(0, 1), (52, 30), (52, 30)]
+    assert list(all_of(AuditEvent).values_list("action", flat=True)) == ["ledger.corrected"] * 3
+    assert all_of(AuditEvent).all()[0].changes["kind"] == "meter"
 
 
 def test_a_meter_names_the_request_that_it_missed() -> None:
-    Meter.objects.filter(period__startswith="20").update(n_used=22)
+    all_of(Meter).filter(period__startswith="20").update(n_used=22)
     assert [request_ids[0] for _, request_ids in kinds()] == ["r-long"] * 2  # 30 tokens
     assert reconcile("--fix")[0] == 0
-    assert sorted(Meter.objects.values_list("n_used", "n_held")) == [(0, 1), (52, 30), (52, 30)]
+    assert sorted(all_of(Meter).values_list("n_used", "n_held")) == [(0, 1), (52, 30), (52, 30)]
 
 
 def test_what_is_right_or_gone_by_now_is_no_correction(actor: Actor) -> None:
-    Meter.objects.filter(period__startswith="20").update(n_used=22)
+    all_of(Meter).filter(period__startswith="20").update(n_used=22)
     day, month = found()
-    Meter.objects.filter(pk=day.subject).update(n_used=52)
-    Meter.objects.filter(pk=month.subject).delete()
+    all_of(Meter).filter(pk=day.subject).update(n_used=52)
+    all_of(Meter).filter(pk=month.subject).delete()
     before = stored()
     assert ledger_correct([day, month], now=timezone.now(), actor=actor) == 0
     assert stored() == before
-    assert not AuditEvent.objects.exists()
+    assert not all_of(AuditEvent).exists()
 
 
 def test_a_meter_of_which_the_ledger_may_not_have_all_is_left() -> None:
-    Meter.objects.filter(period__startswith="20").update(n_used=22)
+    all_of(Meter).filter(period__startswith="20").update(n_used=22)
     now = timezone.now()
     assert ledger_findings(since=now + timedelta(days=1), now=now) == []
 
@@ -182,21 +183,21 @@ def test_a_meter_of_which_the_ledger_may_not_have_all_is_left() -> None:
 @pytest.mark.parametrize("damaged", [{"n_requests": 9}, {"cost_micro": 0}, {"n_failed": 0}])
 def test_a_wrong_roll_up_is_found_and_made_again(damaged: dict[str, int]) -> None:
     right = stored()
-    UsageRollup.objects.filter(granularity="hour").update(**damaged)
+    all_of(UsageRollup).filter(granularity="hour").update(**damaged)
     assert kinds() == [("rollup", ("r-failed", "r-long", "r-done"))]
     assert reconcile("--fix")[0] == 0
     assert stored() == right
 
 
 def test_a_roll_up_that_is_gone_or_of_nothing_is_found() -> None:
-    day = UsageRollup.objects.get(granularity="day")
+    day = all_of(UsageRollup).get(granularity="day")
     day.delete()
-    hour = UsageRollup.objects.get(granularity="hour")
+    hour = all_of(UsageRollup).get(granularity="hour")
     hour.pk, hour.route_name = None, "other"
     hour.save()
     assert sorted(kinds()) == [("rollup", ()), ("rollup", ("r-failed", "r-long", "r-done"))]
     assert reconcile("--fix")[0] == 0
-    assert set(UsageRollup.objects.values_list("route_name", "n_requests")) == {("m", 3)}
+    assert set(all_of(UsageRollup).values_list("route_name", "n_requests")) == {("m", 3)}
 
 
 def test_a_row_that_waits_too_long_is_found_and_rolled_up() -> None:
@@ -205,7 +206,7 @@ def test_a_row_that_waits_too_long_is_found_and_rolled_up() -> None:
     damage("r-late", settled_at=timezone.now() - timedelta(hours=1))
     assert kinds() == [("not_rolled_up", ("r-late",))]
     assert reconcile("--fix")[0] == 0
-    assert UsageRollup.objects.get(granularity="day").n_requests == 4
+    assert all_of(UsageRollup).get(granularity="day").n_requests == 4
 
 
 def test_the_command_says_it_in_json() -> None:
@@ -238,7 +239,7 @@ def test_a_day_that_is_none_is_refused() -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_while_requests_come_and_go_nothing_is_found_and_corrections_hold() -> None:
-    meter_ids = list(Meter.objects.values_list("pk", flat=True))
+    meter_ids = list(all_of(Meter).values_list("pk", flat=True))
 
     def serve(number: int) -> list[Finding]:
         try:
@@ -258,7 +259,7 @@ def test_while_requests_come_and_go_nothing_is_found_and_corrections_hold() -> N
 
     def correct(_: int) -> list[Finding]:
         try:
-            Meter.objects.filter(pk__in=meter_ids, period="open").update(n_held=99)
+            all_of(Meter).filter(pk__in=meter_ids, period="open").update(n_held=99)
             for meter_id in meter_ids:
                 meter_correct(meter_id)
             return []
@@ -271,4 +272,4 @@ def test_while_requests_come_and_go_nothing_is_found_and_corrections_hold() -> N
         list(pool.map(lambda job: job[0](job[1]), [(serve, 3), (correct, 0), (serve, 4)]))
     usage_roll_up()
     assert found() == []
-    assert Meter.objects.get(period="open").n_held == 1 + 5 * 2
+    assert all_of(Meter).get(period="open").n_held == 1 + 5 * 2

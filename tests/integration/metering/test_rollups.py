@@ -19,6 +19,7 @@ from apps.metering.rollups import SUMS, RollupKey, rebuild
 from apps.metering.services import usage_roll_up
 from apps.metering.tasks import roll_up
 from tests.factories import UsageRecordFactory
+from tests.rows import all_of
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 Sums = dict[tuple[Any, ...], dict[str, int]]
@@ -27,7 +28,7 @@ Sums = dict[tuple[Any, ...], dict[str, int]]
 def plain_sums(rows: Any = None) -> Sums:
     """The ledger added up, the plain way, per hour and per day."""
     sums: dict[tuple[Any, ...], Counter[str]] = {}
-    for row in UsageRecord.objects.filter(state="settled") if rows is None else rows:
+    for row in all_of(UsageRecord).filter(state="settled") if rows is None else rows:
         for granularity in ("hour", "day"):
             start = row.created_at.replace(minute=0, second=0, microsecond=0)
             if granularity == "day":
@@ -50,7 +51,7 @@ def plain_sums(rows: Any = None) -> Sums:
 
 def rolled_up() -> Sums:
     sums: Sums = {}
-    for row in UsageRollup.objects.all():
+    for row in all_of(UsageRollup).all():
         key = (
             row.granularity, row.period_start, row.tenant_id, row.api_token_id, row.route_name,
             row.model_version_id,
@@ -71,7 +72,7 @@ def settled(**fields: Any) -> UsageRecord:
 def test_an_hour_and_a_day_of_one_request() -> None:
     settled(tenant_id=7, api_token_id=3, cost_micro=11, ttft_ms=20.5, total_ms=900.0)
     assert usage_roll_up() == 1
-    hour, day = UsageRollup.objects.order_by("-period_start")
+    hour, day = all_of(UsageRollup).order_by("-period_start")
     assert (hour.granularity, hour.period_start) == ("hour", NOON)
     assert (day.granularity, day.period_start) == ("day", NOON.replace(hour=0))
     for row in (hour, day):
@@ -98,14 +99,14 @@ def test_a_second_run_adds_nothing() -> None:
 def test_a_request_that_runs_is_not_in_them_and_counts_when_it_came() -> None:
     row = UsageRecordFactory(open=True, created_at=NOON)
     assert usage_roll_up() == 0
-    assert not UsageRollup.objects.exists()
+    assert not all_of(UsageRollup).exists()
     # Settled a day late, as the sweep does.
-    UsageRecord.objects.filter(pk=row.pk).update(
+    all_of(UsageRecord).filter(pk=row.pk).update(
         state="settled", outcome="interrupted", settled_at=NOON + timedelta(days=1)
     )
     assert usage_roll_up() == 1
     assert {start for _, start, *_ in rolled_up()} == {NOON, NOON.replace(hour=0)}
-    assert UsageRollup.objects.get(granularity="day").n_failed == 1
+    assert all_of(UsageRollup).get(granularity="day").n_failed == 1
 
 
 @pytest.mark.django_db
@@ -125,8 +126,8 @@ def test_a_run_that_is_cut_off_leaves_nothing_or_all() -> None:
         pytest.raises(OperationalError),
     ):
         usage_roll_up()
-    assert not UsageRollup.objects.exists()
-    assert not UsageRecord.objects.get().is_rolled_up
+    assert not all_of(UsageRollup).exists()
+    assert not all_of(UsageRecord).get().is_rolled_up
     usage_roll_up()
     assert rolled_up() == plain_sums()
 
@@ -162,8 +163,8 @@ STEPS = st.one_of(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_roll_ups_are_the_ledger_added_up(steps: list[tuple[str, Any]]) -> None:
-    UsageRecord.objects.all().delete()
-    UsageRollup.objects.all().delete()
+    all_of(UsageRecord).all().delete()
+    all_of(UsageRollup).all().delete()
     waiting: list[tuple[int, dict[str, Any]]] = []
     for kind, value in steps:
         if kind == "reserve":
@@ -171,17 +172,17 @@ def test_roll_ups_are_the_ledger_added_up(steps: list[tuple[str, Any]]) -> None:
             waiting.append((row.pk, value))
         elif kind == "settle" and waiting:
             pk, fields = waiting.pop(-1 if value else 0)
-            UsageRecord.objects.filter(pk=pk).update(
+            all_of(UsageRecord).filter(pk=pk).update(
                 state="settled", settled_at=timezone.now(), **fields
             )
         elif kind == "roll_up":
             usage_roll_up(rows_at_a_time=value, rows_at_most=2 * value)
         elif kind == "killed":
             _killed_run()
-        assert rolled_up() == plain_sums(UsageRecord.objects.filter(is_rolled_up=True))
+        assert rolled_up() == plain_sums(all_of(UsageRecord).filter(is_rolled_up=True))
     usage_roll_up()
     assert rolled_up() == plain_sums()
-    assert not UsageRecord.objects.filter(state="reserved", is_rolled_up=True).exists()
+    assert not all_of(UsageRecord).filter(state="reserved", is_rolled_up=True).exists()
 
 
 def _open(fields: dict[str, Any]) -> dict[str, Any]:
@@ -195,18 +196,18 @@ def _killed_run() -> None:
             usage_roll_up()
         except OperationalError:
             return
-    assert not UsageRecord.objects.filter(state="settled", is_rolled_up=False).exists()
+    assert not all_of(UsageRecord).filter(state="settled", is_rolled_up=False).exists()
 
 
 @pytest.mark.django_db(transaction=True)
 def test_runs_at_a_time_count_each_request_once() -> None:
     for index in range(60):
         UsageRecordFactory(open=index % 2 == 1, created_at=NOON, tenant_id=index % 3)
-    pks = list(UsageRecord.objects.filter(state="reserved").values_list("pk", flat=True))
+    pks = list(all_of(UsageRecord).filter(state="reserved").values_list("pk", flat=True))
     random.Random(7).shuffle(pks)
 
     def settle(pk: int) -> int:
-        UsageRecord.objects.filter(pk=pk).update(
+        all_of(UsageRecord).filter(pk=pk).update(
             state="settled", outcome="completed", settled_at=NOON
         )
         return 0
@@ -233,10 +234,10 @@ def test_a_wrong_roll_up_is_made_again(damage: dict[str, int]) -> None:
     settled()
     settled(outcome="failed", ttft_ms=None, cost_micro=3)
     usage_roll_up()
-    UsageRollup.objects.filter(granularity="hour").update(**damage)
+    all_of(UsageRollup).filter(granularity="hour").update(**damage)
     settled(n_prompt_tokens=5)  # waits to be rolled up: not this one's to count
-    expected = plain_sums(UsageRecord.objects.filter(is_rolled_up=True))
-    rebuild(RollupKey.of(UsageRollup.objects.get(granularity="hour")))
+    expected = plain_sums(all_of(UsageRecord).filter(is_rolled_up=True))
+    rebuild(RollupKey.of(all_of(UsageRollup).get(granularity="hour")))
     assert rolled_up() == expected
     usage_roll_up()
     assert rolled_up() == plain_sums()
@@ -246,10 +247,10 @@ def test_a_wrong_roll_up_is_made_again(damage: dict[str, int]) -> None:
 def test_a_roll_up_of_nothing_goes_and_a_missing_one_comes() -> None:
     settled()
     usage_roll_up()
-    key = RollupKey.of(UsageRollup.objects.get(granularity="hour"))
-    UsageRollup.objects.filter(granularity="hour").delete()
+    key = RollupKey.of(all_of(UsageRollup).get(granularity="hour"))
+    all_of(UsageRollup).filter(granularity="hour").delete()
     rebuild(key)
     assert rolled_up() == plain_sums()
-    UsageRecord.objects.all().delete()
+    all_of(UsageRecord).all().delete()
     rebuild(key)
-    assert not UsageRollup.objects.filter(granularity="hour").exists()
+    assert not all_of(UsageRollup).filter(granularity="hour").exists()

@@ -16,6 +16,7 @@ from apps.metering.selectors import scopes_of
 from apps.metering.services import orphans_close, reservation_void, reserve, settle
 from apps.metering.types import Ending, Grant, Outcome, Reservation, Settlement
 from apps.rbac.types import Principal
+from tests.rows import all_of
 
 PRINCIPAL = Principal(
     tenant_id=7,
@@ -61,7 +62,7 @@ def meters() -> dict[str, tuple[int, int]]:
     """What is used and held, by the length of the period: a day's or a month's."""
     return {
         "day" if len(row.period) == 10 else "month": (row.n_used, row.n_held)
-        for row in Meter.objects.all()
+        for row in all_of(Meter).all()
     }
 
 
@@ -79,7 +80,7 @@ def test_reserve_is_two_statements_once_its_meters_are_there() -> None:
     with CaptureQueriesContext(connection) as queries:
         reserve(RESERVATION)
     assert len(statements(queries)) == 2
-    row = UsageRecord.objects.get(request_id="chatcmpl-1")
+    row = all_of(UsageRecord).get(request_id="chatcmpl-1")
     assert (row.state, row.outcome, row.settled_at) == ("reserved", "", None)
     assert (row.tenant_id, row.api_token_id, row.user_id) == (7, 3, None)
     assert (row.n_prompt_tokens, row.n_reserved_tokens, row.n_completion_tokens) == (10, 30, 0)
@@ -91,7 +92,7 @@ def test_an_id_is_reserved_once() -> None:
     reserve(RESERVATION)
     with pytest.raises(IntegrityError), transaction.atomic():
         reserve(RESERVATION)
-    assert UsageRecord.objects.count() == 1
+    assert all_of(UsageRecord).count() == 1
 
 
 @pytest.mark.django_db
@@ -103,7 +104,7 @@ def test_settle_is_two_statements_and_counts_once() -> None:
     assert len(statements(queries)) == 2
     assert settle(settlement(grant, n_completion_tokens=99)) is False
     assert meters() == {"day": (22, 0), "month": (22, 0)}
-    row = UsageRecord.objects.get()
+    row = all_of(UsageRecord).get()
     assert (row.state, row.outcome, row.finish_reason) == ("settled", "completed", "stop")
     assert (row.n_completion_tokens, row.n_cached_tokens) == (12, 8)
     assert (row.ttft_ms, row.total_ms) == (5.0, 50.0)
@@ -125,14 +126,14 @@ def test_what_the_platform_failed_at_costs_nothing(
 ) -> None:
     grant = reserve(RESERVATION)
     settle(settlement(grant, outcome=outcome, n_completion_tokens=n_made))
-    assert UsageRecord.objects.get().n_charged_tokens == n_charged
+    assert all_of(UsageRecord).get().n_charged_tokens == n_charged
     assert meters()["day"] == (n_charged, 0)
 
 
 @pytest.mark.django_db
 def test_what_was_not_reserved_is_not_settled() -> None:
     assert settle(settlement(Grant(n_tokens=30))) is False
-    assert UsageRecord.objects.count() == 0
+    assert all_of(UsageRecord).count() == 0
 
 
 @pytest.mark.django_db(transaction=True)
@@ -148,7 +149,7 @@ def test_of_many_at_once_one_settles() -> None:
     with ThreadPoolExecutor(4) as pool:
         won = list(pool.map(one, range(1, 13)))
     assert sum(won) == 1
-    row = UsageRecord.objects.get()
+    row = all_of(UsageRecord).get()
     assert row.n_completion_tokens == won.index(True) + 1
     assert meters()["day"] == (row.n_charged_tokens, 0)
 
@@ -162,14 +163,14 @@ def test_orphans_are_closed_as_interrupted() -> None:
     settle(settlement(grant, request_id="done"))
     assert orphans_close(now) == 1
     assert orphans_close(now) == 0
-    orphan = UsageRecord.objects.get(request_id="r0")
+    orphan = all_of(UsageRecord).get(request_id="r0")
     assert (orphan.state, orphan.outcome, orphan.error_code) == (
         "settled",
         "interrupted",
         "orphaned",
     )
-    assert UsageRecord.objects.get(request_id="r1").state == "reserved"
-    assert UsageRecord.objects.get(request_id="done").outcome == "completed"
+    assert all_of(UsageRecord).get(request_id="r1").state == "reserved"
+    assert all_of(UsageRecord).get(request_id="done").outcome == "completed"
     assert settle(settlement(grant, request_id="r0")) is False
     assert meters()["day"] == (22 + 10, 30)
 
@@ -206,5 +207,5 @@ def test_a_reservation_that_nobody_heard_of_is_closed_free_of_charge() -> None:
 def test_the_database_refuses_a_half_settled_row(fields: dict[str, Any]) -> None:
     reserve(RESERVATION)
     with pytest.raises(IntegrityError), transaction.atomic():
-        UsageRecord.objects.update(**fields)
-    assert UsageRecord.objects.get().state == "reserved"
+        all_of(UsageRecord).update(**fields)
+    assert all_of(UsageRecord).get().state == "reserved"

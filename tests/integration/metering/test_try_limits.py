@@ -18,6 +18,7 @@ from apps.metering.trial import LimitsTrial, TrialSubject, limits_trial
 from apps.tenants.models import Plan, Tenant
 from tests.factories import MembershipFactory, PlanFactory, TenantFactory, UsageRecordFactory
 from tests.integration.console.pages import staff
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -52,7 +53,7 @@ def refusals(trial: LimitsTrial) -> dict[str, dict[str, int]]:
 
 def state() -> list[Any]:
     tables = (Plan, Tenant, UsageRecord, Meter, AuditEvent)
-    return [list(table._default_manager.order_by("pk").values()) for table in tables]
+    return [list(all_of(table).order_by("pk").values()) for table in tables]
 
 
 def test_a_week_of_each_tenant_and_no_more() -> None:
@@ -82,10 +83,10 @@ def test_what_a_month_used_before_comes_from_its_meter() -> None:
     asked = [subject(acme, tokens_per_month=1_000)]
     assert refusals(limits_trial(asked, now=NOON)) == {"Acme": {}}
     # 900 before them: one finds room for its prompt, not for all that it then was.
-    Meter.objects.filter(pk=meter.pk).update(n_used=900 + 160)
+    all_of(Meter).filter(pk=meter.pk).update(n_used=900 + 160)
     trial = limits_trial(asked, now=NOON)
     assert refusals(trial) == {"Acme": {"tokens_per_month": 1}}
-    Meter.objects.filter(pk=meter.pk).update(n_used=980 + 160)
+    all_of(Meter).filter(pk=meter.pk).update(n_used=980 + 160)
     assert refusals(limits_trial(asked, now=NOON)) == {"Acme": {"tokens_per_month": 2}}
 
 

@@ -18,6 +18,7 @@ from apps.rbac.services import token_pair_issue
 from apps.rbac.signing import private_key
 from apps.rbac.types import TokenPair
 from tests.factories import ApiTokenFactory
+from tests.rows import all_of
 
 
 def issue(token: ApiToken, **fields: Any) -> TokenPair:
@@ -41,7 +42,7 @@ def signer() -> tuple[str, Ed25519PrivateKey]:
 
 def state() -> list[Any]:
     models: list[Any] = [TokenFamily, JwtKey, AuditEvent, ChangeStamp]
-    return [list(model.objects.order_by("pk").values()) for model in models]
+    return [list(all_of(model).order_by("pk").values()) for model in models]
 
 
 def refused(code: str, act: Callable[[], object]) -> None:

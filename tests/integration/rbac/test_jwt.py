@@ -38,6 +38,7 @@ from apps.rbac.services import jwt as services
 from apps.rbac.types import SCOPES, Principal
 from tests.factories import ApiTokenFactory, MembershipFactory
 from tests.integration.rbac.jwts import issue, refused, said, signer, state, token
+from tests.rows import all_of
 
 __all__ = ["token"]
 
@@ -50,7 +51,7 @@ pytestmark = pytest.mark.django_db
 def test_an_exchange_gives_what_the_api_token_may(token: ApiToken) -> None:
     before = timezone.now()
     pair = issue(token)
-    family, key = TokenFamily.objects.get(), JwtKey.objects.get()
+    family, key = all_of(TokenFamily).get(), JwtKey.objects.get()
     assert jwt.get_unverified_header(pair.access_token) == {
         "alg": "EdDSA", "kid": key.kid, "typ": "at+jwt",
     }  # fmt: skip
@@ -77,11 +78,11 @@ def test_an_exchange_gives_what_the_api_token_may(token: ApiToken) -> None:
     assert found.principal.api_token_id == token.pk
     assert found.principal.scopes == own.principal.scopes == frozenset(SCOPES)
     assert found.expires_at == datetime.fromtimestamp(claims["exp"], tz=before.tzinfo)
-    event = AuditEvent.objects.get()
+    event = all_of(AuditEvent).get()
     assert (event.action, event.actor_kind, event.actor_id, event.tenant_id) == (
         "jwt.issued", "token", token.pk, token.tenant_id,
     )  # fmt: skip
-    kept = json.dumps([*TokenFamily.objects.values(), *AuditEvent.objects.values()], default=str)
+    kept = json.dumps([*all_of(TokenFamily).values(), *all_of(AuditEvent).values()], default=str)
     assert pair.access_token not in kept and pair.refresh_token not in kept
 
 
@@ -89,7 +90,7 @@ def test_a_part_of_the_scopes_may_be_asked_for_and_never_more(token: ApiToken) -
     pair = issue(token, scopes=["inference"])
     assert pair.scopes == ("inference",)
     assert grant_of_jwt(pair.access_token).principal.scopes == {"inference"}
-    ApiToken.objects.update(scopes=["batches"])
+    all_of(ApiToken).update(scopes=["batches"])
     assert grant_of_jwt(pair.access_token).principal.scopes == frozenset()
     before = state()
     for scopes, error in (
@@ -108,7 +109,7 @@ def test_it_does_no_more_than_its_owner_may() -> None:
     pair = issue(ApiTokenFactory(tenant=member.tenant, owner=member.user))
     found = grant_of_jwt(pair.access_token).principal
     assert (found.subject_id, found.scopes) == (member.user_id, frozenset(SCOPES))
-    RoleGrant.objects.all().delete()
+    all_of(RoleGrant).all().delete()
     assert grant_of_jwt(pair.access_token).principal.scopes == frozenset()
     member.user.memberships.all().delete()
     refused("invalid_api_key", lambda: grant_of_jwt(pair.access_token))
@@ -117,13 +118,13 @@ def test_it_does_no_more_than_its_owner_may() -> None:
 
 def test_nothing_outlives_the_api_token(token: ApiToken) -> None:
     until = (timezone.now() + timedelta(minutes=5)).replace(microsecond=0)
-    ApiToken.objects.update(expires_at=until)
+    all_of(ApiToken).update(expires_at=until)
     pair = issue(token)
     assert (pair.access_expires_at, pair.refresh_expires_at) == (until, until)
     again = token_pair_refresh(refresh_token=pair.refresh_token)
     assert (again.access_expires_at, again.refresh_expires_at) == (until, until)
     assert said(again.access_token)["exp"] == until.timestamp()
-    ApiToken.objects.update(expires_at=timezone.now())  # brought forward meanwhile
+    all_of(ApiToken).update(expires_at=timezone.now())  # brought forward meanwhile
     refused("invalid_api_key", lambda: grant_of_jwt(pair.access_token))
     refused("invalid_api_key", lambda: token_pair_refresh(refresh_token=again.refresh_token))
 
@@ -147,17 +148,17 @@ def test_families_are_bounded_and_those_that_are_over_go(
     with pytest.raises(Overloaded):
         issue(token)
     assert state() == before
-    TokenFamily.objects.update(expires_at=timezone.now())
+    all_of(TokenFamily).update(expires_at=timezone.now())
     issue(token)
-    assert TokenFamily.objects.count() == 3  # what was begun in time may end
-    TokenFamily.objects.update(expires_at=timezone.now() - services.FAMILY_KEPT)
+    assert all_of(TokenFamily).count() == 3  # what was begun in time may end
+    all_of(TokenFamily).update(expires_at=timezone.now() - services.FAMILY_KEPT)
     issue(token)
-    assert TokenFamily.objects.count() == 1
+    assert all_of(TokenFamily).count() == 1
 
 
 def test_what_was_begun_in_time_goes_on_when_others_are_issued(token: ApiToken) -> None:
     principal = grant_of_jwt(issue(token).access_token).principal
-    TokenFamily.objects.update(expires_at=timezone.now())
+    all_of(TokenFamily).update(expires_at=timezone.now())
     issue(token)
     assert identities_in_force([principal.identity]) == {principal.identity}
     kept = principal_of_token(token.pk, family_id=principal.family_id)

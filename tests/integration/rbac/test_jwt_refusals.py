@@ -20,6 +20,7 @@ from apps.rbac.selectors import principal_of_secret
 from apps.rbac.services import token_family_revoke, token_pair_refresh
 from apps.rbac.types import TokenPair
 from tests.integration.rbac.jwts import b64, issue, refused, said, signer, state, token
+from tests.rows import all_of
 
 __all__ = ["token"]
 
@@ -116,8 +117,8 @@ def test_refreshing_prolongs_nothing(token: ApiToken) -> None:
     second = token_pair_refresh(refresh_token=first.refresh_token)
     assert second.scopes == ("inference",)
     assert said(second.refresh_token)["exp"] == said(first.refresh_token)["exp"]
-    assert grant_of_jwt(second.access_token).principal.family_id == TokenFamily.objects.get().pk
-    assert [event.action for event in AuditEvent.objects.order_by("pk")] == [
+    assert grant_of_jwt(second.access_token).principal.family_id == all_of(TokenFamily).get().pk
+    assert [event.action for event in all_of(AuditEvent).order_by("pk")] == [
         "jwt.issued", "jwt.refreshed",
     ]  # fmt: skip
 
@@ -128,7 +129,7 @@ def test_a_used_refresh_token_ends_its_family_alone(token: ApiToken) -> None:
     with pytest.raises(AuthenticationFailed) as error:
         token_pair_refresh(refresh_token=first.refresh_token)
     assert error.value.code == "token_reused"
-    assert AuditEvent.objects.order_by("-pk")[0].action == "jwt.reused"
+    assert all_of(AuditEvent).order_by("-pk")[0].action == "jwt.reused"
     for dead in (first, second):
         refused("token_revoked", lambda dead=dead: grant_of_jwt(dead.access_token))  # type: ignore[misc]
         refused(
@@ -157,7 +158,7 @@ def test_of_two_refreshes_at_once_one_wins_and_the_other_is_reuse(token: ApiToke
     with ThreadPoolExecutor(2) as pool:
         outcomes = sorted(each.result(timeout=20) for each in [pool.submit(refresh) for _ in "ab"])
     assert outcomes == ["refreshed", "token_reused"]
-    assert TokenFamily.objects.get().revoked_at is not None
+    assert all_of(TokenFamily).get().revoked_at is not None
 
 
 @pytest.mark.django_db(transaction=True)
@@ -179,7 +180,7 @@ def test_the_first_key_is_made_once(token: ApiToken) -> None:
 
 def test_networks_hold_for_a_refresh(token: ApiToken) -> None:
     pair = issue(token)
-    ApiToken.objects.update(allowed_networks="192.0.2.0/24")
+    all_of(ApiToken).update(allowed_networks="192.0.2.0/24")
     before = state()
     for address in (ip_address("198.51.100.1"), None):
         with pytest.raises(PermissionDenied) as error:
@@ -187,4 +188,4 @@ def test_networks_hold_for_a_refresh(token: ApiToken) -> None:
         assert error.value.code == "network_not_allowed"
     assert state() == before
     token_pair_refresh(refresh_token=pair.refresh_token, address=ip_address("192.0.2.9"))
-    assert AuditEvent.objects.order_by("-pk")[0].ip_address == "192.0.2.9"
+    assert all_of(AuditEvent).order_by("-pk")[0].ip_address == "192.0.2.9"

@@ -24,6 +24,7 @@ from apps.rbac.services import (
     service_account_create,
 )
 from apps.rbac.types import USE_ROUTE
+from apps.tenants.models import Membership
 from tests.factories import (
     DeploymentFactory,
     MembershipFactory,
@@ -31,6 +32,7 @@ from tests.factories import (
     TenantFactory,
     UserFactory,
 )
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -52,7 +54,7 @@ def names(row: Role) -> set[str]:
 
 
 def events() -> list[str]:
-    return list(AuditEvent.objects.order_by("id").values_list("action", flat=True))
+    return list(all_of(AuditEvent).order_by("id").values_list("action", flat=True))
 
 
 def test_the_roles_that_come_with_the_platform() -> None:
@@ -130,7 +132,11 @@ def test_holders_are_those_whose_access_says_so(django_assert_num_queries: Any) 
         everywhere("operator"), everywhere("viewer"),
         *(MembershipFactory(role=slug).user for slug in ("developer", "viewer", None)),
     ]  # fmt: skip
-    tenant_ids = [row.tenant_id for row in (each.memberships.first() for each in people) if row]
+    tenant_ids = [
+        row.tenant_id
+        for row in (all_of(Membership).filter(user=each).first() for each in people)
+        if row
+    ]
     with django_assert_num_queries(2):
         holders = holders_of(USE_ROUTE, [each.pk for each in people])
     for each in people:
@@ -157,7 +163,7 @@ def test_who_may_give_no_roles_gives_none(slug: str, actor: Actor) -> None:
     for target in ({"user": by.user}, {"membership": by}, {"membership": member}):
         with pytest.raises(PermissionDenied):
             role_grant(role=role("viewer"), by=by.user, actor=actor, **target)
-    assert RoleGrant.objects.count() == 1
+    assert all_of(RoleGrant).count() == 1
     assert events() == []
 
 
@@ -175,19 +181,19 @@ def test_nobody_raises_themselves_or_reaches_into_another_tenant(actor: Actor) -
     ]:
         with pytest.raises(PermissionDenied):
             role_grant(by=by, actor=actor, **attempt)
-    assert RoleGrant.objects.count() == 2
+    assert all_of(RoleGrant).count() == 2
     assert events() == []
 
 
 def test_an_admin_cannot_take_the_owner_s_role(actor: Actor) -> None:
-    grant = RoleGrant.objects.get(user=everywhere("owner"))
+    grant = all_of(RoleGrant).get(user=everywhere("owner"))
     with pytest.raises(PermissionDenied) as refusal:
         role_grant_remove(grant=grant, by=everywhere("admin"), actor=actor)
     assert refusal.value.message == (
         "You do not have this yourself: rbac.add_role, rbac.change_role, rbac.delete_role "
         "and 3 more."
     )
-    assert RoleGrant.objects.filter(pk=grant.pk).exists()
+    assert all_of(RoleGrant).filter(pk=grant.pk).exists()
 
 
 def test_a_role_that_gives_nothing_in_a_tenant_is_refused_there(actor: Actor) -> None:
@@ -212,7 +218,7 @@ def test_an_own_role_is_made_changed_and_deleted(actor: Actor) -> None:
     grant.delete()
     role_delete(role=made, by=None, actor=actor)
     assert events() == ["role.created", "role.updated", "role.deleted"]
-    event = AuditEvent.objects.get(action="role.updated")
+    event = all_of(AuditEvent).get(action="role.updated")
     assert event.changes == {"permissions": [[], ["routing.change_route"]]}
 
 

@@ -16,6 +16,7 @@ from apps.rbac.models import ApiToken
 from apps.rbac.selectors import TokenGrant
 from apps.rbac.services import api_token_revoke
 from tests.factories import ApiTokenFactory
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -63,7 +64,7 @@ async def test_an_entry_ends_with_its_token() -> None:
     clock = Clock()
     cache = TokenCache(clock=clock)
     await cache.authenticate(token.secret)
-    await database_hop(lambda: ApiToken.objects.update(expires_at=timezone.now()))
+    await database_hop(lambda: all_of(ApiToken).update(expires_at=timezone.now()))
     clock.now_s += 3.1
     with pytest.raises(AuthenticationFailed):
         await cache.authenticate(token.secret)
@@ -138,4 +139,4 @@ async def test_a_revoked_token_is_refused_after_one_poll(actor: Actor) -> None:
 async def test_the_first_use_is_noted() -> None:
     token = await _token()
     await TokenCache().authenticate(token.secret)
-    assert (await database_hop(ApiToken.objects.get)).last_used_at is not None
+    assert (await database_hop(all_of(ApiToken).get)).last_used_at is not None

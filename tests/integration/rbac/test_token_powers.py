@@ -25,6 +25,7 @@ from apps.rbac.services import (
 )
 from apps.rbac.types import SCOPES
 from tests.factories import ApiTokenFactory, MembershipFactory, TenantFactory, UserFactory
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -34,7 +35,7 @@ def member(role: str | None = "developer", **fields: Any) -> Any:
 
 
 def n_tokens_and_events() -> tuple[int, int]:
-    return ApiToken.objects.count(), AuditEvent.objects.count()
+    return all_of(ApiToken).count(), all_of(AuditEvent).count()
 
 
 def test_a_developer_issues_a_token_of_their_own(actor: Actor) -> None:
@@ -44,7 +45,7 @@ def test_a_developer_issues_a_token_of_their_own(actor: Actor) -> None:
     )
     principal = principal_of_secret(issued.secret)
     assert (principal.subject_id, principal.scopes) == (row.user_id, frozenset(SCOPES))
-    event = AuditEvent.objects.get()
+    event = all_of(AuditEvent).get()
     assert event.changes["owner"] == row.user.username
     assert issued.secret not in str(event.changes)
 
@@ -85,7 +86,7 @@ def test_a_tenants_token_is_not_issued_from_another_tenant(actor: Actor) -> None
     row, other = member("owner"), TenantFactory()
     with pytest.raises(PermissionDenied):
         api_token_issue(tenant=other, name="x", created_by=row.user, owner=None, actor=actor)
-    assert not ApiToken.objects.exists()
+    assert not all_of(ApiToken).exists()
 
 
 def test_a_developer_issues_one_for_a_service_account(actor: Actor) -> None:
@@ -104,7 +105,7 @@ def test_a_token_does_less_as_soon_as_its_owner_may(django_assert_num_queries: A
     token = ApiTokenFactory(tenant=row.tenant, owner=row.user)
     with django_assert_num_queries(4):
         assert principal_of_secret(token.secret).scopes == {"inference", "batches"}
-    RoleGrant.objects.all().delete()
+    all_of(RoleGrant).all().delete()
     assert principal_of_secret(token.secret).scopes == frozenset()
     row.delete()
     with pytest.raises(AuthenticationFailed) as refusal:
@@ -126,7 +127,7 @@ def test_scopes_narrow_a_token(actor: Actor) -> None:
     token.scopes = ["everything"]
     with pytest.raises(ValidationError):
         token.full_clean()
-    assert ApiToken.objects.get().scopes == ["batches"]
+    assert all_of(ApiToken).get().scopes == ["batches"]
 
 
 def test_a_viewer_cannot_widen_a_token(actor: Actor) -> None:
@@ -135,7 +136,7 @@ def test_a_viewer_cannot_widen_a_token(actor: Actor) -> None:
     token.scopes = ["inference", "batches"]
     with pytest.raises(PermissionDenied):
         api_token_update(token=token, by=row.user, actor=actor)
-    assert ApiToken.objects.get().scopes == ["batches"]
+    assert all_of(ApiToken).get().scopes == ["batches"]
 
 
 BOUNDS: dict[str, Any] = {
@@ -168,12 +169,12 @@ def test_who_could_not_issue_a_token_makes_it_do_no_more(
     owner = None if whose == "tenant" else member("developer", tenant=row.tenant).user
     expired = timezone.now() - timedelta(days=1)
     token = ApiTokenFactory(tenant=row.tenant, owner=owner, expires_at=expired, **BOUNDS)
-    before = ApiToken.objects.values().get()
+    before = all_of(ApiToken).values().get()
     setattr(token, name, value)
     with pytest.raises(PermissionDenied):
         api_token_update(token=token, by=row.user, actor=actor)
-    assert ApiToken.objects.values().get() == before
-    assert not AuditEvent.objects.filter(action="api_token.updated").exists()
+    assert all_of(ApiToken).values().get() == before
+    assert not all_of(AuditEvent).filter(action="api_token.updated").exists()
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_who_may_change_tokens_narrows_any_of_their_tenant(
     token = ApiTokenFactory(tenant=row.tenant, expires_at=later, **BOUNDS)
     setattr(token, name, value)
     api_token_update(token=token, by=row.user, actor=actor)
-    assert getattr(ApiToken.objects.get(), name) == value
+    assert getattr(all_of(ApiToken).get(), name) == value
 
 
 @pytest.mark.parametrize(("name", "value"), WIDER)
@@ -204,7 +205,7 @@ def test_ones_own_token_is_widened_again(name: str, value: Any, actor: Actor) ->
     token = ApiTokenFactory(tenant=row.tenant, owner=row.user, expires_at=later, **BOUNDS)
     setattr(token, name, value)
     api_token_update(token=token, by=row.user, actor=actor)
-    assert getattr(ApiToken.objects.get(), name) == value
+    assert getattr(all_of(ApiToken).get(), name) == value
 
 
 @pytest.mark.parametrize("text", ["300.1.1.1", "10.0.0.1/8", "localhost", "10.0.0.0/8, ::1"])
@@ -212,7 +213,7 @@ def test_networks_that_are_none(text: str, actor: Actor) -> None:
     with pytest.raises(ValidationError) as refusal:
         api_token_issue(tenant=TenantFactory(), name="x", allowed_networks=text, actor=actor)
     assert "allowed_networks" in refusal.value.message_dict
-    assert not ApiToken.objects.exists()
+    assert not all_of(ApiToken).exists()
 
 
 # -- rotation -----------------------------------------------------------------------------------
@@ -236,7 +237,7 @@ def test_rotation_overlaps(actor: Actor) -> None:
         principal_of_secret(secret) for secret in (old.secret, issued.secret)
     )
     assert old_principal.tenant_id == new_principal.tenant_id
-    actions = list(AuditEvent.objects.order_by("id").values_list("action", flat=True))
+    actions = list(all_of(AuditEvent).order_by("id").values_list("action", flat=True))
     assert actions == ["api_token.issued", "api_token.rotated"]
     with pytest.raises(Conflict):
         api_token_rotate(token=old, overlap=timedelta(hours=1), actor=actor)
@@ -264,7 +265,7 @@ def test_an_overlap_out_of_bounds(overlap: timedelta, actor: Actor) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         api_token_rotate(token=token, overlap=overlap, actor=actor)
     assert refusal.value.param == "overlap"
-    assert ApiToken.objects.values_list("expires_at", flat=True).get() is None
+    assert all_of(ApiToken).values_list("expires_at", flat=True).get() is None
 
 
 def test_a_dead_token_is_not_rotated_back_to_life(actor: Actor) -> None:
@@ -272,4 +273,4 @@ def test_a_dead_token_is_not_rotated_back_to_life(actor: Actor) -> None:
     api_token_revoke(token=token, actor=actor)
     with pytest.raises(Conflict):
         api_token_rotate(token=token, overlap=timedelta(0), actor=actor)
-    assert ApiToken.objects.count() == 1
+    assert all_of(ApiToken).count() == 1

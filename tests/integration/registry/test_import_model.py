@@ -27,6 +27,7 @@ from apps.registry.services import import_model
 from apps.registry.types import AlreadyImported, ImportEvent, ImportProgress, SourceIdentified
 from engine_service.models.manifest import hash_file, verify_manifest
 from tests.models import ROOT
+from tests.rows import all_of
 from tests.unit.convert.builders import llama_gguf
 
 pytestmark = pytest.mark.django_db
@@ -48,7 +49,7 @@ def source(tmp_path: Path) -> Path:
 def assert_nothing_registered() -> None:
     assert not RegisteredModel.objects.exists()
     assert not ModelVersion.objects.exists()
-    assert not AuditEvent.objects.exists()
+    assert not all_of(AuditEvent).exists()
 
 
 def test_an_import_makes_files_rows_and_events(
@@ -73,7 +74,7 @@ def test_an_import_makes_files_rows_and_events(
     assert version.size_bytes == sum(path.stat().st_size for path in directory.iterdir())
     assert events[0] == SourceIdentified(name="tiny.gguf", sha256=version.source_sha256)
     assert ImportProgress(stage="convert", done=11, total=11) in events
-    assert list(AuditEvent.objects.order_by("pk").values_list("action", "actor_label")) == [
+    assert list(all_of(AuditEvent).order_by("pk").values_list("action", "actor_label")) == [
         ("registered_model.created", "alice"),
         ("model_version.imported", "alice"),
     ]
@@ -86,7 +87,7 @@ def test_the_same_artifact_is_imported_once(models_dir: Path, source: Path, acto
     assert again == first
     assert events[-1] == AlreadyImported(version=1)
     assert ModelVersion.objects.count() == 1
-    assert AuditEvent.objects.count() == 2
+    assert all_of(AuditEvent).count() == 2
     assert sorted(path.name for path in (models_dir / "tiny").iterdir()) == [".import-lock", "1"]
 
 

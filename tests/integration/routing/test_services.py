@@ -13,6 +13,7 @@ from apps.routing.selectors import snapshot
 from apps.routing.services import route_create, route_delete, route_update
 from tests.factories.deployments import DeploymentFactory, EngineProcessFactory, ReplicaFactory
 from tests.factories.routing import RouteFactory
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -21,7 +22,7 @@ def test_create(actor: Actor) -> None:
     deployment = DeploymentFactory(name="small")
     route = route_create(actor=actor, name="org/chat-1.0:x", deployment=deployment)
     assert route.is_active
-    event = AuditEvent.objects.get()
+    event = all_of(AuditEvent).get()
     assert (event.action, event.object_label) == ("route.created", "org/chat-1.0:x")
     assert event.changes == {"name": "org/chat-1.0:x", "deployment": "small"}
     assert change_stamps()["routes"] == 1
@@ -33,7 +34,7 @@ def test_bad_names_change_nothing(actor: Actor, name: str) -> None:
         route_create(actor=actor, name=name, deployment=DeploymentFactory())
     assert list(refused.value.message_dict) == ["name"]
     assert not Route.objects.exists()
-    assert not AuditEvent.objects.exists()
+    assert not all_of(AuditEvent).exists()
     assert "routes" not in change_stamps()
 
 
@@ -49,14 +50,14 @@ def test_update_tells_before_and_after(actor: Actor) -> None:
     new = DeploymentFactory(name="new")
     updated = route_update(route=route, actor=actor, deployment=new, is_active=False)
     assert (updated.deployment, updated.is_active) == (new, False)
-    event = AuditEvent.objects.get()
+    event = all_of(AuditEvent).get()
     assert event.changes == {"deployment": ["old", "new"], "is_active": [True, False]}
     assert change_stamps()["routes"] == 1
 
 
 def test_update_without_a_change_is_none(actor: Actor) -> None:
     route_update(route=RouteFactory(), actor=actor, is_active=True)
-    assert not AuditEvent.objects.exists()
+    assert not all_of(AuditEvent).exists()
     assert "routes" not in change_stamps()
 
 
@@ -64,7 +65,7 @@ def test_delete(actor: Actor) -> None:
     route = RouteFactory(name="chat")
     route_delete(route=route, actor=actor)
     assert not Route.objects.exists()
-    event = AuditEvent.objects.get()
+    event = all_of(AuditEvent).get()
     assert (event.action, event.object_id) == ("route.deleted", str(route.pk))
     assert change_stamps()["routes"] == 1
 

@@ -17,6 +17,7 @@ from tests.authenticator import code_of
 from tests.factories import RouteFactory
 from tests.integration.console.pages import actions
 from tests.integration.sign_in.people import ENROL, INDEX, PASSWORD, Visitor, act, said, visitor
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -64,7 +65,7 @@ def test_every_page_leads_to_enrolment(required: None) -> None:
 def test_every_change_is_refused(required: None) -> None:
     person = visitor(is_superuser=True)
     route = RouteFactory(name="kept")
-    n_events = AuditEvent.objects.count()
+    n_events = all_of(AuditEvent).count()
     for page in (
         f"/admin/routing/route/{route.pk}/delete/",
         "/admin/account/sign-out-everywhere/",
@@ -72,8 +73,8 @@ def test_every_change_is_refused(required: None) -> None:
         reverse("admin:sign_in_person_release", args=[person.user.pk]),
     ):
         assert person.client.post(page, {"post": "yes"}).status_code == 403
-    assert type(route).objects.filter(name="kept").exists()
-    assert AuditEvent.objects.count() == n_events
+    assert all_of(type(route)).filter(name="kept").exists()
+    assert all_of(AuditEvent).count() == n_events
 
 
 def test_pages_of_the_whole_stack_stand_behind_the_gate() -> None:
@@ -122,7 +123,7 @@ def test_of_one_person(admin_client: Client) -> None:
     act(admin_client, "require", person.user.pk)
     assert person.client.get(INDEX)["Location"] == ENROL
     assert other.is_in()
-    event = AuditEvent.objects.order_by("-id")[0]
+    event = all_of(AuditEvent).order_by("-id")[0]
     assert (event.action, event.changes) == (
         "two_factor.policy_changed",
         {"is_required": [False, True]},

@@ -16,6 +16,7 @@ from tests.authenticator import code_of
 from tests.integration.console.pages import actions
 from tests.integration.sign_in.people import INDEX, PASSWORD, Visitor, act, visitor
 from tests.processes import ROOT
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -107,7 +108,7 @@ def test_sign_out_everywhere_else() -> None:
     assert here.is_in()
     assert not there.is_in()
     assert other.is_in()
-    event = AuditEvent.objects.order_by("-id")[0]
+    event = all_of(AuditEvent).order_by("-id")[0]
     assert (event.action, event.changes) == ("sign_in.sessions_ended", {"but_one": True})
     there.password_step()
     assert there.is_in()
@@ -128,7 +129,7 @@ def test_a_superuser_signs_somebody_out(admin_client: Client) -> None:
     assert not person.is_in()
     assert other.is_in()
     assert admin_client.get(INDEX).status_code == 200
-    event = AuditEvent.objects.order_by("-id")[0]
+    event = all_of(AuditEvent).order_by("-id")[0]
     assert (event.action, event.actor_label) == ("sign_in.sessions_ended", "admin")
 
 
@@ -184,10 +185,10 @@ class TestKeptConnections:
                 age(person, SEEN_KEY, settings.SESSION_IDLE_S)
             case "none":
                 key = "x" * 32
-        n_events = AuditEvent.objects.count()
+        n_events = all_of(AuditEvent).count()
         with pytest.raises(SessionOver):
             session_person(key)
-        assert AuditEvent.objects.count() == n_events
+        assert all_of(AuditEvent).count() == n_events
 
 
 def test_what_is_right_in_production() -> None:

@@ -28,6 +28,7 @@ from tests.integration.sign_in.people import (
     unthrottle,
     visitor,
 )
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -71,7 +72,7 @@ class TestEnrolment:
     def test_neither_the_trail_nor_the_tokens_hold_a_secret(self) -> None:
         person = visitor()
         person.enrol()
-        told = str(list(AuditEvent.objects.values()))
+        told = str(list(all_of(AuditEvent).values()))
         kept = str(list(StaticToken.objects.values_list("token", flat=True)))
         for secret in (*person.backup_codes, TOTPDevice.objects.get().key):
             assert secret not in told
@@ -128,7 +129,7 @@ class TestSecondStep:
         )
         assert answer["Location"] == "/admin/playground/"
         assert person.is_in()
-        event = AuditEvent.objects.order_by("-id")[0]
+        event = all_of(AuditEvent).order_by("-id")[0]
         assert (event.action, event.changes) == ("sign_in.succeeded", {"second_factor": "totp"})
 
     def test_leads_to_no_other_site(self) -> None:

@@ -27,6 +27,7 @@ from tests.factories import (
     TenantFactory,
     UserFactory,
 )
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -37,7 +38,7 @@ def test_create_writes_tenant_salt_and_event(actor: Actor) -> None:
     other = tenant_create(name="Bolt", slug="bolt", plan=plan, actor=actor)
     assert len(bytes.fromhex(tenant.cache_salt)) == 32
     assert tenant.cache_salt != other.cache_salt
-    event = AuditEvent.objects.get(object_id=str(tenant.pk))
+    event = all_of(AuditEvent).get(object_id=str(tenant.pk))
     assert (event.action, event.actor_label, event.actor_id) == ("tenant.created", "alice", 7)
     assert (event.ip_address, event.tenant_id) == ("192.0.2.7", tenant.pk)
     assert event.changes == {
@@ -54,7 +55,7 @@ def test_create_refuses_a_taken_slug_and_writes_nothing(actor: Actor) -> None:
         tenant_create(name="Acme", slug="acme", plan=PlanFactory(), actor=actor)
     assert list(refusal.value.message_dict) == ["slug"]
     assert Tenant.objects.count() == 1
-    assert not AuditEvent.objects.exists()
+    assert not all_of(AuditEvent).exists()
 
 
 def test_update_records_what_changed_and_moves_the_stamp(actor: Actor) -> None:
@@ -62,14 +63,14 @@ def test_update_records_what_changed_and_moves_the_stamp(actor: Actor) -> None:
     tenant.is_active = False
     tenant_update(tenant=tenant, actor=actor)
     assert not Tenant.objects.get(pk=tenant.pk).is_active
-    event = AuditEvent.objects.get()
+    event = all_of(AuditEvent).get()
     assert (event.action, event.changes) == ("tenant.updated", {"is_active": [True, False]})
     assert change_stamps() == {"access": 1}
 
 
 def test_update_without_a_change_writes_nothing(actor: Actor) -> None:
     tenant_update(tenant=TenantFactory(), actor=actor)
-    assert not AuditEvent.objects.exists()
+    assert not all_of(AuditEvent).exists()
     assert change_stamps() == {}
 
 
@@ -79,7 +80,7 @@ def test_a_failing_update_leaves_row_event_and_stamp_alone(actor: Actor) -> None
     with pytest.raises(ValidationError):
         tenant_update(tenant=tenant, actor=actor)
     assert Tenant.objects.get(pk=tenant.pk).name == "Acme"
-    assert not AuditEvent.objects.exists()
+    assert not all_of(AuditEvent).exists()
     assert change_stamps() == {}
 
 
@@ -88,10 +89,10 @@ def test_membership_is_added_once_and_removed(actor: Actor) -> None:
     membership = membership_add(tenant=tenant, user=user, actor=actor)
     with pytest.raises(ValidationError):
         membership_add(tenant=tenant, user=user, actor=actor)
-    assert Membership.objects.count() == 1
+    assert all_of(Membership).count() == 1
     membership_remove(membership=membership, actor=actor)
-    assert not Membership.objects.exists()
-    events = list(AuditEvent.objects.order_by("id").values_list("action", "changes"))
+    assert not all_of(Membership).exists()
+    events = list(all_of(AuditEvent).order_by("id").values_list("action", "changes"))
     assert events == [
         ("membership.added", {"user": "bob"}),
         ("membership.removed", {"user": "bob"}),
@@ -118,7 +119,7 @@ def test_a_plan_is_made_changed_and_felt(actor: Actor) -> None:
     plan.tokens_per_day = 20
     plan_save(plan=plan, actor=actor)
     plan_save(plan=plan, actor=actor)
-    assert list(AuditEvent.objects.order_by("id").values_list("action", flat=True)) == [
+    assert list(all_of(AuditEvent).order_by("id").values_list("action", flat=True)) == [
         "plan.created",
         "plan.updated",
     ]
@@ -132,7 +133,7 @@ def test_a_plan_that_is_wrong_changes_nothing(actor: Actor) -> None:
         plan_save(plan=plan, actor=actor)
     assert list(refusal.value.message_dict) == ["weight"]
     assert Plan.objects.get(pk=plan.pk).weight == 1.0
-    assert not AuditEvent.objects.exists()
+    assert not all_of(AuditEvent).exists()
 
 
 def test_standard_plans_stand_where_nobody_made_any() -> None:
