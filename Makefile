@@ -56,7 +56,7 @@ check: setup-dev ## lint, types, import contracts, Django's own checks
 	DJANGO_SETTINGS_MODULE=config.settings.production \
 		SECRET_KEY=only-for-this-check-0123456789-abcdefghijklmnopqrstuvwxyz \
 		ALLOWED_HOSTS=example.org DATABASE_URL=postgresql://nobody@localhost/nothing \
-		CACHE_URL=redis://localhost \
+		CACHE_URL=redis://localhost DATABASE_PLATFORM_ROLE=platform \
 		$(BIN)/python manage.py check --deploy --fail-level WARNING
 	DJANGO_SETTINGS_MODULE=config.settings.test \
 		$(BIN)/python manage.py makemigrations --check --dry-run
@@ -92,7 +92,7 @@ prove-api: setup-dev model ## the API's proof: real clients, schemas, thousands 
 	$(BIN)/python -m benchmarks.proof var/prove-api.xml benchmarks/results/prove-api.json
 	PYTHONPATH=. $(BIN)/python -m benchmarks.engine.structured --rounds 10
 
-LIMITS_TESTS = tests/integration/rbac tests/integration/tenants tests/integration/metering \
+LIMITS_TESTS = tests/integration/core tests/integration/rbac tests/integration/tenants tests/integration/metering \
 	tests/integration/isolation tests/integration/sign_in tests/integration/maintenance \
 	$(addprefix tests/integration/gateway/test_,limits.py revocation.py powers.py ledger.py \
 		prefix_isolation.py access_tokens.py idempotency.py idempotency_ends.py \
@@ -107,6 +107,11 @@ prove-limits: setup-dev model ## the proof of tenants, access, limits and ledger
 		--junit-xml=var/prove-limits.xml -o junit_logging=system-out $(LIMITS_TESTS)
 	$(BIN)/python -m benchmarks.proof var/prove-limits.xml \
 		benchmarks/results/prove-limits-postgresql.json
+	DATABASE_URL="$(POSTGRES_URL)" $(BIN)/pytest -m "" --behind-the-wall \
+		--junit-xml=var/prove-limits.xml -o junit_logging=system-out \
+		tests/integration/isolation tests/integration/core/test_tenant_wall.py
+	$(BIN)/python -m benchmarks.proof var/prove-limits.xml \
+		benchmarks/results/prove-limits-behind-the-wall.json
 
 soak: setup-dev model ## 2,000 requests while engines, servers and stores are killed: nothing lost, nothing twice
 	$(BIN)/pytest -m prove -s tests/faults/test_soak.py

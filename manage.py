@@ -12,8 +12,11 @@ def main() -> None:
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
 
+    from apps.core.tenancy import every_tenant
+
     try:
-        execute_from_command_line(sys.argv)
+        with every_tenant("whoever runs commands runs the platform"):
+            execute_from_command_line(sys.argv)
     except ImproperlyConfigured as error:
         sys.exit(f"manage.py: {error}")
 

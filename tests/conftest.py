@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.conf import settings
@@ -11,10 +12,12 @@ from django.test import Client, TransactionTestCase
 from hypothesis import settings as hypothesis_settings
 
 from apps.audit.types import Actor
+from apps.core.tenancy import every_tenant
 from apps.rbac.models import User
 from tests.emptying import fixture_teardown
 from tests.factories import UserFactory
 from tests.serve import product
+from tests.walls import walled
 
 __all__ = ["product"]  # one product for e2e and faults together
 
@@ -33,6 +36,11 @@ if os.environ.get("CI"):
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--database-only", action="store_true", help="leave out tests that touch no database"
+    )
+    parser.addoption(
+        "--behind-the-wall",
+        action="store_true",
+        help="connect to PostgreSQL as the application role, from which it hides tenants' rows",
     )
 
 
@@ -63,6 +71,27 @@ def touches_database(item: pytest.Item) -> bool:
 def quick_emptying() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransactionTestCase, "_fixture_teardown", fixture_teardown)
+        yield
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(
+    django_db_setup: None, django_db_blocker: Any, pytestconfig: pytest.Config
+) -> Iterator[None]:
+    if not pytestconfig.getoption("behind_the_wall"):
+        yield
+        return
+    with django_db_blocker.unblock(), walled():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def rows_of_tests(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Behind the wall a test makes and looks at rows of every tenant; requests begin without."""
+    if not pytestconfig.getoption("behind_the_wall"):
+        yield
+        return
+    with every_tenant("a test"):
         yield
 
 

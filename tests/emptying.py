@@ -8,6 +8,7 @@ from typing import Any, Final
 from django.db import connections, transaction
 from django.test import TransactionTestCase
 
+from apps.core.tenancy import every_tenant
 from apps.metering.models import Meter
 from apps.rbac.models import Role
 from apps.tenants.services import plans_seed
@@ -39,7 +40,11 @@ def fixture_teardown(self: TransactionTestCase) -> None:
 def empty(connection: Any) -> None:
     """Delete what tests left. Foreign keys are checked at the end of the transaction, so that the
     order of tables does not matter."""
-    with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
+    with (
+        every_tenant("everybody's rows go"),
+        transaction.atomic(using=connection.alias),
+        connection.cursor() as cursor,
+    ):
         for statement in _statements(connection.vendor, tuple(_tables(connection.alias))):
             cursor.execute(statement)
         plans_seed()

@@ -4,12 +4,23 @@ import os
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 from celery.signals import setup_logging
+
+from apps.core.tenancy import every_tenant
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.development")
 
-app = Celery("nano-llm")
+
+class PlatformTask(Task):  # type: ignore[type-arg]
+    """What is done in the background is done for whichever tenant."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with every_tenant("work in the background"):
+            return super().__call__(*args, **kwargs)
+
+
+app = Celery("nano-llm", task_cls=PlatformTask)
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 

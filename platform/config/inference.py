@@ -20,6 +20,7 @@ from rest_framework.response import Response
 
 from apps.core.exceptions import AppError, InvalidRequest, NotFound, PayloadTooLarge
 from apps.core.ids import new_id
+from apps.core.tenancy import nobody_yet
 from apps.gateway.rest.base import StructRenderer, error_response
 from apps.gateway.rest.streaming import EventStreamResponse
 from apps.gateway.rest.wording import error_body
@@ -44,6 +45,10 @@ class LeanHandler:
         self._resolver = get_resolver(urlconf)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with nobody_yet():
+            await self._handle(scope, receive, send)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_s = time.perf_counter()
         try:
             body, n_bytes = await _read_body(

@@ -8,6 +8,8 @@ from django.http import HttpRequest, HttpResponseBadRequest, HttpResponseBase
 from django.utils.decorators import sync_and_async_middleware
 from django.utils.deprecation import MiddlewareMixin
 
+from apps.core.tenancy import nobody_yet
+
 # Nothing from other hosts and no inline script. The theme's Alpine evaluates the expressions in
 # its attributes, and its htmx writes a style element: hence the two exceptions.
 CONTENT_SECURITY_POLICY: Final = "; ".join(
@@ -54,3 +56,22 @@ class QueriesWithoutNul(MiddlewareMixin):
         if "%00" not in request.META.get("QUERY_STRING", ""):
             return None
         return HttpResponseBadRequest("The address has a NUL in it.", content_type="text/plain")
+
+
+@sync_and_async_middleware
+def begin_without_tenants(get_response: Callable[[HttpRequest], Any]) -> Callable[..., Any]:
+    """A request begins with nobody's rows, and leaves nobody's behind."""
+    if iscoroutinefunction(get_response):
+        respond = cast(Callable[[HttpRequest], Awaitable[HttpResponseBase]], get_response)
+
+        async def async_middleware(request: HttpRequest) -> HttpResponseBase:
+            with nobody_yet():
+                return await respond(request)
+
+        return async_middleware
+
+    def middleware(request: HttpRequest) -> HttpResponseBase:
+        with nobody_yet():
+            return cast(HttpResponseBase, get_response(request))
+
+    return middleware

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote
 
 import psycopg
+from django.conf import settings
 from psycopg.conninfo import make_conninfo
 
 from apps.console.backup.archive import BackupError
@@ -40,11 +41,11 @@ def database_dump(database: Database, target: Path) -> None:
     if vendor_of(database) == "sqlite":
         _sqlite_dump(Path(database["NAME"]), target)
         return
-    _run(
-        "pg_dump",
-        ["--format=custom", "--compress=0", "--no-owner", "--no-privileges", f"--file={target}"],
-        database=database,
-    )
+    options = ["--format=custom", "--compress=0", "--no-owner", "--no-privileges"]
+    if settings.DATABASE_PLATFORM_ROLE:
+        # Whoever may not see every row is refused by pg_dump, unless told that some will do.
+        options += [f"--role={settings.DATABASE_PLATFORM_ROLE}", "--enable-row-security"]
+    _run("pg_dump", [*options, f"--file={target}"], database=database)
 
 
 def is_database_empty(database: Database) -> bool:
@@ -96,7 +97,7 @@ def postgresql_load(database: Database, dump: Path) -> None:
         "pg_restore",
         [*options, "--no-owner", "--no-privileges", str(dump)],
         database=database,
-        settings=f"-c lock_timeout={_LOCK_WAIT_S}s",
+        server_settings=f"-c lock_timeout={_LOCK_WAIT_S}s",
     )
 
 
@@ -171,10 +172,12 @@ def address(database: Database) -> str:
     return make_conninfo(**given, **options)
 
 
-def _run(program: str, arguments: list[str], *, database: Database, settings: str = "") -> None:
+def _run(
+    program: str, arguments: list[str], *, database: Database, server_settings: str = ""
+) -> None:
     environment = {"PGPASSWORD": str(database["PASSWORD"])} if database["PASSWORD"] else {}
-    if settings:
-        environment["PGOPTIONS"] = settings
+    if server_settings:
+        environment["PGOPTIONS"] = server_settings
     _output(program, [f"--dbname={address(database)}", *arguments], environment=environment)
 
 

@@ -21,6 +21,12 @@ CHECKS: Final = (
         needs_database=True,
     ),
     Check(
+        name="tenants apart",
+        look=database.look_at_tenant_wall,
+        remedy=_DATABASE_FIRST,
+        needs_database=True,
+    ),
+    Check(
         name="reservations",
         look=database.look_at_reservations,
         remedy=_DATABASE_FIRST,

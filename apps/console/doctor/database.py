@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Final
 
 import psycopg
+from django.conf import settings
 from django.db import OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 
 from apps.console.backup.databases import address
 from apps.console.doctor.findings import Finding, failure, ok, warning
+from apps.core.database_roles import wall_look
 from apps.metering.selectors import overdue_reservations
 
 # What Django 5.2 supports.
 _POSTGRESQL_LEAST: Final = 140_000
 # The agent closes them every ten seconds.
 _OVERDUE_GRACE: Final = timedelta(minutes=1)
+_WALL_REMEDY: Final = (
+    "run `manage.py database_roles` as the tables' owner, and set what it says: "
+    "docs/operations.md, Tenants apart in PostgreSQL"
+)
 
 
 def absent_file() -> Path | None:
@@ -102,6 +108,44 @@ def look_at_migrations() -> Iterator[Finding]:
         )
     if not plan and not unknown:
         yield ok("migrations", f"all {len(executor.loader.applied_migrations)} applied")
+
+
+def look_at_tenant_wall() -> Iterator[Finding]:
+    """PostgreSQL keeps tenants apart for a role that neither owns the tables nor is a superuser."""
+    if connection.vendor != "postgresql":
+        return
+    name, platform = "tenants apart", settings.DATABASE_PLATFORM_ROLE
+    wall = wall_look(platform=platform)
+    sees_all = wall.is_owner or wall.sees_untold
+    if not platform and not sees_all and not wall.unguarded:
+        yield failure(
+            name,
+            f"{wall.role} sees no tenant's rows: DATABASE_PLATFORM_ROLE is not set",
+            "set it as `manage.py database_roles` said",
+        )
+    elif not platform:
+        yield warning(name, f"PostgreSQL shows {wall.role} every tenant's rows", _WALL_REMEDY)
+    elif sees_all:
+        yield warning(
+            name,
+            f"{wall.role} is a superuser, owns the tables or inherits {platform}: it sees every "
+            "tenant's rows",
+            f"let DATABASE_URL name an application role. {_WALL_REMEDY}",
+        )
+    elif not wall.is_member:
+        yield failure(
+            name,
+            f"{wall.role} cannot act as {platform}, and sees no tenant's rows",
+            _WALL_REMEDY,
+        )
+    elif wall.unguarded:
+        yield failure(
+            name,
+            f"{len(wall.unguarded)} tables have no policies, such as {wall.unguarded[0]}",
+            _WALL_REMEDY,
+        )
+    else:
+        yield ok(name, f"PostgreSQL shows {wall.role} the rows of the tenants that it names")
 
 
 def look_at_reservations() -> Iterator[Finding]:

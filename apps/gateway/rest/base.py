@@ -29,6 +29,7 @@ from apps.core.exceptions import (
     PermissionDenied,
 )
 from apps.core.hop import DatabaseAway
+from apps.core.tenancy import tenants_only
 from apps.gateway.authentication import (
     check_scope,
     principal_of_header,
@@ -183,6 +184,8 @@ class InferenceView(APIView):
         for authenticator in self.get_authenticators():
             if isinstance(authenticator, BearerAuthentication):
                 principal = await authenticator.principal(request, takes_key=self.takes_key)
+        if principal is not None:
+            tenants_only((principal.tenant_id,))
         # DRF would call the authenticators, synchronously, on the first look at either.
         request.user, request.auth = AnonymousUser(), principal
         self._principal = principal

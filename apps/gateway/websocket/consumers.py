@@ -10,6 +10,7 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 
 from apps.core.addresses import client_address
 from apps.core.exceptions import AppError, AuthenticationFailed, InvalidRequest, PermissionDenied
+from apps.core.tenancy import tenants_only
 from apps.gateway.authentication import MISSING
 from apps.gateway.decoding import decode
 from apps.gateway.exceptions import TooManyOnConnection
@@ -134,6 +135,7 @@ class StreamConsumer(AsyncWebsocketConsumer):
         runtime.watch()
         generation = runtime.access.generation
         self._principal = principal = await credential.principal()
+        tenants_only((principal.tenant_id,))
         runtime.connections.add(self)
         await runtime.access.confirm(principal, since=generation)
         if self._opening.resume or self._opening.session:

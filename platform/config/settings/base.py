@@ -53,6 +53,7 @@ INSTALLED_APPS = [
 
 # Inference (/v1/) and health never pass through these: see config/asgi.py.
 MIDDLEWARE = [
+    "config.middleware.begin_without_tenants",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "config.middleware.content_security_policy",
@@ -63,6 +64,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "apps.sign_in.middleware.SessionGate",
+    "apps.rbac.middleware.TenantRowsGate",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "axes.middleware.AxesMiddleware",  # answers in place of a view that met a lock
 ]
@@ -86,6 +88,9 @@ TEMPLATES = [
 ]
 
 DATABASES = {"default": env.database("DATABASE_URL", sqlite_default=VAR_DIR / "db.sqlite3")}
+# On PostgreSQL: the role that sees every tenant's rows, while the server's own sees those of the
+# tenants that it names. Empty: the database keeps nobody apart.
+DATABASE_PLATFORM_ROLE = env.text("DATABASE_PLATFORM_ROLE", "")
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # Requests per minute are counted here: processes that share no cache would each allow all of them.

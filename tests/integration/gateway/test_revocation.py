@@ -23,6 +23,7 @@ from apps.rbac.services import api_token_revoke, user_password_set, user_update
 from apps.rbac.types import Identity
 from apps.sign_in.services.devices import two_factor_policy_set
 from apps.sign_in.services.sessions import sessions_end
+from apps.tenants.models import Membership
 from apps.tenants.services import membership_remove, tenant_update
 from tests.factories import ApiTokenFactory, MembershipFactory, TenantFactory, UserFactory
 from tests.integration.gateway.conftest import chat
@@ -130,7 +131,8 @@ async def test_a_connection_ends_after_its_requests(server: ServerRun, token: Ap
 
 
 async def leave(person: User) -> None:
-    membership = await database_hop(lambda: person.memberships.select_related("user").get())
+    memberships = all_of(Membership).filter(user=person).select_related("user")
+    membership = await database_hop(memberships.get)
     await database_hop(membership_remove, membership=membership, actor=SYSTEM)
 
 

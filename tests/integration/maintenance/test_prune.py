@@ -20,6 +20,7 @@ from apps.core import pruning as core_pruning
 from apps.core.models import ChangeStamp
 from apps.core.pruning import PruneOrder, rows_prune
 from apps.core.selectors import change_stamps
+from apps.core.tenancy import every_tenant
 from apps.engines.models import EngineJournal, JournalEntry
 from apps.metering.models import Meter, UsageRecord
 from apps.metering.pruning import meters_past
