@@ -283,7 +283,7 @@ class TokenFamily(TenantRows, TimestampedModel):
     """The JWTs that came of one exchange of an API token. Of its refresh tokens one is good, the
     last; whoever shows another has a copy of what was used, and ends them all."""
 
-    owner_paths = ("api_token",)
+    owner_paths = ("api_token", "api_token__tenant")
 
     public_id = models.CharField(max_length=64, unique=True, editable=False)
     api_token = models.ForeignKey(

@@ -142,7 +142,7 @@ def token_family_revoke(*, token: str, address: Address | None = None) -> None:
 def token_family_end(*, family: TokenFamily, actor: Actor) -> None:
     """End a family for somebody who may change its API token; once it has ended nothing changes."""
     stored = TokenFamily.objects.select_for_update(of=("self",)).select_related("api_token")
-    current = stored.get(pk=family.pk)
+    current = stored.get(pk=family.pk, api_token_id=family.api_token_id)
     if current.revoked_at is not None:
         return
     _end(current)

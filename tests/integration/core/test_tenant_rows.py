@@ -97,7 +97,7 @@ def test_an_error_ends_it_too() -> None:
     with pytest.raises(ValueError):
         broken()
     with pytest.raises(TenantNotSaid):
-        all_of(UsageRecord).count()
+        UsageRecord.objects.count()
 
 
 def test_a_condition_on_the_tenant_names_whose() -> None:
@@ -127,20 +127,20 @@ def test_a_condition_on_the_tenant_names_whose() -> None:
 )
 def test_what_does_not_bind_every_row_to_a_tenant_names_nobody(condition: Q) -> None:
     with pytest.raises(TenantNotSaid):
-        all_of(EndUser).filter(condition).exists()
+        EndUser.objects.filter(condition).exists()
 
 
 def test_rows_of_a_tenants_row_are_that_tenants() -> None:
     membership, token = MembershipFactory(role="developer"), ApiTokenFactory()
     assert membership.role_grants.count() == 1
-    assert all_of(RoleGrant).filter(membership__tenant=membership.tenant).count() == 1
-    assert token.families.count() == all_of(TokenFamily).filter(api_token=token).count() == 0
-    assert not all_of(BatchItem).filter(batch_id=1).exists()
+    assert RoleGrant.objects.filter(membership__tenant=membership.tenant).count() == 1
+    assert token.families.count() == TokenFamily.objects.filter(api_token=token).count() == 0
+    assert not BatchItem.objects.filter(batch_id=1).exists()
     shown = list(Membership.objects.of_tenants(None).prefetch_related("role_grants__role"))
     assert [grant.role.slug for row in shown for grant in row.role_grants.all()] == ["developer"]
     with pytest.raises(TenantNotSaid):  # somebody's memberships may be in many tenants
         membership.user.memberships.exists()
-    tenants = Tenant.objects.filter(Exists(all_of(ApiToken).filter(tenant=OuterRef("pk"))))
+    tenants = Tenant.objects.filter(Exists(ApiToken.objects.filter(tenant=OuterRef("pk"))))
     assert list(tenants) == [token.tenant]
 
 
@@ -151,7 +151,7 @@ def test_what_django_does_by_itself_goes_on() -> None:
     token.refresh_from_db()
     assert token.tenant.pk == Tenant.objects.get(pk=token.tenant_id).pk
     token.name = "other"
-    all_of(ApiToken).filter(tenant=token.tenant_id).update(name="third")
+    ApiToken.objects.filter(tenant=token.tenant_id).update(name="third")
     token.delete()
     assert not all_of(ApiToken).exists()
     AuditEvent(actor_kind="system", action="test.done").save()

@@ -118,6 +118,7 @@ def test_which_meters_are_past(now: datetime, keep_days: int, left: set[str]) ->
     assert set(all_of(Meter).values_list("period", flat=True)) == {*left, "open", "2020-01-01"}
 
 
+@every_tenant("as pruning does")
 def test_rows_go_in_parts_each_locked_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_pruning, "ROWS_AT_ONCE", 2)
     for number in range(5):
@@ -134,6 +135,7 @@ def test_rows_go_in_parts_each_locked_in_order(monkeypatch: pytest.MonkeyPatch) 
     assert not all_of(Meter).exists()
 
 
+@every_tenant("as pruning does")
 def test_it_stops_between_parts_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_pruning, "ROWS_AT_ONCE", 2)
     for number in range(5):

@@ -36,6 +36,7 @@ from apps.rbac.services import (
 )
 from apps.rbac.services import jwt as services
 from apps.rbac.types import SCOPES, Principal
+from apps.tenants.models import Membership
 from tests.factories import ApiTokenFactory, MembershipFactory
 from tests.integration.rbac.jwts import issue, refused, said, signer, state, token
 from tests.rows import all_of
@@ -111,7 +112,7 @@ def test_it_does_no_more_than_its_owner_may() -> None:
     assert (found.subject_id, found.scopes) == (member.user_id, frozenset(SCOPES))
     all_of(RoleGrant).all().delete()
     assert grant_of_jwt(pair.access_token).principal.scopes == frozenset()
-    member.user.memberships.all().delete()
+    all_of(Membership).filter(user=member.user).delete()
     refused("invalid_api_key", lambda: grant_of_jwt(pair.access_token))
     refused("invalid_api_key", lambda: token_pair_refresh(refresh_token=pair.refresh_token))
 
