@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
-from django.db import DatabaseError, IntegrityError, InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError
 
 from apps.core.exceptions import Unavailable
 from apps.core.hop import DatabaseAway, database_hop
@@ -91,7 +91,6 @@ class LedgerEntry:
 
 def _may_be_written(error: BaseException) -> bool:
     """Whether a write may have been done although it failed here: the connection was lost, and with
-    it perhaps no more than the word that it was done; or its group's was, and trying it alone finds
-    the row there."""
-    is_lost = isinstance(error, OperationalError | InterfaceError | IntegrityError)
+    it perhaps no more than the word that it was done."""
+    is_lost = isinstance(error, OperationalError | InterfaceError)
     return is_lost and not isinstance(error, DatabaseAway)

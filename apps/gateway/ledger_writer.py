@@ -6,8 +6,11 @@ import logging
 from collections.abc import Sequence
 from typing import Final, cast
 
+from django.db import IntegrityError, InterfaceError, OperationalError
+
 from apps.core.gathering import Gathering, Spawn
 from apps.core.hop import DatabaseAway, database_hop
+from apps.core.tenancy import every_tenant
 from apps.metering.services import reserve, settle, write_group
 from apps.metering.types import Grant, Reservation, Settlement
 
@@ -37,16 +40,27 @@ class LedgerWriter:
 
 
 async def _write(writes: Sequence[Write]) -> Sequence[Grant | bool | Exception]:
-    if len(writes) == 1:
-        return [await _alone(writes[0])]
-    try:
-        return await database_hop(write_group, writes)
-    except DatabaseAway:
-        raise
-    except Exception as error:  # noqa: BLE001 - one's fault is not the others'
-        logger.warning("%d writes failed together, and are tried alone: %r", len(writes), error)
-    answers = await asyncio.gather(*map(_alone, writes), return_exceptions=True)
-    return cast("list[Grant | bool | Exception]", answers)
+    with every_tenant("those who wait together are of several"):
+        if len(writes) == 1:
+            return [await _alone(writes[0])]
+        try:
+            return await database_hop(write_group, writes)
+        except DatabaseAway:
+            raise
+        except Exception as error:  # noqa: BLE001 - one's fault is not the others'
+            logger.warning("%d writes failed together, and are tried alone: %r", len(writes), error)
+            is_lost = isinstance(error, OperationalError | InterfaceError)
+        answers = await asyncio.gather(*map(_alone, writes), return_exceptions=True)
+        if is_lost:
+            answers = [_unheard(each) for each in answers]
+        return cast("list[Grant | bool | Exception]", answers)
+
+
+def _unheard(answer: Grant | bool | BaseException) -> Grant | bool | BaseException:
+    """Say of a row that is there already that nobody heard of it: it was its group's."""
+    if isinstance(answer, IntegrityError):
+        return OperationalError(f"it was written as the connection was lost: {answer}")
+    return answer
 
 
 async def _alone(write: Write) -> Grant | bool:

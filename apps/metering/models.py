@@ -172,7 +172,7 @@ class UsageRollup(TenantRows):
         return f"{self.route_name} {self.granularity} {self.period_start:%Y-%m-%d %H:%M}"
 
 
-class RefusalRollup(models.Model):
+class RefusalRollup(TenantRows):
     """How many requests of a tenant were refused within an hour of UTC, by why: they have no row in
     the ledger."""
 

@@ -93,6 +93,7 @@ def settle(settlement: Settlement) -> bool:
     return n_rows == 1
 
 
+@every_tenant("a row is closed by the id of its request")
 def reservation_void(request_id: str) -> bool:
     """Close the row, if there is one, of a request that was refused because nobody could say
     whether its row was written: nothing was dispatched, and nothing is charged. True where one was

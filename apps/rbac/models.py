@@ -54,7 +54,7 @@ class Role(TimestampedModel):
         return self.name
 
 
-class GroupMapping(TimestampedModel):
+class GroupMapping(TenantRows, TimestampedModel):
     """Whoever is in a group of the single sign-on provider has a role: everywhere, or in one
     tenant as a member. It is made and deleted, never changed."""
 

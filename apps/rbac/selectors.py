@@ -266,6 +266,7 @@ def username_of(user_id: int) -> str | None:
     return User.objects.filter(pk=user_id).values_list("username", flat=True).first()
 
 
+@every_tenant("whether a person is let in at all")
 def is_any_group_mapped(groups: Collection[str]) -> bool:
     """Whether one of these groups of the single sign-on provider gives a role here."""
     return GroupMapping.objects.filter(group__in=groups).exists()

@@ -1,4 +1,4 @@
-"""What groups of the single sign-on provider give.."""
+"""What groups of the single sign-on provider give."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from django.http import HttpRequest
 
 from apps.audit.selectors import actor_of
 from apps.core.admin import ServiceModelAdmin, display
+from apps.core.tenant_rows import TenantQuerySet
 from apps.rbac.models import GroupMapping, RoleGrant
 from apps.rbac.selectors import person_of
 from apps.rbac.services import group_mapping_add, group_mapping_delete
@@ -25,8 +26,8 @@ class GroupMappingAdmin(ServiceModelAdmin):
     ordering = ("group", "id")
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[GroupMapping]:
-        rows: models.QuerySet[GroupMapping] = super().get_queryset(request)
-        return rows.annotate(n_people=Count("grants"))
+        rows: TenantQuerySet[GroupMapping] = super().get_queryset(request)
+        return rows.of_tenants(None).annotate(n_people=Count("grants"))
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         fields = ("group", "role", "tenant")

@@ -11,6 +11,7 @@ from django.db.models import Q
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.services import change_stamp_bump
+from apps.core.tenancy import every_tenant
 from apps.rbac.models import GroupMapping, RoleGrant, User
 from apps.rbac.services.roles import check_covers, check_may, given_by
 from apps.tenants.services import membership_add, membership_remove
@@ -42,6 +43,7 @@ def group_mapping_add(*, mapping: GroupMapping, by: User | None, actor: Actor) -
     return mapping
 
 
+@every_tenant("people in any tenant have roles by it")
 @transaction.atomic
 def group_mapping_delete(*, mapping: GroupMapping, by: User | None, actor: Actor) -> None:
     """Delete a mapping, and with it at once what people have by it.
@@ -64,6 +66,7 @@ def group_mapping_delete(*, mapping: GroupMapping, by: User | None, actor: Actor
     change_stamp_bump("access")
 
 
+@every_tenant("a person may be a member of several")
 @transaction.atomic
 def mapped_grants_apply(*, user: User, groups: Collection[str], actor: Actor) -> None:
     """Let a person have by their groups exactly what the mappings say now. What was given by hand

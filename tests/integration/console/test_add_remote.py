@@ -15,6 +15,7 @@ from apps.deployments.models import Deployment, RemoteServer
 from apps.engines.types import REMOTE_KEY_PURPOSE
 from apps.routing.models import Route
 from tests.processes import ROOT
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -41,7 +42,7 @@ def test_the_command_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unseal(server.api_key_sealed, purpose=REMOTE_KEY_PURPOSE) == b"sk-their-key"
     assert (deployment.remote_model, deployment.context_length) == ("Qwen/Qwen3-32B", 32768)
     assert (deployment.task, deployment.model_version) == ("generate", None)
-    events = AuditEvent.objects.order_by("id")
+    events = all_of(AuditEvent).order_by("id")
     assert [event.action for event in events] == [
         "remote_server.created", "deployment.created", "route.created",
     ]  # fmt: skip
@@ -81,4 +82,4 @@ def test_a_refusal_is_one_line_and_nothing_is_made(changed: list[str], said: str
     assert "\n" not in str(refused.value)
     made: list[Any] = [*RemoteServer.objects.all(), *Deployment.objects.all(), *Route.objects.all()]
     assert made == []
-    assert not AuditEvent.objects.exists()
+    assert not all_of(AuditEvent).exists()

@@ -43,7 +43,8 @@ def test_every_model_with_a_tenant_is_of_the_kind() -> None:
     assert {model._meta.label for model in OWNED} >= {
         "audit.AuditEvent", "batches.Batch", "batches.BatchItem", "batches.UploadedFile",
         "gateway.IdempotentRequest", "metering.Meter", "metering.UsageRecord",
-        "metering.UsageRollup", "rbac.ApiToken", "rbac.RoleGrant", "rbac.TokenFamily",
+        "metering.RefusalRollup", "metering.UsageRollup", "rbac.ApiToken", "rbac.GroupMapping",
+        "rbac.RoleGrant", "rbac.TokenFamily",
         "tenants.EndUser", "tenants.Membership",
     }  # fmt: skip
 

@@ -25,6 +25,7 @@ from apps.engines.types import REMOTE_KEY_PURPOSE
 from tests.factories import DeploymentFactory, ModelVersionFactory, RemoteServerFactory
 from tests.integration.console.pages import actions, messages, staff
 from tests.integration.deployments.test_admin import form
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -74,7 +75,7 @@ def test_a_key_is_kept_sealed_and_shown_nowhere(admin_client: Client) -> None:
     assert admin_client.post(change_url(server), server_form(idle_timeout_s=31)).status_code == 302
     server.refresh_from_db()
     assert key_of(server) == KEY
-    events = [json.dumps(event.changes) for event in AuditEvent.objects.all()]
+    events = [json.dumps(event.changes) for event in all_of(AuditEvent).all()]
     assert actions() == ["remote_server.created", "remote_server.updated"]
     target = remote_target(Deployment.objects.get(pk=deployment.pk))
     for said in (*pages, *events, repr(target)):
@@ -90,7 +91,7 @@ def test_a_key_is_replaced_and_taken_away(admin_client: Client) -> None:
     admin_client.post(change_url(server), server_form(takes_key_away="on"))
     server.refresh_from_db()
     assert server.api_key_sealed == ""
-    said = [event.changes.get("api_key") for event in AuditEvent.objects.order_by("id")]
+    said = [event.changes.get("api_key") for event in all_of(AuditEvent).order_by("id")]
     assert said == [["...", "replaced"], ["...", "taken away"]]
 
 

@@ -51,14 +51,14 @@ async def test_a_row_that_was_written_although_nobody_heard_of_it_costs_nothing(
     assert refused.value.response.headers["retry-after"] == "1"
 
     async def row() -> UsageRecord | None:
-        found = await database_hop(UsageRecord.objects.get)
+        found = await database_hop(all_of(UsageRecord).get)
         return found if found.state == UsageRecord.State.SETTLED else None
 
     found = await wait_until_async("the row to be closed", row, timeout_s=5)
     assert found is not None
     assert (found.outcome, found.error_code) == ("failed", "not_recorded")
     assert (found.n_charged_tokens, found.n_completion_tokens, found.cost_micro) == (0, 0, 0)
-    meters = await database_hop(lambda: list(Meter.objects.values_list("n_held", "n_used")))
+    meters = await database_hop(lambda: list(all_of(Meter).values_list("n_held", "n_used")))
     assert meters == [(0, 0)] * 2
     assert engine_process.stats().n_completion_tokens == before.n_completion_tokens
 

@@ -5,17 +5,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from django.db import IntegrityError
+from django.db import IntegrityError, OperationalError
 
+from apps.core.exceptions import Unavailable
 from apps.core.hop import DatabaseAway, database_hop
 from apps.core.limits import Limits
-from apps.gateway import ledger_writer
+from apps.gateway import ledger, ledger_writer
 from apps.gateway.ledger import LedgerEntry
 from apps.gateway.runtime import GatewayRuntime
 from apps.metering.exceptions import LimitExceeded
 from apps.metering.models import Meter, UsageRecord
 from apps.metering.types import Ending, Grant, Outcome, Reservation, Scope
 from apps.rbac.types import Principal
+from tests.rows import all_of
+from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -44,14 +47,14 @@ def reservation(name: str, *, tokens_per_day: int | None = None) -> Reservation:
 
 async def states() -> dict[str, tuple[str, int]]:
     rows = await database_hop(
-        lambda: list(UsageRecord.objects.values_list("request_id", "state", "n_charged_tokens"))
+        lambda: list(all_of(UsageRecord).values_list("request_id", "state", "n_charged_tokens"))
     )
     return {name: (state, n_charged) for name, state, n_charged in rows}
 
 
 async def metered() -> tuple[int, int]:
     day, _ = await database_hop(
-        lambda: list(Meter.objects.filter(period__contains="-").values_list("n_used", "n_held"))
+        lambda: list(all_of(Meter).filter(period__contains="-").values_list("n_used", "n_held"))
     )
     return day
 
@@ -103,6 +106,32 @@ async def test_the_fault_of_one_is_not_the_others(groups: list[int]) -> None:
     assert {type(answers[0]), type(answers[3])} == {Grant, IntegrityError}
     assert set(await states()) == {"a", "b", "known"}
     assert await metered() == (0, 90)
+
+
+async def test_a_group_that_was_written_although_nobody_heard_of_it_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The connection is lost between the commit and the word of it."""
+    real = ledger_writer.write_group
+
+    def lose_the_word(writes: Sequence[ledger_writer.Write]) -> None:
+        real(writes)
+        raise OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(ledger_writer, "write_group", lose_the_word)
+    monkeypatch.setattr(ledger, "SETTLE_AGAIN_S", 0.01)
+    runtime = GatewayRuntime()
+    entries = [LedgerEntry(runtime=runtime, reservation=reservation(f"r-{n}")) for n in range(3)]
+    refused = await asyncio.gather(*(each.reserve() for each in entries), return_exceptions=True)
+    assert [type(each) for each in refused] == [Unavailable] * 3
+
+    async def are_closed() -> bool:
+        return set((await states()).values()) == {("settled", 0)}
+
+    await wait_until_async("the rows to be closed", are_closed, timeout_s=5)
+    assert len(await states()) == 3
+    assert await metered() == (0, 0)
+    await runtime.aclose()
 
 
 async def test_a_database_that_is_away_is_asked_once_for_all(

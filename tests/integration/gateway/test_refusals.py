@@ -22,6 +22,7 @@ from apps.rbac.models import ApiToken
 from apps.rbac.selectors import principal_of_token
 from tests.factories import MembershipFactory, TenantFactory
 from tests.integration.gateway.conftest import chat
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 CHAT = "/v1/chat/completions"
@@ -34,7 +35,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def counts() -> dict[tuple[int, str], int]:
-    rows = RefusalRollup.objects.values_list("tenant_id", "code", "n_requests")
+    rows = all_of(RefusalRollup).values_list("tenant_id", "code", "n_requests")
     return {(tenant_id, code): n for tenant_id, code, n in rows}
 
 
@@ -42,7 +43,7 @@ async def test_each_reason_is_counted_and_what_runs_is_none(
     http: httpx.AsyncClient, token: ApiToken, runtime: GatewayRuntime
 ) -> None:
     def limit() -> None:
-        type(token).objects.filter(pk=token.pk).update(requests_per_minute=3)
+        all_of(type(token)).filter(pk=token.pk).update(requests_per_minute=3)
 
     await database_hop(limit)
     bodies: list[Any] = [chat(), chat(model="none"), chat(max_tokens=0), chat()]
@@ -60,7 +61,7 @@ async def test_each_reason_is_counted_and_what_runs_is_none(
         (token.tenant_id, "rate_limit_exceeded"): 1,
         (token.tenant_id, "invalid_value"): 1,
     }
-    assert await database_hop(UsageRecord.objects.count) == 1
+    assert await database_hop(all_of(UsageRecord).count) == 1
 
 
 async def test_what_was_counted_is_written_at_the_end(

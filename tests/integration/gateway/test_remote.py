@@ -27,6 +27,7 @@ from tests.integration.gateway.conftest import MODEL, chat
 from tests.integration.gateway.streams import ends, opened, send, until
 from tests.integration.gateway.test_revocation import Streamed, revoke
 from tests.processes import EngineRun, ServerRun
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 REMOTE = "far/tiny"
@@ -55,7 +56,7 @@ def remote(server: ServerRun, upstream_token: ApiToken, settings: Any) -> Iterat
 
 
 async def rows_of(route: str) -> list[UsageRecord]:
-    found = UsageRecord.objects.filter(route_name=route).order_by("id")
+    found = all_of(UsageRecord).filter(route_name=route).order_by("id")
     return await database_hop(lambda: list(found))
 
 

@@ -33,6 +33,7 @@ from tests.factories.deployments import (
 )
 from tests.factories.routing import RouteFactory
 from tests.remote import DONE, KEY, Upstream, of_body, piece, streamed, usage, whole
+from tests.rows import all_of
 from tests.waiting import wait_until_async
 
 CHAT = "/v1/chat/completions"
@@ -91,7 +92,7 @@ def body(**fields: Any) -> dict[str, Any]:
 
 
 async def row_of() -> UsageRecord:
-    return await database_hop(lambda: UsageRecord.objects.get())
+    return await database_hop(lambda: all_of(UsageRecord).get())
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
@@ -162,7 +163,7 @@ async def test_usage_decides_what_is_charged(http: httpx.AsyncClient, upstream: 
     row = await row_of()
     assert (row.n_prompt_tokens, row.n_completion_tokens, row.n_charged_tokens) == (11, 2, 13)
     assert row.n_reserved_tokens > 61
-    [day, month] = await database_hop(lambda: list(Meter.objects.order_by("-period")))
+    [day, month] = await database_hop(lambda: list(all_of(Meter).order_by("-period")))
     assert {(meter.n_used, meter.n_held) for meter in (day, month)} == {(13, 0)}
 
 
@@ -222,7 +223,7 @@ async def test_a_budget_cuts_what_is_asked_for(
     assert asked["max_tokens"] == 100 - 89  # what the bound of the prompt leaves
     refused = await http.post(CHAT, json=body())
     assert (refused.status_code, len(upstream.asked)) == (429, 1)
-    used = await database_hop(lambda: max(Meter.objects.values_list("n_used", flat=True)))
+    used = await database_hop(lambda: max(all_of(Meter).values_list("n_used", flat=True)))
     assert used == 25
 
 

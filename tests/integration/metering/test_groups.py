@@ -17,6 +17,7 @@ from apps.metering.models import Meter, UsageRecord
 from apps.metering.services import orphans_close, reserve, settle, write_group
 from apps.metering.types import Ending, Grant, Outcome, Reservation, Scope, Settlement
 from apps.rbac.types import Principal
+from tests.rows import all_of
 
 NOW = datetime(2026, 11, 26, 12, 0, 0, tzinfo=UTC)
 Write = Reservation | Settlement
@@ -85,10 +86,10 @@ def said(answer: Grant | LimitExceeded | bool) -> object:
 def state() -> tuple[list[Any], list[Any]]:
     """All rows and meters, without what a database numbers by itself. A refusal alone takes back
     the empty meters that it made; in a group they stay."""
-    rows = list(UsageRecord.objects.order_by("request_id").values())
+    rows = list(all_of(UsageRecord).order_by("request_id").values())
     meters = {
         each["id"]: (each["scope"], each["period"], each["n_used"], each["n_held"])
-        for each in Meter.objects.values()
+        for each in all_of(Meter).values()
     }
     for row in rows:
         del row["id"]
@@ -155,7 +156,7 @@ def history(seed: int, write: Callable[[Sequence[Write]], list[object]]) -> list
             )
         for asked in random.sample(known, random.randrange(len(known) + 1)):
             ending = some_ending(random)
-            row = UsageRecord.objects.filter(request_id=asked.request_id).first()
+            row = all_of(UsageRecord).filter(request_id=asked.request_id).first()
             # Of one that was refused or is settled too: it must change nothing.
             grant = Grant(
                 n_tokens=row.n_reserved_tokens if row else 9,
@@ -174,8 +175,8 @@ def history(seed: int, write: Callable[[Sequence[Write]], list[object]]) -> list
 def test_a_group_is_its_writes_one_by_one(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timezone, "now", lambda: NOW)
     together = history(seed, grouped)
-    UsageRecord.objects.all().delete()
-    Meter.objects.all().delete()
+    all_of(UsageRecord).all().delete()
+    all_of(Meter).all().delete()
     assert history(seed, one_by_one) == together
     refused = [each for each in str(together).split() if "Exceeded" in each or "Held" in each]
     assert refused or seed != 0  # the histories are not all peaceful
@@ -237,7 +238,7 @@ def test_two_hundred_in_groups_at_once_share_a_budget_for_ten() -> None:
     with ThreadPoolExecutor(8) as pool:
         granted = [n for found in pool.map(work, range(8)) for n in found]
     assert sorted(granted) == [30] * 10
-    day = Meter.objects.get(scope="tenant:1", period=f"{timezone.now():%Y-%m-%d}")
+    day = all_of(Meter).get(scope="tenant:1", period=f"{timezone.now():%Y-%m-%d}")
     assert (day.n_used, day.n_held) == (300, 0)
-    assert not Meter.objects.filter(n_held__gt=0).exists()
-    assert UsageRecord.objects.filter(state="settled").count() == 10
+    assert not all_of(Meter).filter(n_held__gt=0).exists()
+    assert all_of(UsageRecord).filter(state="settled").count() == 10

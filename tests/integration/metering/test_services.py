@@ -188,10 +188,10 @@ def test_a_reservation_that_nobody_heard_of_is_closed_free_of_charge() -> None:
         False,
     ]
     assert reservation_void(RESERVATION.request_id) is False
-    row = UsageRecord.objects.get(request_id=RESERVATION.request_id)
+    row = all_of(UsageRecord).get(request_id=RESERVATION.request_id)
     assert (row.state, row.outcome, row.error_code) == ("settled", "failed", "not_recorded")
     assert (row.n_charged_tokens, row.cost_micro) == (0, 0)
-    assert UsageRecord.objects.get(request_id="done").outcome == "completed"
+    assert all_of(UsageRecord).get(request_id="done").outcome == "completed"
     assert meters()["day"] == (used, 0)
 
 

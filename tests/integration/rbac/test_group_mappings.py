@@ -20,6 +20,7 @@ from apps.rbac.services import (
 from apps.tenants.models import Membership
 from tests.factories import GroupMappingFactory, MembershipFactory, TenantFactory, UserFactory
 from tests.integration.console.pages import actions, messages
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -43,7 +44,7 @@ def draft(role: str, tenant: Any = None) -> GroupMapping:
 
 
 def held(user: User) -> set[tuple[str, int | None, str | None]]:
-    grants = RoleGrant.objects.filter(user=user) | RoleGrant.objects.filter(membership__user=user)
+    grants = all_of(RoleGrant).filter(user=user) | all_of(RoleGrant).filter(membership__user=user)
     return {
         (grant.role.slug, grant.tenant_id, grant.mapping.group if grant.mapping else None)
         for grant in grants.select_related("role", "mapping", "membership")
@@ -52,7 +53,7 @@ def held(user: User) -> set[tuple[str, int | None, str | None]]:
 
 def state() -> list[Any]:
     tables: list[Any] = [GroupMapping, RoleGrant, Membership, AuditEvent]
-    return [list(table.objects.order_by("pk").values()) for table in tables]
+    return [list(all_of(table).order_by("pk").values()) for table in tables]
 
 
 class TestWhoMayMakeOne:
@@ -80,7 +81,7 @@ class TestWhoMayMakeOne:
                 continue  # inside a tenant there is nothing that an admin lacks
             with pytest.raises(PermissionDenied):
                 group_mapping_add(mapping=draft(role, tenant), by=by, actor=SYSTEM)
-        assert not GroupMapping.objects.exists()
+        assert not all_of(GroupMapping).exists()
         assert state()[1:] == before
 
     def test_the_owner_of_a_tenant_lets_nobody_in(self) -> None:
@@ -89,7 +90,7 @@ class TestWhoMayMakeOne:
         by = User.objects.get(pk=member.user_id)
         with pytest.raises(PermissionDenied):
             group_mapping_add(mapping=draft("viewer", member.tenant), by=by, actor=SYSTEM)
-        assert not GroupMapping.objects.exists()
+        assert not all_of(GroupMapping).exists()
 
     def test_of_a_role_that_gives_nothing_there(self) -> None:
         role = Role.objects.create(name="Empty", slug="empty")
@@ -114,7 +115,7 @@ class TestWhoMayMakeOne:
         for slug in ("admin", "auditor"):
             with pytest.raises(PermissionDenied):
                 group_mapping_delete(mapping=mapping, by=everywhere(slug), actor=SYSTEM)
-            RoleGrant.objects.filter(mapping=None).delete()
+            all_of(RoleGrant).filter(mapping=None).delete()
         assert state() == before
 
 
@@ -142,10 +143,10 @@ class TestWhatPeopleHave:
         for groups, expected in steps:
             mapped_grants_apply(user=person, groups=groups, actor=SYSTEM)
             assert held(person) == expected
-            n_events = AuditEvent.objects.count()
+            n_events = all_of(AuditEvent).count()
             mapped_grants_apply(user=person, groups=groups, actor=SYSTEM)
-            assert AuditEvent.objects.count() == n_events
-        assert not Membership.objects.exists()
+            assert all_of(AuditEvent).count() == n_events
+        assert not all_of(Membership).exists()
 
     def test_what_was_given_by_hand_stays_with_its_membership(self) -> None:
         member = MembershipFactory(role="developer")
@@ -156,7 +157,7 @@ class TestWhatPeopleHave:
         }  # fmt: skip
         mapped_grants_apply(user=member.user, groups=[], actor=SYSTEM)
         assert held(member.user) == {("developer", member.tenant_id, None)}
-        assert Membership.objects.get() == member
+        assert all_of(Membership).get() == member
         mapped_grants_apply(user=member.user, groups=["a"], actor=SYSTEM)
         group_mapping_delete(mapping=mapping, by=None, actor=SYSTEM)
         assert held(member.user) == {("developer", member.tenant_id, None)}
@@ -185,7 +186,7 @@ class TestWhatPeopleHave:
         mapped_grants_apply(user=person, groups=["a"], actor=SYSTEM)
         group_mapping_delete(mapping=mapping, by=everywhere("owner"), actor=SYSTEM)
         assert held(person) == set()
-        assert not Membership.objects.exists()
+        assert not all_of(Membership).exists()
         assert actions()[-3:] == [
             "role.withdrawn", "membership.removed", "group_mapping.deleted",
         ]  # fmt: skip
@@ -198,25 +199,25 @@ class TestThePages:
         role = Role.objects.get(slug="developer")
         form = {"group": "engineers", "role": role.pk, "tenant": tenant.pk}
         assert client.post(f"{LIST}add/", form).status_code == 302
-        mapping = GroupMapping.objects.get()
+        mapping = all_of(GroupMapping).get()
         person = UserFactory()
         mapped_grants_apply(user=person, groups=["engineers"], actor=SYSTEM)
         assert "engineers" in client.get(LIST).content.decode()
         page = client.get(f"{LIST}{mapping.pk}/change/").content.decode()
         assert 'name="group"' not in page
         assert client.post(f"{LIST}{mapping.pk}/change/", {**form, "group": "x"}).status_code == 403
-        assert GroupMapping.objects.get().group == "engineers"
+        assert all_of(GroupMapping).get().group == "engineers"
         whom = client.get(f"/admin/rbac/user/{person.pk}/change/").content.decode()
         assert person.username in whom
         gone = client.post(f"{LIST}{mapping.pk}/delete/", {"post": "yes"})
         assert gone.status_code == 302
-        assert (GroupMapping.objects.count(), held(person)) == (0, set())
+        assert (all_of(GroupMapping).count(), held(person)) == (0, set())
 
     def test_a_refusal_is_told(self) -> None:
         client = client_of(everywhere("admin"))
         form = {"group": "engineers", "role": Role.objects.get(slug="owner").pk, "tenant": ""}
         assert client.post(f"{LIST}add/", form).status_code == 302
-        assert not GroupMapping.objects.exists()
+        assert not all_of(GroupMapping).exists()
         assert messages(client, LIST)[0].startswith("You do not have this yourself")
 
     @pytest.mark.parametrize("slug", ["operator", "developer", "viewer"])
@@ -225,4 +226,4 @@ class TestThePages:
         for page in ("", "add/", f"{mapping.pk}/change/", f"{mapping.pk}/delete/"):
             assert client.get(f"{LIST}{page}").status_code == 403
         assert client.post(f"{LIST}{mapping.pk}/delete/", {"post": "yes"}).status_code == 403
-        assert GroupMapping.objects.count() == 1
+        assert all_of(GroupMapping).count() == 1

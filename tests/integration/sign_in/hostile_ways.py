@@ -13,6 +13,7 @@ from apps.rbac.models import RoleGrant, User
 from apps.sign_in.models import ProviderIdentity
 from tests.integration.sign_in.hostile_provider import HostileProvider, public_pem
 from tests.integration.sign_in.people import INDEX, said
+from tests.rows import all_of
 
 LOGOUT = "/admin/login/sso/logout/"
 EVENT = "http://schemas.openid.net/event/backchannel-logout"
@@ -28,7 +29,7 @@ def assert_refused(client: Client, answer: Any, text: str, *, status: int = 403)
     assert text in said(answer)
     assert not is_in(client)
     for model in (User, ProviderIdentity, RoleGrant, AuditEvent):
-        assert model._default_manager.count() == 0  # type: ignore[attr-defined]
+        assert all_of(model).count() == 0
 
 
 def b64(raw: bytes) -> str:

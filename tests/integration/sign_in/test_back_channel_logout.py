@@ -10,6 +10,7 @@ from apps.audit.models import AuditEvent
 from tests.integration.console.pages import actions
 from tests.integration.sign_in.hostile_provider import HostileProvider, key_pair
 from tests.integration.sign_in.hostile_ways import EVENT, LOGOUT, is_in, unsigned
+from tests.rows import all_of
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("engineers")]
 
@@ -51,11 +52,11 @@ class TestBackChannelLogout:
     )  # fmt: skip
     def test_refused(self, hostile: HostileProvider, changes: dict[str, Any]) -> None:
         client = self.signed_in(hostile)
-        n_events = AuditEvent.objects.count()
+        n_events = all_of(AuditEvent).count()
         sent = Client().post(LOGOUT, {"logout_token": self.token(hostile, **changes)})
         assert sent.status_code == 400
         assert is_in(client)
-        assert AuditEvent.objects.count() == n_events
+        assert all_of(AuditEvent).count() == n_events
 
     def test_unsigned_or_by_another(self, hostile: HostileProvider) -> None:
         client = self.signed_in(hostile)

@@ -16,6 +16,7 @@ from tests.integration.console.pages import actions
 from tests.integration.isolation.urls import walk
 from tests.integration.sign_in.coming_in import LINK, START, come_back, come_in, is_in, mapping
 from tests.integration.sign_in.people import INDEX, LOGIN, said
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -67,14 +68,14 @@ class TestComingIn:
         assert not user.has_usable_password()
         identity = ProviderIdentity.objects.get()
         assert (identity.user, identity.issuer, identity.subject) == (user, idp.issuer, "s-1")
-        assert {str(grant) for grant in RoleGrant.objects.all()} == {
+        assert {str(grant) for grant in all_of(RoleGrant).all()} == {
             f"Developer of ann in {tenant}", "Viewer of ann everywhere",
         }  # fmt: skip
         assert actions() == [
             "user.created", "sign_in.identity_linked", "membership.added", "role.granted",
             "role.granted", "sign_in.succeeded",
         ]  # fmt: skip
-        assert AuditEvent.objects.latest("id").changes == {
+        assert all_of(AuditEvent).latest("id").changes == {
             "second_factor": None, "by": "single sign-on",
         }  # fmt: skip
 
@@ -104,8 +105,8 @@ class TestComingIn:
         assert "There is an account cy here already" in said(answer)
         assert not is_in(client)
         assert (User.objects.count(), ProviderIdentity.objects.count()) == (1, 0)
-        assert RoleGrant.objects.count() == 0
-        event = AuditEvent.objects.get()
+        assert all_of(RoleGrant).count() == 0
+        event = all_of(AuditEvent).get()
         assert (event.action, event.changes["reason"]) == ("sign_in.refused", "name_taken")
 
     def test_in_no_group_that_is_mapped_is_refused(

@@ -34,6 +34,7 @@ from tests.integration.sign_in.people import (
     shown_secret,
     unthrottle,
 )
+from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
@@ -45,21 +46,21 @@ class TestGroups:
         mapping("b", "viewer", tenant)
         idp.person("s-20", preferred_username="kim", groups=["a", "b"])
         come_in(idp, "s-20", Client())
-        membership = Membership.objects.get()
+        membership = all_of(Membership).get()
         role_grant(
             role=Role.objects.get(slug="developer"), membership=membership, by=None, actor=SYSTEM
         )
-        assert RoleGrant.objects.count() == 3
+        assert all_of(RoleGrant).count() == 3
         idp.person("s-20", preferred_username="kim", groups=["b"])
         come_in(idp, "s-20", Client())
-        assert [(g.role.slug, g.mapping_id is None) for g in RoleGrant.objects.all()] == [
+        assert [(g.role.slug, g.mapping_id is None) for g in all_of(RoleGrant).all()] == [
             ("viewer", False), ("developer", True),
         ]  # fmt: skip
         client = Client()
         idp.person("s-20", preferred_username="kim", groups=[])
         assert come_in(idp, "s-20", client).status_code == 302
         assert is_in(client)  # by what was given by hand
-        assert [grant.role.slug for grant in RoleGrant.objects.all()] == ["developer"]
+        assert [grant.role.slug for grant in all_of(RoleGrant).all()] == ["developer"]
 
     def test_without_groups_everything_is_lost_at_once(self, idp: IdentityProvider) -> None:
         """Sessions elsewhere are over; tokens stop, with the JWTs that came of them."""
@@ -80,7 +81,7 @@ class TestGroups:
         assert "None of your groups gives you access any more" in said(answer)
         assert not is_in(again)
         assert not is_in(browser)
-        assert (RoleGrant.objects.count(), Membership.objects.count()) == (0, 0)
+        assert (all_of(RoleGrant).count(), all_of(Membership).count()) == (0, 0)
         assert identities_in_force([principal.identity]) == set()
         with pytest.raises(AppError):
             principal_of_secret(token.secret)
@@ -105,13 +106,13 @@ class TestGroups:
         gone.update(seen_at=timezone.now() - timedelta(days=90))
         token = ApiTokenFactory(tenant=tenant, owner=gone.get().user)
         call_command("prune", "--dry-run")
-        assert RoleGrant.objects.count() == 4
+        assert all_of(RoleGrant).count() == 4
         call_command("prune")
-        assert RoleGrant.objects.count() == (4 if is_kept else 2)
+        assert all_of(RoleGrant).count() == (4 if is_kept else 2)
         with nullcontext() if is_kept else pytest.raises(AppError):
             principal_of_secret(token.secret)
         come_in(idp, "s-23", Client())
-        assert RoleGrant.objects.count() == 4
+        assert all_of(RoleGrant).count() == 4
         assert gone.get().seen_at > timezone.now() - timedelta(minutes=5)
 
     def test_two_sign_ins_at_once_give_once(self, transactional_db: None) -> None:
@@ -127,7 +128,7 @@ class TestGroups:
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(apply, range(4)))
-        assert (RoleGrant.objects.count(), Membership.objects.count()) == (2, 1)
+        assert (all_of(RoleGrant).count(), all_of(Membership).count()) == (2, 1)
 
     def test_the_review_says_by_which_group(
         self, idp: IdentityProvider, capsys: pytest.CaptureFixture[str]
@@ -168,7 +169,7 @@ class TestSecondFactor:
         answer = client.post(answer["Location"], {"code": code_of(secret)})
         assert answer["Location"] == "/admin/account/"
         assert is_in(client)
-        assert AuditEvent.objects.latest("id").changes == {
+        assert all_of(AuditEvent).latest("id").changes == {
             "second_factor": "totp", "by": "single sign-on",
         }  # fmt: skip
 
