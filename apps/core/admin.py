@@ -89,6 +89,24 @@ class BaseAdmin(ModelAdmin):
         shown += flatten_fieldsets(self.get_fieldsets(request))
         return {str(name).partition("__")[0] for name in shown}
 
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        """Take what the address says, but for keys of other rows that can be none: widgets ask the
+        database for those, and SQLite cannot even be asked for a number of thirty digits."""
+        initial = super().get_changeform_initial_data(request)
+        return {name: value for name, value in initial.items() if self._can_be(name, value)}
+
+    def _can_be(self, name: str, value: Any) -> bool:
+        field: Any = next((each for each in self.opts.get_fields() if each.name == name), None)
+        if field is None or field.related_model is None:
+            return True
+        key = field.related_model._meta.pk
+        try:
+            for each in value if isinstance(value, list) else [value]:
+                key.run_validators(key.to_python(each))
+        except ValidationError:
+            return False
+        return True
+
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         field = super().formfield_for_dbfield(db_field, request, **kwargs)
         if field is not None:

@@ -165,7 +165,7 @@ if len(sys.argv) == 1:
     issued = api_token_issue(tenant=tenant_by_slug("default"), name="short", actor=SYSTEM)
     print(issued.secret)
 else:
-    api_token_revoke(token=all_of(ApiToken).get(name="short", revoked_at=None), actor=SYSTEM)
+    api_token_revoke(token=ApiToken._base_manager.get(name="short", revoked_at=None), actor=SYSTEM)
 """
     secret = in_django(product, code)
     headers = {"Authorization": f"Bearer {secret}"}

@@ -53,6 +53,11 @@ def test_what_is_only_shown_is_spelled_right() -> None:
     assert lines(is_run=False) == [
         f"VAR=/srv/nano-llm {MANAGE}restore nano-llm.tar.gz",
         "make serve VAR=/srv/nano-llm",
+        f"{MANAGE}migrate",
+        f"{MANAGE}database_roles --application nano_llm --platform nano_llm_platform",
+        r"psql -c '\password nano_llm'",
+        "DATABASE_URL=postgresql://nano_llm:…@db/nano",
+        "DATABASE_PLATFORM_ROLE=nano_llm_platform",
     ]
 
 
