@@ -227,7 +227,9 @@ class RemoteServerAdmin(ServiceModelAdmin):
             {
                 "fields": (
                     "max_concurrency",
-                    ("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s"),
+                    "connect_timeout_s",
+                    "first_byte_timeout_s",
+                    "idle_timeout_s",
                 )
             },
         ),
