@@ -250,7 +250,8 @@ async def test_a_batch_of_a_jwt_ends_with_its_family(
     batch = await fresh(batch)
     assert (batch.status, batch.errors[0]["code"]) == ("failed", "token_revoked")
     codes = {line["response"]["body"]["error"]["code"] for line in results(batch.error_file_id)}
-    assert codes == {"access_revoked", "token_revoked"}  # what ran, and what was left
+    # What was left, and what ran, if the revocation did not fall between two requests.
+    assert "token_revoked" in codes <= {"access_revoked", "token_revoked"}
     late = all_of(UsageRecord).filter(created_at__gt=now + timedelta(seconds=1))
     assert await database_hop(late.count) == 0
 
