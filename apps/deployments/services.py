@@ -1,8 +1,8 @@
 """Writes of deployments. Each is one transaction with its audit event and its change stamp; the
 engine agent then brings the processes in line."""
 
-from collections.abc import Collection
-from typing import Final, Unpack
+from collections.abc import Collection, Mapping
+from typing import Any, Final, Unpack
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -23,6 +23,7 @@ from apps.deployments.types import DEPLOYMENTS_STAMP, DeploymentFields
 from apps.engines.selectors import engine_processes
 from apps.engines.services import engine_process_create, engine_processes_remove
 from apps.engines.types import EngineSpec
+from apps.registry.services import deployable_check
 
 __all__ = [
     "deployment_create",
@@ -55,8 +56,14 @@ _ENGINE_FIELDS: Final = frozenset(
 
 @transaction.atomic
 def deployment_create(*, actor: Actor, **fields: Unpack[DeploymentFields]) -> Deployment:
+    """Make a deployment.
+
+    Raises:
+        StageNotDeployable: of its version none may be made.
+    """
     deployment = Deployment(**fields)
     deployment.full_clean()
+    _stage_check(deployment)
     deployment.save()
     facts = {name: plain(value) for name, value in fields.items()}
     event_record(action="deployment.created", actor=actor, obj=deployment, changes=facts)
@@ -68,7 +75,11 @@ def deployment_create(*, actor: Actor, **fields: Unpack[DeploymentFields]) -> De
 def deployment_update(
     *, deployment: Deployment, actor: Actor, **fields: Unpack[DeploymentFields]
 ) -> Deployment:
-    """Set the given fields; a change that engines must be started anew for replaces them."""
+    """Set the given fields; a change that engines must be started anew for replaces them.
+
+    Raises:
+        StageNotDeployable: more of its version would run, and none may be started.
+    """
     current = _deployment_lock(deployment)
     changes = fields_set(current, fields)
     if not changes:
@@ -78,6 +89,8 @@ def deployment_update(
     if _ENGINE_FIELDS & changes.keys():
         current.generation += 1
     current.full_clean()
+    if _starts_more(current, changes):
+        _stage_check(current)
     current.save()
     event_record(action="deployment.updated", actor=actor, obj=current, changes=changes)
     change_stamp_bump(DEPLOYMENTS_STAMP)
@@ -102,6 +115,7 @@ def deployment_delete(*, deployment: Deployment, actor: Actor) -> None:
 
 
 def deployment_start(*, deployment: Deployment, actor: Actor) -> Deployment:
+    """Raises StageNotDeployable."""
     return _desired_state_set(
         deployment, state=Deployment.DesiredState.RUNNING, action="deployment.started", actor=actor
     )
@@ -116,8 +130,13 @@ def deployment_stop(*, deployment: Deployment, actor: Actor) -> Deployment:
 
 @transaction.atomic
 def deployment_restart(*, deployment: Deployment, actor: Actor) -> Deployment:
-    """Replace its engines by new ones, also those that failed for good."""
+    """Replace its engines by new ones, also those that failed for good.
+
+    Raises:
+        StageNotDeployable: of its version none may be started.
+    """
     current = _deployment_lock(deployment)
+    _stage_check(current)
     current.generation += 1
     current.desired_state = Deployment.DesiredState.RUNNING
     current.save(update_fields=["generation", "desired_state", "updated_at"])
@@ -202,11 +221,28 @@ def _desired_state_set(
 ) -> Deployment:
     current = _deployment_lock(deployment)
     if current.desired_state != state:
+        if state == Deployment.DesiredState.RUNNING:
+            _stage_check(current)
         current.desired_state = state
         current.save(update_fields=["desired_state", "updated_at"])
         event_record(action=action, actor=actor, obj=current)
         change_stamp_bump(DEPLOYMENTS_STAMP)
     return current
+
+
+def _starts_more(deployment: Deployment, changes: Mapping[str, list[Any]]) -> bool:
+    """Return whether a change makes something run that did not: another version, or more of it."""
+    if "model_version" in changes:
+        return True
+    if deployment.desired_state != Deployment.DesiredState.RUNNING:
+        return False
+    before, after = changes.get("n_replicas", (0, 0))
+    return "desired_state" in changes or after > before
+
+
+def _stage_check(deployment: Deployment) -> None:
+    if deployment.model_version is not None:
+        deployable_check(deployment.model_version)
 
 
 def _deployment_lock(deployment: Deployment) -> Deployment:

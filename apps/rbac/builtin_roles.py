@@ -55,6 +55,8 @@ BUILTIN_ROLES: Final = (
             *_LOOK, USE_ROUTE,
             "registry.*", "deployments.*", "routing.*", "engines.*", "batches.change_batch",
         ),
+        # What goes to production is not for those to say who put it there.
+        excluded=("registry.approve_modelversion",),
     ),
     BuiltinRole(
         slug="developer",

@@ -1,6 +1,5 @@
-"""The catalogue of models. Versions are made by an import and never edited."""
+"""The catalogue of models. Versions have a page of their own (``version_admin``)."""
 
-import json
 from typing import Any
 
 from django.contrib import admin
@@ -8,28 +7,25 @@ from django.db import models
 from django.db.models import Count
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
 
 from apps.audit.selectors import actor_of
-from apps.core.admin import ReadOnlyAdmin, ReadOnlyInline, ServiceModelAdmin, display
+from apps.core.admin import ReadOnlyInline, ServiceModelAdmin, display
 from apps.registry.models import ModelVersion, RegisteredModel
 from apps.registry.services import registered_model_describe
+from apps.registry.version_admin import STAGE_LABELS, ModelVersionAdmin, short_count
 
-
-def short_count(number: int) -> str:
-    """Return 134,515,008 as 135 M."""
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)
+__all__ = ["ModelVersionAdmin", "RegisteredModelAdmin"]
 
 
 class ModelVersionInline(ReadOnlyInline):
     model = ModelVersion
-    fields = ("version", "architecture", "parameters", "dtype", "size", "created_at")
+    fields = ("version", "stage_badge", "architecture", "parameters", "dtype", "size", "created_at")
     readonly_fields = fields
     verbose_name_plural = "versions"
+
+    @display(description="Stage", label=STAGE_LABELS)
+    def stage_badge(self, version: ModelVersion) -> str:
+        return version.get_stage_display()
 
     @display(description="Parameters")
     def parameters(self, version: ModelVersion) -> str:
@@ -68,48 +64,3 @@ class RegisteredModelAdmin(ServiceModelAdmin):
     @display(description="Versions")
     def n_versions(self, model: Any) -> int:
         return int(model.n_versions)
-
-
-@admin.register(ModelVersion)
-class ModelVersionAdmin(ReadOnlyAdmin):
-    list_display = (
-        "name",
-        "architecture",
-        "parameters",
-        "context_length",
-        "dtype",
-        "size",
-        "license",
-        "created_at",
-    )
-    list_filter = ("architecture", "dtype")
-    list_select_related = ("model",)
-    search_fields = ("model__name", "source", "source_sha256")
-    ordering = ("model__name", "-version")
-    sortable_by = ("created_at",)
-    fieldsets = (
-        (None, {"fields": (("model", "version"), ("architecture", "parameters"), "license")}),
-        ("Limits", {"fields": (("context_length", "vocab_size"), ("dtype", "size"))}),
-        ("Origin", {"fields": ("source", "source_sha256")}),
-        ("Files", {"fields": ("path", "manifest_sha256", "manifest_text")}),
-    )
-    readonly_fields = ("parameters", "size", "manifest_text")
-
-    @display(description="Version", ordering="model__name")
-    def name(self, version: ModelVersion) -> str:
-        return str(version)
-
-    @display(description="Parameters")
-    def parameters(self, version: ModelVersion) -> str:
-        return short_count(version.n_parameters)
-
-    @display(description="Size on disk")
-    def size(self, version: ModelVersion) -> str:
-        return filesizeformat(version.size_bytes)
-
-    @display(description="Manifest")
-    def manifest_text(self, version: ModelVersion) -> SafeString:
-        return format_html(
-            '<pre class="max-h-96 overflow-auto text-xs">{}</pre>',
-            json.dumps(version.manifest, indent=2),
-        )

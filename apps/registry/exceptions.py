@@ -15,3 +15,21 @@ class ModelImportRunning(Conflict):
 
     default_code = "model_import_running"
     default_message = "Another import of this model is running."
+
+
+class StageMoveRefused(Conflict):
+    """A version cannot go from the stage that it is in to another."""
+
+    default_code = "stage_move_refused"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="stage")
+
+
+class StageNotDeployable(Conflict):
+    """No deployment may be made or started of a version in this stage."""
+
+    default_code = "stage_not_deployable"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="model_version")

@@ -1,10 +1,16 @@
-"""The catalogue of model artifacts: what there is on disk, and how to know it is unaltered."""
+"""The catalogue of model artifacts: what there is on disk, how to know it is unaltered, and how far
+each version has come."""
 
-from django.core.validators import RegexValidator
+from typing import Final
+
+from django.core.validators import MaxLengthValidator, RegexValidator
 from django.db import models
+from django.db.models import Q
 
 from apps.core.models import TimestampedModel
-from apps.registry.types import EMBEDDING_ARCHITECTURES, Task
+from apps.registry.types import EMBEDDING_ARCHITECTURES, Lineage, Stage, Task
+
+MAX_CARD_CHARS: Final = 256 * 1024
 
 
 class RegisteredModel(TimestampedModel):
@@ -27,7 +33,8 @@ class RegisteredModel(TimestampedModel):
 
 
 class ModelVersion(TimestampedModel):
-    """One imported artifact. Its files never change; the manifest holds the SHA-256 of each."""
+    """One imported artifact. Its files never change; the manifest holds the SHA-256 of each. What
+    is said of it does, and its stage: by a move, whose row says who and why."""
 
     model = models.ForeignKey(RegisteredModel, on_delete=models.PROTECT, related_name="versions")
     version = models.PositiveIntegerField()
@@ -43,12 +50,43 @@ class ModelVersion(TimestampedModel):
     size_bytes = models.PositiveBigIntegerField(editable=False)
     manifest = models.JSONField(editable=False)
     manifest_sha256 = models.CharField(max_length=64, editable=False)
+    # Processes of before a migration insert without these, hence the database's own defaults.
+    stage = models.CharField(
+        max_length=8,
+        choices=Stage.choices,
+        default=Stage.DRAFT,
+        db_default=Stage.DRAFT.value,
+        editable=False,
+    )
+    parent = models.ForeignKey(
+        "self",
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="children",
+        help_text="The version that it was made of.",
+    )
+    lineage = models.CharField(
+        "made by", max_length=10, choices=Lineage.choices, blank=True, default="", db_default=""
+    )
+    model_card = models.TextField(
+        blank=True,
+        default="",
+        db_default="",
+        validators=[MaxLengthValidator(MAX_CARD_CHARS)],
+        help_text="Markdown. What it is for, what it was trained on, where it fails.",
+    )
 
     class Meta:
         ordering = ["model", "-version"]
+        permissions = [("approve_modelversion", "Can approve a version for production")]
         constraints = [
             models.UniqueConstraint(fields=["model", "version"], name="modelversion_number_uniq"),
             models.CheckConstraint(condition=models.Q(version__gte=1), name="modelversion_from_1"),
+            models.CheckConstraint(
+                condition=Q(parent=None, lineage="") | Q(parent__isnull=False, lineage__gt=""),
+                name="modelversion_parent_lineage",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -58,3 +96,49 @@ class ModelVersion(TimestampedModel):
     def task(self) -> Task:
         """What an engine of it does."""
         return "embed" if self.architecture in EMBEDDING_ARCHITECTURES else "generate"
+
+    @property
+    def tag_names(self) -> list[str]:
+        return [tag.name for tag in self.tags.all()]
+
+
+class VersionTag(models.Model):
+    """A word by which versions are found."""
+
+    version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="tags")
+    name = models.CharField(
+        max_length=40,
+        db_index=True,
+        validators=[
+            RegexValidator(
+                r"^[a-z0-9][a-z0-9._-]*$", "Use lower-case letters, digits and . _ - only."
+            )
+        ],
+    )
+
+    class Meta:
+        ordering = ["name"]
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["version", "name"], name="versiontag_once")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class StageMove(models.Model):
+    """One move of a version from stage to stage. It outlives who made it, hence the label."""
+
+    version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="moves")
+    before = models.CharField(max_length=8, choices=Stage.choices)
+    after = models.CharField(max_length=8, choices=Stage.choices)
+    reason = models.CharField(max_length=500, blank=True)
+    actor_label = models.CharField("by", max_length=200)
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-id"]
+        default_permissions = ("view",)
+        verbose_name = "move"
+
+    def __str__(self) -> str:
+        return f"{self.get_before_display()} → {self.get_after_display()}"

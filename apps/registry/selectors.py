@@ -1,6 +1,14 @@
 """Reads of the registry room."""
 
-from apps.registry.models import ModelVersion
+from pathlib import Path
+from typing import Final
+
+from django.conf import settings
+from django.db.models import QuerySet
+
+from apps.registry.models import ModelVersion, VersionTag
+
+_TEMPLATE_MOST_BYTES: Final = 64 * 1024
 
 
 def model_version_latest(name: str) -> ModelVersion | None:
@@ -22,3 +30,25 @@ def model_versions_all() -> list[ModelVersion]:
 
 def model_version_get(model_version_id: int) -> ModelVersion | None:
     return ModelVersion.objects.select_related("model").filter(pk=model_version_id).first()
+
+
+def model_versions_described() -> "QuerySet[ModelVersion]":
+    """Return the versions with all that is said of them, by name and number, in two queries."""
+    rows = ModelVersion.objects.select_related("model", "parent__model").prefetch_related("tags")
+    return rows.order_by("model__name", "-version")
+
+
+def chat_template(version: ModelVersion) -> str:
+    """Return how a chat becomes a prompt of this version, cut where it is very long; empty where
+    its files say nothing of it."""
+    file = Path(settings.MODELS_DIR) / version.path / "chat_template.jinja"
+    try:
+        with file.open("rb") as handle:
+            return handle.read(_TEMPLATE_MOST_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def tags_in_use() -> list[str]:
+    """Return the names of tags that versions have, by the alphabet."""
+    return list(VersionTag.objects.order_by("name").values_list("name", flat=True).distinct())

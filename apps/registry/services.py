@@ -16,6 +16,20 @@ from apps.registry.exceptions import ModelImportError, ModelImportRunning
 from apps.registry.importing import run_conversion
 from apps.registry.models import ModelVersion, RegisteredModel
 from apps.registry.types import AlreadyImported, ConversionDone, ImportEvent, SourceIdentified
+from apps.registry.versions import (
+    deployable_check,
+    model_version_describe,
+    model_version_stage_move,
+)
+
+__all__ = [
+    "deployable_check",
+    "import_lock",
+    "import_model",
+    "model_version_describe",
+    "model_version_stage_move",
+    "registered_model_describe",
+]
 
 _MANIFEST_FACTS = ("architecture", "n_parameters", "context_length", "vocab_size", "dtype")
 

@@ -1,13 +1,44 @@
-"""What an import reports while it runs."""
+"""What an import reports while it runs, and what is said of a version."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+
+from django.db import models
+
+if TYPE_CHECKING:
+    from apps.registry.models import ModelVersion
 
 Task = Literal["generate", "embed"]
 
 # Those that turn a text into a vector; every other one goes on writing it.
 EMBEDDING_ARCHITECTURES: Final = frozenset({"BertModel"})
+
+
+class Stage(models.TextChoices):
+    """How far a version has come; ``registry.stages`` says from where it may go where."""
+
+    DRAFT = "draft", "Draft"
+    VERIFIED = "verified", "Verified"
+    APPROVED = "approved", "Approved"
+    RETIRED = "retired", "Retired"
+
+
+class Lineage(models.TextChoices):
+    """What was done to a version's parent to make it."""
+
+    QUANTISED = "quantised", "Quantised from"
+    FINE_TUNED = "fine_tuned", "Fine-tuned from"
+
+
+class VersionFields(TypedDict, total=False):
+    """What a person may write of a version. tags: names, in any order."""
+
+    license: str
+    tags: tuple[str, ...]
+    parent: "ModelVersion | None"
+    lineage: str
+    model_card: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,12 @@ from config.settings.components.single_sign_on import *  # noqa: F403
 BASE_DIR = Path(__file__).resolve().parents[3]
 VAR_DIR = env.path("VAR", default=BASE_DIR / "var")
 MODELS_DIR = env.path("MODELS_DIR", default=VAR_DIR / "models")
+# Of versions in these stages deployments may be made and started.
+DEPLOY_STAGES = env.words(
+    "DEPLOY_STAGES",
+    default=("draft", "verified", "approved"),
+    known=("draft", "verified", "approved"),
+)
 
 PRODUCT_NAME = "Nano-LLM Engine"
 

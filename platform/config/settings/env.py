@@ -54,6 +54,16 @@ def strings(name: str, *, default: tuple[str, ...] = ()) -> list[str]:
     return [part.strip() for part in raw.split(",") if part.strip()]
 
 
+def words(name: str, *, default: tuple[str, ...], known: tuple[str, ...]) -> list[str]:
+    """Return a comma-separated list of one or more words of those that are known."""
+    found = strings(name, default=default)
+    if unknown := [word for word in found if word not in known]:
+        raise ImproperlyConfigured(f"{name} has {unknown[0]!r}; it takes {', '.join(known)}")
+    if not found:
+        raise ImproperlyConfigured(f"{name} is empty; it takes {', '.join(known)}")
+    return found
+
+
 def networks(name: str) -> list[str]:
     """Return a comma-separated list of addresses and networks such as ``10.0.0.0/8``."""
     found = strings(name)
