@@ -7,8 +7,8 @@ from celery.signals import worker_shutting_down
 from django.utils import timezone
 
 from apps.batches import running, selectors, services, storage, worker
-from apps.batches.types import BEAT, WAKE, WORKER
-from apps.core.services import heartbeat_note
+from apps.batches.types import WAKE
+from apps.core.services import BEAT, WORKER, heartbeat_note
 
 
 class _Stop:

@@ -20,9 +20,6 @@ WINDOW: Final = "24h"
 DOOR: Final = "batch"
 PRIORITY: Final = -1  # whoever waits for an answer goes first
 WAKE: Final = "batches.work"  # the task that a message asks for
-# By which Celery's processes are known to be at work.
-WORKER: Final = "worker"
-BEAT: Final = "beat"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

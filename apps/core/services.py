@@ -10,6 +10,10 @@ from django.utils import timezone
 
 from apps.core.models import ChangeStamp, Heartbeat
 
+# By which Celery's processes are known to be at work.
+WORKER: Final = "worker"
+BEAT: Final = "beat"
+
 _BEAT_EVERY: Final = timedelta(seconds=15)
 
 

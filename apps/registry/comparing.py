@@ -47,6 +47,22 @@ class Figure:
         return "-" if value is None else f"{value:,.{self.digits}f} {self.unit}".rstrip()
 
 
+FIGURES: Final[Mapping[str, Figure]] = {
+    "perplexity": Figure(label="Perplexity", unit="", digits=3),
+    "n_perplexity_tokens": Figure(label="Perplexity over", unit="tokens", digits=0),
+    "ttft_ms": Figure(label="Time to first token", unit="ms"),
+    "itl_ms": Figure(label="Inter-token latency", unit="ms", digits=2),
+    "tokens_per_s": Figure(label="Tokens a second", unit=""),
+    "embedding_size": Figure(label="Numbers in a vector", unit="", digits=0),
+    "similar": Figure(label="Cosine of similar texts", unit="", digits=4),
+    "dissimilar": Figure(label="Cosine of dissimilar texts", unit="", digits=4),
+    "embed_ms": Figure(label="One text", unit="ms"),
+    "texts_per_s": Figure(label="Texts a second", unit=""),
+    "load_s": Figure(label="Loading", unit="s"),
+    "memory_mb": Figure(label="Memory of the engine", unit="MB", digits=0),
+}
+
+
 def facts_compared(left: ModelVersion, right: ModelVersion) -> list[CompareRow]:
     """Return what the catalogue says of both."""
     numbers = [
@@ -62,10 +78,8 @@ def facts_compared(left: ModelVersion, right: ModelVersion) -> list[CompareRow]:
     return [*(_texts(label, left, right) for label in _TEXTS), *numbers, size]
 
 
-def figures_compared(
-    known: Mapping[str, Figure], *, left: Mapping[str, float], right: Mapping[str, float]
-) -> list[CompareRow]:
-    """Return the figures that either has, in the order of those that are known."""
+def figures_compared(*, left: Mapping[str, float], right: Mapping[str, float]) -> list[CompareRow]:
+    """Return the figures that either has, in the order of ``FIGURES``."""
     return [
         CompareRow(
             label=figure.label,
@@ -73,7 +87,7 @@ def figures_compared(
             right=figure.text(right.get(name)),
             ratio=_ratio(left.get(name), right.get(name)),
         )
-        for name, figure in known.items()
+        for name, figure in FIGURES.items()
         if name in left or name in right
     ]
 

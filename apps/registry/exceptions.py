@@ -33,3 +33,14 @@ class StageNotDeployable(Conflict):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, param="model_version")
+
+
+class VerificationRefused(Conflict):
+    """No verification can begin, or be cancelled, as things are."""
+
+    default_code = "verification_refused"
+
+
+class VerificationLost(Exception):
+    """Another worker has the verification, or it has ended: whoever gets this writes nothing
+    more."""

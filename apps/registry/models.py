@@ -8,7 +8,14 @@ from django.db import models
 from django.db.models import Q
 
 from apps.core.models import TimestampedModel
-from apps.registry.types import EMBEDDING_ARCHITECTURES, Lineage, Stage, Task
+from apps.registry.types import (
+    EMBEDDING_ARCHITECTURES,
+    Lineage,
+    Stage,
+    Task,
+    VerificationStatus,
+    VerificationStep,
+)
 
 MAX_CARD_CHARS: Final = 256 * 1024
 
@@ -142,3 +149,58 @@ class StageMove(models.Model):
 
     def __str__(self) -> str:
         return f"{self.get_before_display()} → {self.get_after_display()}"
+
+
+class VerificationRun(TimestampedModel):
+    """One verification of a version. The row is the truth about it; a message to a worker only
+    wakes it. ``lease_owner`` has it in hand; one whose lease is over is anybody's."""
+
+    OPEN = (VerificationStatus.QUEUED, VerificationStatus.RUNNING)
+
+    version = models.ForeignKey(
+        ModelVersion, on_delete=models.CASCADE, related_name="verifications"
+    )
+    status = models.CharField(
+        max_length=9, choices=VerificationStatus.choices, default=VerificationStatus.QUEUED
+    )
+    step = models.CharField(max_length=12, choices=VerificationStep.choices, blank=True)
+    percent = models.PositiveSmallIntegerField(default=0)
+    attempt = models.PositiveSmallIntegerField(default=0)
+    is_cancel_asked = models.BooleanField(default=False)
+    asked_by_kind = models.CharField(max_length=8)
+    asked_by_id = models.BigIntegerField(null=True, blank=True)
+    asked_by_label = models.CharField("asked by", max_length=200)
+    lease_owner = models.CharField(max_length=120, blank=True)
+    lease_until = models.DateTimeField(null=True, blank=True)
+    checks = models.JSONField(default=list, blank=True)
+    figures = models.JSONField(default=dict, blank=True)
+    error = models.TextField(blank=True)
+    log = models.TextField(blank=True, help_text="The end of the scratch engine's, if it failed.")
+    started_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        default_permissions = ("view", "add", "change")
+        verbose_name = "verification"
+        indexes = [
+            models.Index(
+                fields=["id"],
+                condition=Q(status__in=("queued", "running")),
+                name="verification_open_idx",
+            )
+        ]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["version"],
+                condition=Q(status__in=("queued", "running")),
+                name="verification_one_open",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"#{self.pk} of {self.version}"
+
+    @property
+    def is_open(self) -> bool:
+        return self.status in self.OPEN

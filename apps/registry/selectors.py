@@ -1,14 +1,37 @@
 """Reads of the registry room."""
 
+import re
+from collections.abc import Collection
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from django.conf import settings
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
-from apps.registry.models import ModelVersion, VersionTag
+from apps.registry.models import MAX_CARD_CHARS, ModelVersion, VerificationRun, VersionTag
+from apps.registry.types import VerificationStatus
+from apps.registry.wording import figure_lines, figure_texts
+
+__all__ = [
+    "chat_template",
+    "figure_lines",
+    "figure_texts",
+    "model_card_in",
+    "model_version_get",
+    "model_version_latest",
+    "model_version_named",
+    "model_version_of",
+    "model_versions_all",
+    "model_versions_described",
+    "tags_in_use",
+    "verification_get",
+    "verifications_claimable",
+    "verifications_passed",
+]
 
 _TEMPLATE_MOST_BYTES: Final = 64 * 1024
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 
 def model_version_latest(name: str) -> ModelVersion | None:
@@ -21,6 +44,15 @@ def model_version_of(name: str, *, number: int) -> ModelVersion | None:
     """Return one version of a model, or None when there is none."""
     versions = ModelVersion.objects.select_related("model")
     return versions.filter(model__name=name, version=number).first()
+
+
+def model_version_named(text: str) -> ModelVersion | None:
+    """Return the version that ``NAME:NUMBER`` names, or the newest of ``NAME``; None where there
+    is none."""
+    name, mark, number = text.partition(":")
+    if not mark:
+        return model_version_latest(name)
+    return model_version_of(name, number=int(number)) if _NUMBER.fullmatch(number) else None
 
 
 def model_versions_all() -> list[ModelVersion]:
@@ -38,17 +70,46 @@ def model_versions_described() -> "QuerySet[ModelVersion]":
     return rows.order_by("model__name", "-version")
 
 
+def model_card_in(directory: Path) -> str:
+    """Return the model card of a model directory, cut where it is very long; empty where there is
+    none."""
+    return _text_of(directory / "README.md", most_bytes=MAX_CARD_CHARS)
+
+
 def chat_template(version: ModelVersion) -> str:
     """Return how a chat becomes a prompt of this version, cut where it is very long; empty where
     its files say nothing of it."""
     file = Path(settings.MODELS_DIR) / version.path / "chat_template.jinja"
+    return _text_of(file, most_bytes=_TEMPLATE_MOST_BYTES)
+
+
+def _text_of(file: Path, *, most_bytes: int) -> str:
     try:
         with file.open("rb") as handle:
-            return handle.read(_TEMPLATE_MOST_BYTES).decode("utf-8", errors="replace")
+            text = handle.read(most_bytes).decode("utf-8", errors="replace")
     except OSError:
         return ""
+    return text.replace("\0", "")  # which PostgreSQL keeps in no text
 
 
 def tags_in_use() -> list[str]:
     """Return the names of tags that versions have, by the alphabet."""
     return list(VersionTag.objects.order_by("name").values_list("name", flat=True).distinct())
+
+
+def verifications_passed(version_ids: Collection[int]) -> dict[int, VerificationRun]:
+    """Return the newest verification that each of these versions passed, in one query."""
+    rows = VerificationRun.objects.filter(
+        version_id__in=version_ids, status=VerificationStatus.PASSED
+    )
+    return {run.version_id: run for run in rows.order_by("id")}
+
+
+def verifications_claimable(now: datetime) -> "QuerySet[VerificationRun]":
+    """Return the open verifications that no worker has in hand, who waited longest first."""
+    free = Q(lease_until=None) | Q(lease_until__lt=now)
+    return VerificationRun.objects.filter(free, status__in=VerificationRun.OPEN).order_by("id")
+
+
+def verification_get(run_id: int) -> VerificationRun:
+    return VerificationRun.objects.select_related("version__model").get(pk=run_id)

@@ -15,7 +15,17 @@ from apps.audit.types import Actor
 from apps.registry.exceptions import ModelImportError, ModelImportRunning
 from apps.registry.importing import run_conversion
 from apps.registry.models import ModelVersion, RegisteredModel
+from apps.registry.selectors import model_card_in
 from apps.registry.types import AlreadyImported, ConversionDone, ImportEvent, SourceIdentified
+from apps.registry.verifications import (
+    verification_ask,
+    verification_cancel,
+    verification_claim,
+    verification_end,
+    verification_release,
+    verification_renew,
+    verifications_wake,
+)
 from apps.registry.versions import (
     deployable_check,
     model_version_describe,
@@ -29,6 +39,13 @@ __all__ = [
     "model_version_describe",
     "model_version_stage_move",
     "registered_model_describe",
+    "verification_ask",
+    "verification_cancel",
+    "verification_claim",
+    "verification_end",
+    "verification_release",
+    "verification_renew",
+    "verifications_wake",
 ]
 
 _MANIFEST_FACTS = ("architecture", "n_parameters", "context_length", "vocab_size", "dtype")
@@ -72,6 +89,7 @@ def import_model(
             source_sha256=source.sha256,
             path=str(path.relative_to(settings.MODELS_DIR)),
             license=done.manifest["license"][:120],
+            model_card=model_card_in(path),
             size_bytes=done.size_bytes,
             manifest=dict(done.manifest),
             manifest_sha256=done.manifest_sha256,

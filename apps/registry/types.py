@@ -1,7 +1,7 @@
 """What an import reports while it runs, and what is said of a version."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from django.db import models
@@ -29,6 +29,59 @@ class Lineage(models.TextChoices):
 
     QUANTISED = "quantised", "Quantised from"
     FINE_TUNED = "fine_tuned", "Fine-tuned from"
+
+
+class VerificationStep(models.TextChoices):
+    """What a verification does, in this order."""
+
+    FILES = "files", "Reading the files"
+    LOADING = "loading", "Loading the model"
+    ANSWERS = "answers", "Asking it"
+    PERPLEXITY = "perplexity", "Measuring perplexity"
+    LATENCY = "latency", "Measuring latency"
+
+
+class VerificationStatus(models.TextChoices):
+    QUEUED = "queued", "Queued"
+    RUNNING = "running", "Running"
+    PASSED = "passed", "Passed"
+    FAILED = "failed", "Failed"
+    CANCELLED = "cancelled", "Cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationCheck:
+    """One thing that a version has to do, and whether it does; ``said`` is what was seen."""
+
+    name: str
+    is_passed: bool
+    said: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationClaim:
+    """A verification in one worker's hands, until its lease ends. attempt: counts its workers."""
+
+    pk: int
+    version_id: int
+    owner: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationOutcome:
+    """How a verification ended. error: empty where it passed. figures: by names in ``FIGURES``.
+    log: the end of the engine's."""
+
+    error: str = ""
+    checks: tuple[VerificationCheck, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    log: str = ""
+    is_cancelled: bool = False
+
+
+VERIFY_WORK: Final = "verification.work"  # the task that a message asks for
+MOST_ATTEMPTS: Final = 3
 
 
 class VersionFields(TypedDict, total=False):

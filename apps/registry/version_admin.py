@@ -29,10 +29,15 @@ from apps.registry.compare_page import compare_url
 from apps.registry.comparing import lineage_text
 from apps.registry.forms import ReasonForm, VersionForm
 from apps.registry.models import ModelVersion, StageMove
-from apps.registry.selectors import chat_template, tags_in_use
-from apps.registry.services import model_version_describe, model_version_stage_move
+from apps.registry.selectors import chat_template, tags_in_use, verifications_passed
+from apps.registry.services import (
+    model_version_describe,
+    model_version_stage_move,
+    verification_ask,
+)
 from apps.registry.stages import APPROVE
 from apps.registry.types import Stage, VersionFields
+from apps.registry.verification_admin import VerificationInline, figures_table
 
 STAGE_LABELS = {"Draft": "", "Verified": "info", "Approved": "success", "Retired": "warning"}
 
@@ -102,8 +107,8 @@ class ModelVersionAdmin(ServiceModelAdmin):
     sortable_by = ("created_at",)
     autocomplete_fields = ("parent",)
     actions = ("compare_selected",)
-    actions_detail = ("approve", "withdraw", "retire", "back_to_draft")
-    inlines = (StageMoveInline,)
+    actions_detail = ("verify", "approve", "withdraw", "retire", "back_to_draft")
+    inlines = (VerificationInline, StageMoveInline)
     fieldsets = (
         (
             None,
@@ -116,6 +121,7 @@ class ModelVersionAdmin(ServiceModelAdmin):
                 )
             },
         ),
+        ("Figures of its last verification", {"fields": ("figures_text",)}),
         ("Model card", {"fields": ("model_card",)}),
         ("Limits", {"fields": (("context_length", "vocab_size"), ("dtype", "size"))}),
         ("Chat template", {"fields": ("template_text",)}),
@@ -124,6 +130,7 @@ class ModelVersionAdmin(ServiceModelAdmin):
     )
     readonly_fields = (
         *("name", "stage_badge", "parameters", "size", "template_text", "manifest_text"),
+        "figures_text",
         *("architecture", "context_length", "vocab_size", "dtype", "source", "source_sha256"),
         *("path", "manifest_sha256"),
     )
@@ -143,6 +150,9 @@ class ModelVersionAdmin(ServiceModelAdmin):
 
     def has_approve_permission(self, request: HttpRequest, object_id: Any = None) -> bool:
         return access_in(request).may(APPROVE)
+
+    def has_verify_permission(self, request: HttpRequest, object_id: Any = None) -> bool:
+        return access_in(request).may("registry.add_verificationrun")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         if self.has_change_permission(request, obj):
@@ -168,6 +178,30 @@ class ModelVersionAdmin(ServiceModelAdmin):
             model_card=obj.model_card,
         )
         return model_version_describe(version=obj, actor=actor_of(request), **fields)
+
+    @action(
+        description="Verify",
+        permissions=["verify"],
+        icon="fact_check",
+        dialog={
+            "title": "Verify this version?",
+            "description": "It is loaded into an engine of its own, asked, and measured. "
+            "A draft that passes becomes verified.",
+            "form_class": None,
+            "form_submit_text": "Verify",
+        },
+    )
+    def verify(self, request: HttpRequest, form: Any, object_id: str) -> HttpResponse:
+        version = get_object_or_404(self.get_queryset(request), pk=object_id)
+        location = reverse("admin:registry_modelversion_change", args=[version.pk])
+        try:
+            run = verification_ask(version=version, actor=actor_of(request))
+        except AppError as error:
+            refused(request, error, location=location)
+        else:
+            location = reverse("admin:registry_verificationrun_change", args=[run.pk])
+            messages.success(request, f"Verification {run} waits for the worker.")
+        return dialog_redirect(request, location)
 
     @action(
         description="Approve",
@@ -272,6 +306,11 @@ class ModelVersionAdmin(ServiceModelAdmin):
     @display(description="Manifest")
     def manifest_text(self, version: ModelVersion) -> SafeString:
         return _verbatim(json.dumps(version.manifest, indent=2))
+
+    @display(description="Measured")
+    def figures_text(self, version: ModelVersion) -> SafeString:
+        run = verifications_passed([version.pk]).get(version.pk)
+        return figures_table({} if run is None else run.figures)
 
     @display(description="Jinja")
     def template_text(self, version: ModelVersion) -> SafeString:

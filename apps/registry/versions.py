@@ -30,7 +30,7 @@ def model_version_stage_move(
         StageMoveRefused: from where it is now there is no such move, or none by hand.
         PermissionDenied: they may not, from where it is now.
     """
-    current = _version_lock(version)
+    current = version_lock(version)
     needed = move_permission(Stage(current.stage), stage)
     if not by.may(needed):
         raise PermissionDenied(
@@ -72,7 +72,7 @@ def model_version_describe(
     Raises:
         ValidationError: a field is wrong; its name leads to what was expected.
     """
-    current = _version_lock(version)
+    current = version_lock(version)
     given: dict[str, Any] = dict(fields)
     tags = given.pop("tags", None)
     changes = fields_set(current, given)
@@ -105,7 +105,8 @@ def deployable_check(version: ModelVersion) -> None:
     )
 
 
-def _version_lock(version: ModelVersion) -> ModelVersion:
+def version_lock(version: ModelVersion) -> ModelVersion:
+    """Return the row as it is, and hold it for the caller's transaction."""
     rows = ModelVersion.objects.select_for_update(of=("self",)).select_related("model", "parent")
     return rows.get(pk=version.pk)
 

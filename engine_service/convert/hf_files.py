@@ -25,6 +25,7 @@ _COPIED = {
     "tokenizer_config.json": (MAX_JSON_BYTES * 16, True),
     "special_tokens_map.json": (MAX_JSON_BYTES, False),
     "chat_template.jinja": (MAX_JSON_BYTES, False),
+    "README.md": (MAX_JSON_BYTES, False),
 }
 
 

@@ -21,7 +21,11 @@ from tests.factories.deployments import (
 )
 from tests.factories.journals import EngineJournalFactory, JournalEntryFactory
 from tests.factories.metering import UsageRecordFactory
-from tests.factories.registry import ModelVersionFactory, RegisteredModelFactory
+from tests.factories.registry import (
+    ModelVersionFactory,
+    RegisteredModelFactory,
+    VerificationRunFactory,
+)
 from tests.factories.routing import RouteFactory
 from tests.factories.sign_in import FailedSignInFactory
 
@@ -50,4 +54,5 @@ __all__ = [
     "UploadedFileFactory",
     "UsageRecordFactory",
     "UserFactory",
+    "VerificationRunFactory",
 ]

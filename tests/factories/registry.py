@@ -3,7 +3,7 @@
 import factory
 from factory.django import DjangoModelFactory
 
-from apps.registry.models import ModelVersion, RegisteredModel
+from apps.registry.models import ModelVersion, RegisteredModel, VerificationRun
 
 
 class RegisteredModelFactory(DjangoModelFactory[RegisteredModel]):
@@ -31,3 +31,15 @@ class ModelVersionFactory(DjangoModelFactory[ModelVersion]):
     size_bytes = 269_060_552
     manifest = factory.LazyFunction(dict)
     manifest_sha256 = "cd" * 32
+
+
+class VerificationRunFactory(DjangoModelFactory[VerificationRun]):
+    """Asked for by nobody that matters, and waiting."""
+
+    class Meta:
+        model = VerificationRun
+
+    version = factory.SubFactory(ModelVersionFactory)
+    asked_by_kind = "user"
+    asked_by_id = 7
+    asked_by_label = "alice"

@@ -15,10 +15,10 @@ from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 
 from apps.batches.selectors import is_work_waiting, is_worker_busy
-from apps.batches.types import BEAT, WORKER
 from apps.console.doctor.findings import Finding, failure, ok, warning
 from apps.core.files import lock_holder
 from apps.core.selectors import heartbeats
+from apps.core.services import BEAT, WORKER
 from apps.deployments.selectors import deployments_running, deployments_with_replicas
 from apps.engines.client import EngineClient
 from apps.engines.exceptions import EngineClientError

@@ -48,6 +48,7 @@ INSTALLED_APPS = [
     "apps.sign_in",
     "apps.registry",
     "apps.engines",
+    "apps.verification",
     "apps.metering",
     "apps.deployments",
     "apps.routing",
@@ -185,6 +186,10 @@ BATCH_MAX_REQUESTS = env.integer("BATCH_MAX_REQUESTS", default=50_000, minimum=1
 BATCH_CONCURRENCY = env.integer("BATCH_CONCURRENCY", default=8, minimum=1)
 # A worker that is not heard of for so long is thought dead, and another one takes its batch.
 BATCH_LEASE_S = env.integer("BATCH_LEASE_S", default=15, minimum=2)
+
+# A worker that verifies a version and is not heard of for so long has lost it to the next one.
+VERIFY_LEASE_S = env.integer("VERIFY_LEASE_S", default=15, minimum=2)
+VERIFY_TIMEOUT_S = env.integer("VERIFY_TIMEOUT_S", default=1800, minimum=10)
 
 _broker = env.broker("CELERY_BROKER_URL", directory_default=VAR_DIR / "broker")
 CELERY_BROKER_URL, CELERY_BROKER_TRANSPORT_OPTIONS = _broker.url, _broker.options

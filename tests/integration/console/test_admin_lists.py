@@ -34,6 +34,7 @@ from tests.factories import (
     UploadedFileFactory,
     UsageRecordFactory,
     UserFactory,
+    VerificationRunFactory,
 )
 from tests.rows import all_of
 
@@ -58,6 +59,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "sign_in_failedsignin": FailedSignInFactory,
     "registry_registeredmodel": RegisteredModelFactory,
     "registry_modelversion": ModelVersionFactory,
+    "registry_verificationrun": VerificationRunFactory,
     "engines_engineprocess": EngineProcessFactory,
     "deployments_deployment": DeploymentFactory,
     "deployments_replica": ReplicaFactory,

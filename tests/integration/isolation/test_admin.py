@@ -33,6 +33,7 @@ from tests.factories import (
     TokenFamilyFactory,
     UploadedFileFactory,
     UsageRecordFactory,
+    VerificationRunFactory,
 )
 from tests.integration.isolation.urls import walk
 from tests.rows import all_of
@@ -65,6 +66,7 @@ PLATFORM: Final[dict[str, Callable[[], Any]]] = {
     "rbac_groupmapping": lambda: GroupMappingFactory(group=f"{MARK}-group"),
     "registry_registeredmodel": RegisteredModelFactory,
     "registry_modelversion": ModelVersionFactory,
+    "registry_verificationrun": VerificationRunFactory,
     "deployments_remoteserver": lambda: RemoteServerFactory(name=MARK),
     "routing_route": lambda: RouteFactory(name=f"{MARK}/model", is_restricted=True),
 }

@@ -28,7 +28,7 @@ from apps.registry.types import AlreadyImported, ImportEvent, ImportProgress, So
 from engine_service.models.manifest import hash_file, verify_manifest
 from tests.models import ROOT
 from tests.rows import all_of
-from tests.unit.convert.builders import llama_gguf
+from tests.unit.convert.builders import hugging_face_dir, llama_gguf
 
 pytestmark = pytest.mark.django_db
 
@@ -274,3 +274,13 @@ def test_the_command_fails_with_one_clear_line(
     with pytest.raises(CommandError, match=says):
         call_command("import_model", str(source.parent / source_name), "--name", name)
     assert_nothing_registered()
+
+
+def test_the_model_card_of_an_artifact_is_kept(
+    models_dir: Path, tmp_path: Path, actor: Actor
+) -> None:
+    source = hugging_face_dir(tmp_path / "tiny")
+    (source / "README.md").write_text("---\nlicense: mit\n---\n# Tiny <b>")
+    version = import_model(name="tiny", source_path=source, actor=actor)
+    assert (version.license, version.stage) == ("mit", "draft")
+    assert version.model_card == "---\nlicense: mit\n---\n# Tiny <b>"

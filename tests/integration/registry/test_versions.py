@@ -199,7 +199,7 @@ def with_role(slug: str) -> Client:
 def form(version: ModelVersion, **changed: object) -> dict[str, object]:
     fields = {
         "license": version.license, "tags": "", "parent": "", "lineage": "", "model_card": "",
-        **inline("moves"),
+        **inline("moves"), **inline("verifications"),
     }  # fmt: skip
     return {**fields, **changed}
 

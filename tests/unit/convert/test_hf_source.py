@@ -50,6 +50,7 @@ def test_a_directory_is_converted(tmp_path: Path) -> None:
         "tiny",
     )
     assert sorted(manifest.files) == [
+        "README.md",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
