@@ -19,6 +19,7 @@ from apps.deployments.selectors import deployments_all
 from apps.deployments.services import deployment_create
 from apps.rbac.selectors import principal_of_secret
 from apps.rbac.services import api_token_issue, user_create
+from apps.registry.exceptions import StageNotDeployable
 from apps.registry.selectors import model_version_latest
 from apps.registry.services import import_model
 from apps.registry.types import ImportEvent, ImportProgress
@@ -87,7 +88,7 @@ def bootstrap(*, file: Path, downloads: Sequence[Path], origin: str, report: Rep
     """Put in place what is missing; safe to repeat. origin: such as ``127.0.0.1:8000``.
 
     Raises:
-        BootstrapError: the model cannot be imported.
+        BootstrapError: the model cannot be imported, or not be deployed in its stage.
     """
     if not deployments_all():
         _models_serve(downloads, report=report)
@@ -115,9 +116,12 @@ def _models_serve(downloads: Sequence[Path], *, report: Report) -> None:
     # Together, because a later start with any deployment makes none.
     with transaction.atomic():
         for model, version in versions:
-            deployment = deployment_create(
-                actor=SYSTEM, name=model.deployment_name, model_version=version
-            )
+            try:
+                deployment = deployment_create(
+                    actor=SYSTEM, name=model.deployment_name, model_version=version
+                )
+            except StageNotDeployable as error:
+                raise BootstrapError(f"{error.message} See DEPLOY_STAGES.") from error
             if model.name not in routed:
                 route_create(actor=SYSTEM, name=model.name, deployment=deployment)
 

@@ -1,6 +1,7 @@
 """What a first start makes of the models that it finds."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,3 +97,14 @@ def test_the_first_question_goes_to_a_model_that_answers(tmp_path: Path) -> None
         )
         change_stamp_bump("replicas")
         assert _route_to_ask() == (CHAT.name if name == CHAT.deployment_name else "")
+
+
+def test_where_only_approved_versions_are_deployed_a_start_says_so(
+    tmp_path: Path, settings: Any
+) -> None:
+    settings.DEPLOY_STAGES = ["approved"]
+    imported(CHAT.name)
+    with pytest.raises(BootstrapError, match=r"v1 is draft; .* See DEPLOY_STAGES"):
+        start(tmp_path)
+    assert deployed() == []
+    assert not Deployment.objects.exists()

@@ -12,12 +12,15 @@ from typing import Any
 
 import psutil
 import pytest
+from django.conf import settings
 from django.utils import timezone
 
 from apps.audit.types import Actor
 from apps.core.hop import database_hop
 from apps.registry.models import ModelVersion, VerificationRun
 from apps.registry.services import verification_ask, verification_cancel
+from apps.registry.types import VERIFY_WORK
+from apps.verification import tasks
 from apps.verification.scratch import scratch_sweep
 from apps.verification.texts import PROBE_TEXT
 from apps.verification.worker import work
@@ -141,6 +144,20 @@ async def test_altered_files_are_named_and_no_engine_starts(
     assert not (var / "logs").exists()
 
 
+def test_the_workers_tasks_run_what_waits(
+    make_version: MakeVersion, even_llama_dir: Path, actor: Actor, var: Path
+) -> None:
+    version = make_version(even_llama_dir)
+    flip(var / "models" / version.path)
+    run = verification_ask(version=version, actor=actor, is_waking=False)
+    tasks.reap()  # which wakes a worker
+    assert fresh(run).status == "queued"
+    tasks.work()
+    assert fresh(run).status == "failed"
+    assert {tasks.work.name, tasks.reap.name} == {VERIFY_WORK, "verification.reap"}
+    assert settings.CELERY_BEAT_SCHEDULE["verification.reap"]["task"] == tasks.reap.name
+
+
 async def test_a_model_that_does_not_load_fails_with_the_log(
     make_version: MakeVersion, even_llama_dir: Path, actor: Actor, var: Path
 ) -> None:
@@ -186,7 +203,13 @@ async def test_a_worker_that_is_told_to_stop_leaves_it_to_the_next(
 ) -> None:
     version = await database_hop(make_version, even_llama_dir)
     run = await database_hop(verification_ask, version=version, actor=actor, is_waking=False)
-    await work(is_stopping=lambda: bool(engines_of(var)))
+    seen: list[int] = []
+
+    def is_stopping() -> bool:
+        seen.extend(engines_of(var))
+        return bool(seen)
+
+    await work(is_stopping=is_stopping)
     assert engines_of(var) == []
     run = await database_hop(fresh, run)
     assert (run.status, run.attempt) == ("queued", 0)
