@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +29,7 @@ from apps.registry.types import (
 _MAX_LINE_BYTES = 1 << 20
 _MAX_ERROR_BYTES = 1 << 12
 _TERMINATE_GRACE_S = 5.0
+_WAIT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,23 +47,29 @@ def run_conversion(
     source: Path,
     output: Path,
     project_root: Path,
+    expected_sha256: str = "",
     limits: ConversionLimits = ConversionLimits(),
+    on_wait: Callable[[], None] = lambda: None,
 ) -> Generator[ConversionEvent, None, None]:
     """Convert ``source`` into ``output``; yields events, the last is ConversionDone.
 
-    Closing the generator ends the child. Nothing is left then, nor after an error.
+    Closing the generator ends the child. Nothing is left then, nor after an error. ``on_wait`` is
+    called each second in which there is none; it may raise.
 
     Raises:
         ModelImportError: the artifact was refused, or the child failed or ran out of a limit.
     """
     deadline = time.monotonic() + limits.time_s
     with tempfile.TemporaryFile() as errors:
-        paths = ["--source", str(source.absolute()), "--output", str(output.absolute())]
+        command = [sys.executable, "-m", "engine_service.convert", "--exit-with-parent"]
+        command += ["--source", str(source.absolute()), "--output", str(output.absolute())]
+        if expected_sha256:
+            command += ["--sha256", expected_sha256]
         child = subprocess.Popen(
-            [sys.executable, "-m", "engine_service.convert", *paths],
+            command,
             cwd=project_root,
             env=_environment(),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # it closes when we die, however we die
             stdout=subprocess.PIPE,
             stderr=errors,
             start_new_session=True,
@@ -71,7 +78,7 @@ def run_conversion(
             _limit(child.pid, limits=limits, source=source)
             last: ConversionEvent | None = None
             assert child.stdout is not None
-            for line in _lines(child.stdout, deadline=deadline):
+            for line in _lines(child.stdout, deadline=deadline, on_wait=on_wait):
                 last = _event(line)
                 yield last
             if not isinstance(last, ConversionDone):
@@ -111,14 +118,18 @@ def _directory_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
 
 
-def _lines(stream: IO[bytes], *, deadline: float) -> Iterator[bytes]:
+def _lines(stream: IO[bytes], *, deadline: float, on_wait: Callable[[], None]) -> Iterator[bytes]:
     """Complete lines until the stream ends; too slow or too long ends in an error."""
     pending = b""
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while True:
-            if not selector.select(timeout=max(0.0, deadline - time.monotonic())):
-                raise ModelImportError("The conversion took too long and was stopped.")
+            left_s = max(0.0, deadline - time.monotonic())
+            if not selector.select(timeout=min(left_s, _WAIT_S)):
+                if left_s <= _WAIT_S:
+                    raise ModelImportError("The conversion took too long and was stopped.")
+                on_wait()
+                continue
             chunk = os.read(stream.fileno(), 1 << 16)
             if not chunk:
                 return
@@ -164,3 +175,5 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             child.kill()
     child.wait()
+    if child.stdin is not None:
+        child.stdin.close()

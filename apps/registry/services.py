@@ -1,10 +1,13 @@
 """Writes of the registry room."""
 
+import contextlib
 import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import IO
 
 from django.conf import settings
 from django.db import transaction
@@ -57,11 +60,14 @@ def import_model(
     source_path: Path,
     actor: Actor,
     on_event: Callable[[ImportEvent], None] = lambda event: None,
+    on_wait: Callable[[], None] = lambda: None,
+    expected_sha256: str = "",
 ) -> ModelVersion:
     """Convert an artifact into the models directory and register it as a new version.
 
     The same artifact again gives the version that there is, after an ``AlreadyImported`` event.
-    ``on_event`` may raise to cancel: nothing is left then.
+    ``on_event``, and ``on_wait``, which is called while there is nothing to tell, may raise to
+    cancel: nothing is left then. expected_sha256: what the source must have, if it is known.
 
     Raises:
         ModelImportError: the artifact is refused.
@@ -77,7 +83,14 @@ def import_model(
         # Files of an import that was cut off before the database knew of it.
         shutil.rmtree(path, ignore_errors=True)
         undo.callback(shutil.rmtree, path, ignore_errors=True)
-        converted = _convert(name=name, source_path=source_path, path=path, on_event=on_event)
+        converted = _convert(
+            name=name,
+            source_path=source_path,
+            path=path,
+            on_event=on_event,
+            on_wait=on_wait,
+            expected_sha256=expected_sha256,
+        )
         if isinstance(converted, ModelVersion):
             on_event(AlreadyImported(version=converted.version))
             return converted
@@ -101,12 +114,24 @@ def import_model(
 
 
 def _convert(
-    *, name: str, source_path: Path, path: Path, on_event: Callable[[ImportEvent], None]
+    *,
+    name: str,
+    source_path: Path,
+    path: Path,
+    on_event: Callable[[ImportEvent], None],
+    on_wait: Callable[[], None],
+    expected_sha256: str,
 ) -> tuple[SourceIdentified, ConversionDone] | ModelVersion:
     """Run the converter; stop it as soon as it turns out that the artifact is there already."""
     source: SourceIdentified | None = None
     done: ConversionDone | None = None
-    events = run_conversion(source=source_path, output=path, project_root=Path(settings.BASE_DIR))
+    events = run_conversion(
+        source=source_path,
+        output=path,
+        project_root=Path(settings.BASE_DIR),
+        expected_sha256=expected_sha256,
+        on_wait=on_wait,
+    )
     with closing(events):
         for event in events:
             on_event(event)
@@ -173,17 +198,50 @@ def _version_of(name: str, *, sha256: str) -> ModelVersion | None:
     return None
 
 
+def import_leftovers_remove(name: str) -> None:
+    """Remove what a killed import of a model left half written, unless one is running."""
+    directory = Path(settings.MODELS_DIR) / name
+    if not directory.is_dir():
+        return
+    with contextlib.suppress(ModelImportRunning), import_lock(directory):
+        for partial in directory.glob(".*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(directory / str(_next_version(name)), ignore_errors=True)
+
+
 @contextmanager
 def import_lock(directory: Path) -> Iterator[None]:
     """One import of a model at a time, over all processes; the system drops it with its holder.
+    A directory that holds nothing else in the end is removed with it.
 
     Raises:
         ModelImportRunning: another one has it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".import-lock").open("w") as lock:
+    path = directory / ".import-lock"
+    with _locked(path):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ModelImportRunning from error
-        yield
+            yield
+        finally:
+            if [each.name for each in directory.iterdir()] == [path.name]:
+                path.unlink()
+                with contextlib.suppress(OSError):  # somebody else has begun in it
+                    directory.rmdir()
+
+
+def _locked(path: Path) -> IO[str]:
+    """Return a file that is locked until it is closed. Raises ModelImportRunning."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it before may have removed the file that was opened.
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+    except (BlockingIOError, FileNotFoundError) as error:
+        raise ModelImportRunning from error
+    raise ModelImportRunning

@@ -5,8 +5,10 @@ Lines: ``source`` once, ``progress`` as it goes, and last ``done``, or ``error``
 
 import argparse
 import json
+import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,11 +27,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m engine_service.convert", description=__doc__)
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--sha256", help="what the source must have")
+    parser.add_argument("--exit-with-parent", action="store_true", help="stop when stdin ends")
     arguments = parser.parse_args()
     # SystemExit lets the half-written directory be removed on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if arguments.exit_with_parent:
+        threading.Thread(target=_watch_stdin, name="stdin", daemon=True).start()
     try:
-        manifest = convert(arguments.source, arguments.output, report=_Reporter())
+        manifest = convert(
+            arguments.source,
+            arguments.output,
+            report=_Reporter(),
+            expected_sha256=arguments.sha256,
+        )
     except (ModelError, OSError, MemoryError) as error:
         field = error.field if isinstance(error, ConversionError) else None
         _print_event("error", message=str(error) or type(error).__name__, field=field)
@@ -41,6 +52,13 @@ def main() -> int:
         size_bytes=sum(path.stat().st_size for path in arguments.output.iterdir()),
     )
     return 0
+
+
+def _watch_stdin() -> None:
+    """Clean up and go when the pipe from the parent ends: whoever held it is gone."""
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Reporter:

@@ -62,11 +62,21 @@ def read_bounded(path: Path, *, max_bytes: int) -> bytes:
 def parse_json_object(data: bytes, *, name: str) -> dict[str, Any]:
     """A JSON object, or the reason why it is none."""
     try:
-        value = json.loads(data)
+        value = json.loads(data, object_pairs_hook=unique_pairs)
     except (ValueError, RecursionError) as error:
         raise ConversionError(f"{name} is not valid JSON: {error}", field=name) from error
     if not isinstance(value, dict):
         raise ConversionError(f"{name} is not a JSON object", field=name)
+    return value
+
+
+def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a key that is there twice, readers do not agree which one counts."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} appears twice")
     return value
 
 

@@ -26,6 +26,7 @@ MAX_ENTRIES = 1 << 16
 MAX_NAME_BYTES = 1 << 10
 MAX_STRING_BYTES = 1 << 22
 MAX_STRINGS_IN_ARRAY = 1 << 21
+MAX_STRINGS = 1 << 22
 MAX_NUMBERS_IN_ARRAY = 1 << 24
 MAX_DIMENSIONS = 4
 MAX_DIMENSION = 1 << 31
@@ -110,6 +111,7 @@ class _Header:
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self._at = 0
+        self._n_strings = 0
         if self._take(4, field="magic") != MAGIC:
             raise ConversionError("not a GGUF file: the magic number is missing", field="magic")
         version = self._unsigned(4, field="version")
@@ -170,6 +172,11 @@ class _Header:
         kind = self._unsigned(4, field=field)
         if kind == _STRING:
             n_strings = self._count(field, limit=MAX_STRINGS_IN_ARRAY, min_bytes=8)
+            self._n_strings += n_strings
+            if self._n_strings > MAX_STRINGS:
+                raise ConversionError(
+                    f"{field}: the arrays hold more than {MAX_STRINGS} texts", field=field
+                )
             return [self._string(field=field) for _ in range(n_strings)]
         n_numbers = self._count(field, limit=MAX_NUMBERS_IN_ARRAY, min_bytes=1)
         return self._numbers(kind, n_numbers, field=field)

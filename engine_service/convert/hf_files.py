@@ -27,6 +27,7 @@ _COPIED = {
     "chat_template.jinja": (MAX_JSON_BYTES, False),
     "README.md": (MAX_JSON_BYTES, False),
 }
+_SETTINGS = {"tokenizer_config.json", "special_tokens_map.json"}
 
 
 class Weights:
@@ -78,15 +79,13 @@ def copied_files(files: Mapping[str, Path], *, vocab_size: int) -> dict[str, byt
             copied[name] = read_bounded(files[name], max_bytes=max_bytes)
         elif required:
             raise ConversionError(f"{name} is missing", field=name)
-    tokenizer_config = parse_json_object(
-        copied["tokenizer_config.json"], name="tokenizer_config.json"
-    )
-    if tokenizer_config.get("auto_map"):
-        raise ConversionError(
-            "tokenizer_config.json has 'auto_map': tokenizers that bring their own code "
-            "are refused",
-            field="auto_map",
-        )
+    for name in _SETTINGS & copied.keys():
+        for key in ("auto_map", "trust_remote_code"):
+            if parse_json_object(copied[name], name=name).get(key):
+                raise ConversionError(
+                    f"{name} has {key!r}: tokenizers that bring their own code are refused",
+                    field=key,
+                )
     _check_tokenizer(copied["tokenizer.json"], vocab_size=vocab_size)
     return copied
 

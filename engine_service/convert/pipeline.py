@@ -17,6 +17,7 @@ from engine_service.convert.errors import ConversionError
 from engine_service.convert.files import json_bytes
 from engine_service.convert.safetensors_file import write_safetensors
 from engine_service.convert.sources import identify_source, open_source
+from engine_service.convert.templates import check_templates
 from engine_service.encoder_config import EncoderConfig, is_encoder
 from engine_service.errors import ModelError
 from engine_service.models.manifest import Manifest, ManifestSource, ModelFacts, write_manifest
@@ -34,11 +35,18 @@ class Progress:
 Report = Callable[[ManifestSource | Progress], None]
 
 
-def convert(source: Path, output: Path, *, report: Report) -> Manifest:
+def convert(
+    source: Path, output: Path, *, report: Report, expected_sha256: str | None = None
+) -> Manifest:
     """Convert ``source`` into the directory ``output``, which must not exist yet."""
     if output.exists() or output.is_symlink():
         raise ConversionError(f"{output} already exists", field="output")
     identity = identify_source(source)
+    if expected_sha256 is not None and identity.sha256 != expected_sha256:
+        raise ConversionError(
+            f"{identity.name} has the SHA-256 {identity.sha256}; {expected_sha256} is expected",
+            field="sha256",
+        )
     report(identity)
     output.parent.mkdir(parents=True, exist_ok=True)
     with _work_directory(output) as work, ExitStack() as resources:
@@ -51,6 +59,8 @@ def convert(source: Path, output: Path, *, report: Report) -> Manifest:
             resources=resources,
             on_bytes=lambda done, total: report(Progress(stage="unpack", done=done, total=total)),
         )
+        check_templates(checkpoint.files)
+        _check_room(work, checkpoint=checkpoint)
         for name, content in checkpoint.files.items():
             (model / name).write_bytes(content)
         (model / "config.json").write_bytes(json_bytes(checkpoint.config))
@@ -62,6 +72,16 @@ def convert(source: Path, output: Path, *, report: Report) -> Manifest:
         model.rename(output)
         _sync(output.parent)
     return manifest
+
+
+def _check_room(work: Path, *, checkpoint: Checkpoint) -> None:
+    n_parameters = sum(math.prod(shape) for shape in checkpoint.shape.tensors().values())
+    n_bytes = n_parameters * (2 if checkpoint.dtype == BFLOAT16 else 4)
+    free = shutil.disk_usage(work).free
+    if n_bytes > free:
+        raise ConversionError(
+            f"the model takes {n_bytes} bytes; the disk has {free} free", field="source"
+        )
 
 
 def _check_config(model: Path) -> None:

@@ -15,8 +15,10 @@ from typing import Any, BinaryIO
 import msgspec
 
 from engine_service.convert.errors import ConversionError
+from engine_service.convert.files import unique_pairs
 
-MAX_HEADER_BYTES = 100_000_000
+# The format allows 100 MB; that of a model of a hundred thousand tensors has 15.
+MAX_HEADER_BYTES = 32 << 20
 MAX_RANK = 8
 ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
@@ -64,6 +66,9 @@ class SafetensorsFile:
         tensor = self.tensors[name]
         return self._map[tensor.offset : tensor.offset + tensor.size_bytes]
 
+    def _is_left_out(self, name: str) -> bool:
+        return name == "__metadata__" or bool(self._left_out and self._left_out.fullmatch(name))
+
     def _refuse(self, why: str) -> ConversionError:
         return ConversionError(f"{self._field}: {why}", field=self._field)
 
@@ -72,14 +77,12 @@ class SafetensorsFile:
         if len(self._map) < 8 or n_bytes > min(MAX_HEADER_BYTES, len(self._map) - 8):
             raise self._refuse(f"a header of {n_bytes} bytes does not fit the file")
         try:
-            header = msgspec.json.decode(self._map[8 : 8 + n_bytes], type=dict[str, msgspec.Raw])
-            header.pop("__metadata__", None)
-            entries = {
-                name: msgspec.json.decode(raw, type=_Entry)
-                for name, raw in header.items()
-                if self._left_out is None or not self._left_out.fullmatch(name)
-            }
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            header = json.loads(self._map[8 : 8 + n_bytes], object_pairs_hook=unique_pairs)
+            entries = msgspec.convert(
+                {name: entry for name, entry in header.items() if not self._is_left_out(name)},
+                type=dict[str, _Entry],
+            )
+        except (msgspec.MsgspecError, RecursionError, ValueError, AttributeError) as error:
             raise self._refuse(f"the header is not valid: {error}") from error
         return self._place(entries, data_start=8 + n_bytes)
 

@@ -1,6 +1,7 @@
 """Archives: the one model in them comes out, and nothing that leads elsewhere."""
 
 import stat
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,17 @@ def test_an_archive_with_a_directory_is_converted(tmp_path: Path) -> None:
     manifest = convert(zipped, tmp_path / "out", report=lambda event: None)
     assert manifest.source.name == "tiny.zip"
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["tiny.tar", "tiny.tar.gz", "tiny.tgz"])
+def test_a_tar_with_a_directory_is_converted(tmp_path: Path, name: str) -> None:
+    source = hugging_face_dir(tmp_path / "tiny")
+    with tarfile.open(tmp_path / name, "w" if name.endswith(".tar") else "w:gz") as file:
+        file.add(source, arcname="./m/tiny")
+    manifest = convert(tmp_path / name, tmp_path / "out", report=lambda event: None)
+    assert manifest.source == ManifestSource(name=name, sha256=hash_file(tmp_path / name))
+    as_directory = convert(source, tmp_path / "same", report=lambda event: None)
+    assert manifest.files == as_directory.files
 
 
 @pytest.mark.parametrize(
@@ -129,7 +141,7 @@ def test_what_the_disk_cannot_hold_is_not_unpacked(
 ) -> None:
     zipped = archive(tmp_path / "large.zip", {"model.gguf": bytes(1001)})
     usage = SimpleNamespace(free=1000)
-    monkeypatch.setattr("engine_service.convert.sources.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("engine_service.convert.archives.shutil.disk_usage", lambda path: usage)
     assert "unpacks to 1001 bytes, more than the disk has free" in str(refusal(zipped))
 
 

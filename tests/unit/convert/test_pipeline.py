@@ -169,11 +169,11 @@ def test_a_terminated_command_cleans_up(tmp_path: Path) -> None:
 
 
 _WRITE_BIG_ARCHIVE = """
-import sys, zipfile
+import os, sys, zipfile
 with zipfile.ZipFile(sys.argv[1], "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
     with archive.open("model.gguf", "w", force_zip64=True) as file:
         for _ in range(1024):
-            file.write(bytes(1 << 20))
+            file.write(os.urandom(1 << 15) + bytes(31 << 15))
 """
 
 

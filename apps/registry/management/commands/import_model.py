@@ -20,6 +20,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("source", type=Path, help="file or directory to import")
         parser.add_argument("--name", required=True, help="name in the registry, such as smollm2")
+        parser.add_argument("--sha256", default="", help="what the source must have")
 
     def handle(self, *args: Any, **options: Any) -> None:
         self._already = False
@@ -28,6 +29,7 @@ class Command(BaseCommand):
                 name=options["name"],
                 source_path=options["source"],
                 actor=SYSTEM,
+                expected_sha256=options["sha256"],
                 on_event=self._show,
             )
         except ValidationError as error:
