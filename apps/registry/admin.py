@@ -10,12 +10,13 @@ from django.template.defaultfilters import filesizeformat
 
 from apps.audit.selectors import actor_of
 from apps.core.admin import ReadOnlyInline, ServiceModelAdmin, display
+from apps.registry.import_admin import ImportJobAdmin
 from apps.registry.models import ModelVersion, RegisteredModel
 from apps.registry.services import registered_model_describe
 from apps.registry.verification_admin import VerificationRunAdmin
 from apps.registry.version_admin import STAGE_LABELS, ModelVersionAdmin, short_count
 
-__all__ = ["ModelVersionAdmin", "RegisteredModelAdmin", "VerificationRunAdmin"]
+__all__ = ["ImportJobAdmin", "ModelVersionAdmin", "RegisteredModelAdmin", "VerificationRunAdmin"]
 
 
 class ModelVersionInline(ReadOnlyInline):

@@ -1,6 +1,6 @@
 """Errors of the registry room."""
 
-from apps.core.exceptions import Conflict, InvalidRequest
+from apps.core.exceptions import Conflict, InvalidRequest, PayloadTooLarge
 
 
 class ModelImportError(InvalidRequest):
@@ -44,3 +44,22 @@ class VerificationRefused(Conflict):
 class VerificationLost(Exception):
     """Another worker has the verification, or it has ended: whoever gets this writes nothing
     more."""
+
+
+class ImportNotCancellable(Conflict):
+    default_code = "import_not_cancellable"
+
+
+class UploadOutOfStep(Conflict):
+    """A piece of an upload does not begin where the last one ended."""
+
+    default_code = "upload_out_of_step"
+
+
+class UploadTooLarge(PayloadTooLarge):
+    default_code = "upload_too_large"
+
+
+class ImportLeaseLost(Exception):
+    """Another worker holds the job, or it has ended: whoever gets this stops and writes nothing
+    more of it."""

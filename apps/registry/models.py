@@ -18,17 +18,14 @@ from apps.registry.types import (
 )
 
 MAX_CARD_CHARS: Final = 256 * 1024
+# Also a directory's name: it starts with a letter or digit and holds no separator.
+_NAME_VALIDATOR = RegexValidator(
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$", "Use letters, digits and . _ - only."
+)
 
 
 class RegisteredModel(TimestampedModel):
-    name = models.CharField(
-        max_length=120,
-        unique=True,
-        # Also a directory's name: it starts with a letter or digit and holds no separator.
-        validators=[
-            RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", "Use letters, digits and . _ - only.")
-        ],
-    )
+    name = models.CharField(max_length=120, unique=True, validators=[_NAME_VALIDATOR])
     description = models.TextField(blank=True)
 
     class Meta:
@@ -204,3 +201,93 @@ class VerificationRun(TimestampedModel):
     @property
     def is_open(self) -> bool:
         return self.status in self.OPEN
+
+
+class ImportJob(TimestampedModel):
+    """An artifact on its way into the registry. The row is the truth about it, a message to a
+    worker only wakes it; ``lease_owner`` names the worker that has it in hand, and one whose lease
+    is over is anybody's."""
+
+    class Kind(models.TextChoices):
+        ROOT = "root", "A file or folder on the server"
+        UPLOAD = "upload", "An upload from this computer"
+        COMMAND = "command", "The command line"
+
+    class Status(models.TextChoices):
+        UPLOADING = "uploading", "Uploading"
+        QUEUED = "queued", "Queued"
+        RUNNING = "running", "Running"
+        CANCELLING = "cancelling", "Cancelling"
+        DONE = "done", "Done"
+        FAILED = "failed", "Failed"
+        CANCELLED = "cancelled", "Cancelled"
+
+    WORKED_ON = (Status.QUEUED, Status.RUNNING, Status.CANCELLING)
+    OPEN = (Status.UPLOADING, *WORKED_ON)
+
+    job_id = models.CharField(max_length=64, unique=True, editable=False)
+    model_name = models.CharField(
+        "model", max_length=120, validators=[_NAME_VALIDATOR], help_text="Made if there is none."
+    )
+    kind = models.CharField("source", max_length=8, choices=Kind.choices, default=Kind.ROOT)
+    source = models.CharField("path", max_length=500, blank=True)
+    expected_sha256 = models.CharField(
+        "SHA-256",
+        max_length=64,
+        blank=True,
+        validators=[RegexValidator(r"^[0-9a-f]{64}$", "Use 64 lower-case hexadecimal digits.")],
+        help_text="If it is known: an artifact with another one is refused.",
+    )
+    size_bytes = models.PositiveBigIntegerField(default=0, editable=False)
+    n_received_bytes = models.PositiveBigIntegerField(default=0, editable=False)
+    source_sha256 = models.CharField(max_length=64, blank=True, editable=False)
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.QUEUED)
+    stage = models.CharField(max_length=20, blank=True, editable=False)
+    stage_done = models.PositiveBigIntegerField(default=0, editable=False)
+    stage_total = models.PositiveBigIntegerField(default=0, editable=False)
+    n_attempts = models.PositiveIntegerField(default=0, editable=False)
+    error = models.TextField(blank=True, editable=False)
+    error_param = models.CharField(max_length=500, blank=True, editable=False)
+    log = models.TextField(blank=True, editable=False)
+    model_version = models.ForeignKey(
+        ModelVersion, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    # As an audit event has them: kept when whoever it was is gone.
+    actor_kind = models.CharField(max_length=10, editable=False)
+    actor_id = models.BigIntegerField(null=True, editable=False)
+    actor_label = models.CharField("asked by", max_length=200, editable=False)
+    started_at = models.DateTimeField(null=True, blank=True, editable=False)
+    ended_at = models.DateTimeField(null=True, blank=True, editable=False)
+    lease_owner = models.CharField(max_length=120, blank=True, editable=False)
+    lease_until = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name = "import"
+        indexes = [
+            models.Index(
+                fields=["id"],
+                condition=Q(status__in=("uploading", "queued", "running", "cancelling")),
+                name="importjob_open_idx",
+            )
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(n_received_bytes__lte=models.F("size_bytes")),
+                name="importjob_received_fits",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model_name} ({self.job_id[-8:]})"
+
+    @property
+    def is_open(self) -> bool:
+        return self.status in self.OPEN
+
+    @property
+    def percent(self) -> int:
+        """How far the stage is, or the upload."""
+        if self.status == self.Status.UPLOADING:
+            return 100 * self.n_received_bytes // max(1, self.size_bytes)
+        return 100 * self.stage_done // max(1, self.stage_total)

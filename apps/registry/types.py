@@ -1,10 +1,14 @@
-"""What an import reports while it runs, and what is said of a version."""
+"""What an import reports while it runs, what passes between the parts of its job, and what is said
+of a version."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from django.db import models
+
+from apps.audit.types import Actor
 
 if TYPE_CHECKING:
     from apps.registry.models import ModelVersion
@@ -129,3 +133,19 @@ class AlreadyImported:
 
 ConversionEvent = SourceIdentified | ImportProgress | ConversionDone
 ImportEvent = ConversionEvent | AlreadyImported
+
+WAKE_IMPORTS: Final = "registry.import"  # the task that a message asks for
+UPLOAD_SUFFIXES: Final = (".gguf", ".whl", ".zip", ".tar", ".tar.gz", ".tgz")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportClaim:
+    """A job in one worker's hands, until its lease ends. ``actor`` is who asked for it."""
+
+    pk: int
+    owner: str
+    model_name: str
+    kind: str
+    source: Path
+    expected_sha256: str
+    actor: Actor

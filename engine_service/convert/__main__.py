@@ -30,8 +30,7 @@ def main() -> int:
     parser.add_argument("--sha256", help="what the source must have")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when stdin ends")
     arguments = parser.parse_args()
-    # SystemExit lets the half-written directory be removed on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _leave)
     if arguments.exit_with_parent:
         threading.Thread(target=_watch_stdin, name="stdin", daemon=True).start()
     try:
@@ -52,6 +51,12 @@ def main() -> int:
         size_bytes=sum(path.stat().st_size for path in arguments.output.iterdir()),
     )
     return 0
+
+
+def _leave(*_: object) -> None:
+    """SystemExit lets the half-written directory be removed on the way out; once is enough."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
 
 
 def _watch_stdin() -> None:

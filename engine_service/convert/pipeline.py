@@ -153,7 +153,11 @@ def _work_directory(output: Path) -> Iterator[Path]:
         try:
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            try:
+                shutil.rmtree(work, ignore_errors=True)
+            except BaseException:  # told to go while going already
+                shutil.rmtree(work, ignore_errors=True)
+                raise
     finally:
         os.close(lock)
 

@@ -22,6 +22,7 @@ from tests.factories.deployments import (
 from tests.factories.journals import EngineJournalFactory, JournalEntryFactory
 from tests.factories.metering import UsageRecordFactory
 from tests.factories.registry import (
+    ImportJobFactory,
     ModelVersionFactory,
     RegisteredModelFactory,
     VerificationRunFactory,
@@ -40,6 +41,7 @@ __all__ = [
     "EngineProcessFactory",
     "FailedSignInFactory",
     "GroupMappingFactory",
+    "ImportJobFactory",
     "JournalEntryFactory",
     "MembershipFactory",
     "ModelVersionFactory",

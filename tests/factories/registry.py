@@ -3,7 +3,7 @@
 import factory
 from factory.django import DjangoModelFactory
 
-from apps.registry.models import ModelVersion, RegisteredModel, VerificationRun
+from apps.registry.models import ImportJob, ModelVersion, RegisteredModel, VerificationRun
 
 
 class RegisteredModelFactory(DjangoModelFactory[RegisteredModel]):
@@ -43,3 +43,18 @@ class VerificationRunFactory(DjangoModelFactory[VerificationRun]):
     asked_by_kind = "user"
     asked_by_id = 7
     asked_by_label = "alice"
+
+
+class ImportJobFactory(DjangoModelFactory[ImportJob]):
+    """One that waits for a worker."""
+
+    class Meta:
+        model = ImportJob
+
+    job_id = factory.Sequence(lambda n: f"import-{n:032x}")
+    model_name = factory.Sequence(lambda n: f"model-{n}")
+    kind = "root"
+    source = "/imports/weights.gguf"
+    status = "queued"
+    actor_kind = "user"
+    actor_label = "alice"

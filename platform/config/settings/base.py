@@ -190,6 +190,13 @@ BATCH_LEASE_S = env.integer("BATCH_LEASE_S", default=15, minimum=2)
 # A worker that verifies a version and is not heard of for so long has lost it to the next one.
 VERIFY_LEASE_S = env.integer("VERIFY_LEASE_S", default=15, minimum=2)
 VERIFY_TIMEOUT_S = env.integer("VERIFY_TIMEOUT_S", default=1800, minimum=10)
+# Where what is imported from the admin may lie, by commas; and where uploads are put until they are
+# imported. Processes on several machines need them shared.
+IMPORT_ROOTS = env.paths("IMPORT_ROOTS", default=VAR_DIR / "imports")
+IMPORT_UPLOADS_DIR = env.path("IMPORT_UPLOADS_DIR", default=VAR_DIR / "uploads")
+IMPORT_MAX_UPLOAD_BYTES = env.integer("IMPORT_MAX_UPLOAD_BYTES", default=64 * 1024**3, minimum=1)
+# A worker that is not heard of for so long is thought dead, and another one takes its import.
+IMPORT_LEASE_S = env.integer("IMPORT_LEASE_S", default=15, minimum=2)
 
 _broker = env.broker("CELERY_BROKER_URL", directory_default=VAR_DIR / "broker")
 CELERY_BROKER_URL, CELERY_BROKER_TRANSPORT_OPTIONS = _broker.url, _broker.options

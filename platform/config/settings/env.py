@@ -79,6 +79,11 @@ def path(name: str, *, default: Path) -> Path:
     return Path(os.environ.get(name) or default).expanduser().resolve()
 
 
+def paths(name: str, *, default: Path) -> list[Path]:
+    """Return a comma-separated list of directories, links resolved."""
+    return [Path(each).expanduser().resolve() for each in strings(name, default=(str(default),))]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broker:
     """Where messages to workers wait."""

@@ -21,6 +21,7 @@ from tests.factories import (
     EndUserFactory,
     FailedSignInFactory,
     GroupMappingFactory,
+    ImportJobFactory,
     MembershipFactory,
     ModelVersionFactory,
     PlanFactory,
@@ -67,6 +68,7 @@ PLATFORM: Final[dict[str, Callable[[], Any]]] = {
     "registry_registeredmodel": RegisteredModelFactory,
     "registry_modelversion": ModelVersionFactory,
     "registry_verificationrun": VerificationRunFactory,
+    "registry_importjob": lambda: ImportJobFactory(source=f"{MARK}.gguf"),
     "deployments_remoteserver": lambda: RemoteServerFactory(name=MARK),
     "routing_route": lambda: RouteFactory(name=f"{MARK}/model", is_restricted=True),
 }

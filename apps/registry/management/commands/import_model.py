@@ -7,13 +7,15 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from apps.audit.types import SYSTEM
-from apps.core.exceptions import AppError
-from apps.registry.services import import_model
+from apps.registry.import_jobs import import_job_cancel, import_job_create
+from apps.registry.import_running import import_claim, import_run, worker_name
+from apps.registry.models import ImportJob, ModelVersion
 from apps.registry.types import AlreadyImported, ImportEvent, ImportProgress, SourceIdentified
 
 
 class Command(BaseCommand):
-    """Shows progress on standard error and the result on standard output."""
+    """Shows progress on standard error and the result on standard output. It is a job as any other,
+    run here: one that is killed is taken up by a worker."""
 
     help = "Import a model: a GGUF file, an archive that holds one, or a Hugging Face directory."
 
@@ -25,18 +27,32 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         self._already = False
         try:
-            version = import_model(
-                name=options["name"],
-                source_path=options["source"],
-                actor=SYSTEM,
+            job = import_job_create(
+                model_name=options["name"],
+                kind=ImportJob.Kind.COMMAND,
+                source=str(options["source"].absolute()),
                 expected_sha256=options["sha256"],
-                on_event=self._show,
+                actor=SYSTEM,
             )
         except ValidationError as error:
             raise CommandError("; ".join(error.messages)) from error
-        except AppError as error:
-            where = f" ({error.param})" if error.param else ""
-            raise CommandError(f"{error.message}{where}") from error
+        claim = import_claim(pk=job.pk, owner=worker_name())
+        if claim is None:
+            raise CommandError("A worker has taken this import; it is in the admin.")
+        try:
+            import_run(claim=claim, on_event=self._show)
+        except KeyboardInterrupt:
+            import_job_cancel(job=job, actor=SYSTEM)
+            raise CommandError("Cancelled; nothing is left of it.") from None
+        job.refresh_from_db()
+        if job.status == ImportJob.Status.QUEUED:
+            raise CommandError("Another import of this model is running; this one waits for it.")
+        if job.model_version is None:
+            where = f" ({job.error_param})" if job.error_param else ""
+            raise CommandError(f"{job.error or job.get_status_display()}{where}")
+        self._say(job.model_version)
+
+    def _say(self, version: ModelVersion) -> None:
         how = "is already there as" if self._already else "imported as"
         self.stdout.write(
             f"{version.source} {how} {version}: {version.architecture}, "

@@ -100,6 +100,7 @@ UNFOLD: dict[str, Any] = {
                     _list("Registered models", "deployed_code", "registry", "registeredmodel"),
                     _list("Versions", "inventory_2", "registry", "modelversion"),
                     _list("Verifications", "fact_check", "registry", "verificationrun"),
+                    _list("Imports", "move_to_inbox", "registry", "importjob"),
                     _list("Deployments", "rocket_launch", "deployments", "deployment"),
                     _list("Replicas", "stacks", "deployments", "replica"),
                     _list("Remote servers", "cloud", "deployments", "remoteserver"),

@@ -33,6 +33,11 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": REAP_EVERY_S,
         "options": {"expires": REAP_EVERY_S},
     },
+    "registry.reap": {
+        "task": "registry.reap",
+        "schedule": REAP_EVERY_S,
+        "options": {"expires": REAP_EVERY_S},
+    },
     # At a time of day, not after a span: beat's memory begins anew whenever it starts.
     "console.prune": {
         "task": "console.prune",
