@@ -176,9 +176,11 @@ def import_run(
     except ModelImportRunning:
         _let_go(claim, lease_until=timezone.now() + _PUT_OFF)
     except AppError as error:
-        _end(claim, _STATUS.FAILED, error=error.message, error_param=error.param or "")
+        _end(
+            claim, _STATUS.FAILED, error=_text(error.message), error_param=_text(error.param or "")
+        )
     except ValidationError as error:
-        _end(claim, _STATUS.FAILED, error="; ".join(error.messages), error_param="model_name")
+        _end(claim, _STATUS.FAILED, error=_text("; ".join(error.messages)))
     except OSError as error:
         _end(claim, _STATUS.FAILED, error=f"The disk cannot be used: {error.strerror}.")
     except DatabaseError:
@@ -253,6 +255,11 @@ class _Watch:
         self._looked_at_s, self._good_until_s = asked_s, asked_s + settings.IMPORT_LEASE_S
         if status == _STATUS.CANCELLING:
             raise _Cancelled
+
+
+def _text(words: str) -> str:
+    """What an artifact says may hold what no database takes in a text."""
+    return words.encode("utf-8", errors="backslashreplace").decode().replace("\0", "\\0")
 
 
 def _let_go(claim: ImportClaim, *, lease_until: datetime | None) -> None:

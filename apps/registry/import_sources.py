@@ -54,7 +54,7 @@ def sources_below_roots() -> list[str]:
     for root in settings.IMPORT_ROOTS:
         if Path(root).is_dir():
             names += sorted(path.name for path in Path(root).iterdir() if path.name[0] != ".")
-    return names[:_SHOWN]
+    return [name for name in names if name.isprintable()][:_SHOWN]  # else bytes that are no text
 
 
 # -- uploads -----------------------------------------------------------------------------------

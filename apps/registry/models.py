@@ -240,12 +240,14 @@ class ImportJob(TimestampedModel):
     )
     size_bytes = models.PositiveBigIntegerField(default=0, editable=False)
     n_received_bytes = models.PositiveBigIntegerField(default=0, editable=False)
-    source_sha256 = models.CharField(max_length=64, blank=True, editable=False)
+    source_sha256 = models.CharField(
+        "SHA-256 of the source", max_length=64, blank=True, editable=False
+    )
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.QUEUED)
     stage = models.CharField(max_length=20, blank=True, editable=False)
     stage_done = models.PositiveBigIntegerField(default=0, editable=False)
     stage_total = models.PositiveBigIntegerField(default=0, editable=False)
-    n_attempts = models.PositiveIntegerField(default=0, editable=False)
+    n_attempts = models.PositiveIntegerField("attempts", default=0, editable=False)
     error = models.TextField(blank=True, editable=False)
     error_param = models.CharField(max_length=500, blank=True, editable=False)
     log = models.TextField(blank=True, editable=False)
@@ -258,7 +260,7 @@ class ImportJob(TimestampedModel):
     actor_label = models.CharField("asked by", max_length=200, editable=False)
     started_at = models.DateTimeField(null=True, blank=True, editable=False)
     ended_at = models.DateTimeField(null=True, blank=True, editable=False)
-    lease_owner = models.CharField(max_length=120, blank=True, editable=False)
+    lease_owner = models.CharField("worker", max_length=120, blank=True, editable=False)
     lease_until = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:

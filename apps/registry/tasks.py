@@ -10,7 +10,7 @@ import threading
 from typing import Final
 
 from celery import shared_task
-from celery.signals import worker_shutting_down
+from celery.signals import worker_shutdown, worker_shutting_down
 from django.db import connections
 from django.utils import timezone
 
@@ -18,6 +18,8 @@ from apps.registry import import_jobs, import_running
 from apps.registry.types import WAKE_IMPORTS
 
 logger = logging.getLogger(__name__)
+
+_STOP_S: Final = 8.0
 
 
 class _Importer:
@@ -28,11 +30,21 @@ class _Importer:
         self._thread: threading.Thread | None = None
         self.is_stopping = threading.Event()
 
+    @property
+    def is_busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def wake(self) -> None:
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._work, name="imports")
+            if not self.is_busy:
+                self._thread = threading.Thread(target=self._work, name="imports", daemon=True)
                 self._thread.start()
+
+    def stop(self) -> None:
+        """Let the job go, for another worker. One that has no time for it loses it by its lease."""
+        self.is_stopping.set()
+        if self._thread is not None:
+            self._thread.join(_STOP_S)
 
     def _work(self) -> None:
         try:
@@ -49,6 +61,12 @@ _importer: Final = _Importer()
 @worker_shutting_down.connect
 def _on_shutting_down(**kwargs: object) -> None:
     _importer.is_stopping.set()
+
+
+@worker_shutdown.connect
+def _on_shutdown(**kwargs: object) -> None:
+    """Also of a worker that ends by a fault."""
+    _importer.stop()
 
 
 @shared_task(name=WAKE_IMPORTS, ignore_result=True)

@@ -53,7 +53,7 @@ def test_an_upload_becomes_a_version_although_the_worker_is_killed(
     page.goto(f"{product.origin}/admin/registry/importjob/")
     page.goto(f"{product.origin}/admin/registry/importjob/add/")
     page.get_by_label("Model").fill(name)
-    page.get_by_label("An upload from this computer").check()
+    page.get_by_label("Source").select_option("upload")
     picture(product, admin, "import-add")
     page.get_by_role("button", name="Save", exact=True).click()
     expect(page.locator(".co-badge")).to_have_text("Uploading")

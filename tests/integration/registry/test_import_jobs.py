@@ -1,5 +1,7 @@
 """Imports as jobs: from a root, by an upload, cancelled, refused; and what is written of them."""
 
+import os
+import tarfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from django.utils import timezone
 
 from apps.audit.models import AuditEvent
 from apps.core.exceptions import AppError, InvalidRequest
-from apps.registry import import_jobs, import_running, import_sources
+from apps.registry import import_jobs, import_running, import_sources, tasks
 from apps.registry.exceptions import ImportNotCancellable, UploadOutOfStep, UploadTooLarge
 from apps.registry.models import ImportJob, ModelVersion
 from apps.registry.types import ImportEvent, ImportProgress
@@ -26,6 +28,7 @@ from tests.integration.registry.places import (
 )
 from tests.rows import all_of
 from tests.unit.convert.builders import llama_gguf
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -128,6 +131,18 @@ def test_a_refusal_says_what_and_leaves_nothing(places: Places) -> None:
     assert job.error == "architecture 'mamba' is not supported; 'llama' is"
     assert actions()[-1] == ("import_job.failed", "system")
     assert not ModelVersion.objects.exists()
+    places.check()
+
+
+def test_a_name_that_is_no_text_is_told_all_the_same(places: Places) -> None:
+    (places.root / os.fsdecode(b"\xff.gguf")).touch()
+    with tarfile.open(places.root / "odd.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("../a\udcff"))
+    assert import_sources.sources_below_roots() == ["odd.tar"]
+    job = job_below_root("odd.tar")
+    work()
+    assert (again(job).status, job.error_param) == ("failed", r"../a\udcff")
+    assert "leads outside" in job.error
     places.check()
 
 
@@ -323,6 +338,16 @@ def test_two_imports_of_a_model_take_turns(places: Places, gguf: Path) -> None:
     work()
     assert again(second).model_version == again(first).model_version
     assert "it is version 1 already" in second.log
+    places.check()
+
+
+def test_the_task_returns_at_once_and_its_thread_works(places: Places, gguf: Path) -> None:
+    job = job_below_root("tiny.gguf")
+    tasks.reap()
+    wait_until("the version", lambda: again(job).status == "done", timeout_s=60)
+    wait_until("the thread to end", lambda: not tasks._importer.is_busy)
+    tasks.work()  # there is nothing to do
+    wait_until("the thread to end", lambda: not tasks._importer.is_busy)
     places.check()
 
 

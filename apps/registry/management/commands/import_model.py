@@ -5,6 +5,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
 
 from apps.audit.types import SYSTEM
 from apps.registry.import_jobs import import_job_cancel, import_job_create
@@ -27,18 +28,18 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         self._already = False
         try:
-            job = import_job_create(
-                model_name=options["name"],
-                kind=ImportJob.Kind.COMMAND,
-                source=str(options["source"].absolute()),
-                expected_sha256=options["sha256"],
-                actor=SYSTEM,
-            )
+            with transaction.atomic():  # no worker sees it before it is ours
+                job = import_job_create(
+                    model_name=options["name"],
+                    kind=ImportJob.Kind.COMMAND,
+                    source=str(options["source"].absolute()),
+                    expected_sha256=options["sha256"],
+                    actor=SYSTEM,
+                )
+                claim = import_claim(pk=job.pk, owner=worker_name())
         except ValidationError as error:
             raise CommandError("; ".join(error.messages)) from error
-        claim = import_claim(pk=job.pk, owner=worker_name())
-        if claim is None:
-            raise CommandError("A worker has taken this import; it is in the admin.")
+        assert claim is not None
         try:
             import_run(claim=claim, on_event=self._show)
         except KeyboardInterrupt:
