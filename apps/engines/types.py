@@ -83,6 +83,7 @@ class EngineHealth:
 
     n_blocks_free counts blocks that no sequence holds, those kept by the prefix cache included.
     n_drafted_tokens were guessed and computed, n_accepted_tokens of them were right.
+    oldest_wait_ms: of those that wait now, batches' left out, how long the first has.
     """
 
     epoch: int
@@ -107,6 +108,7 @@ class EngineHealth:
     uptime_s: float
     rss_bytes: int
     steps: StepStats | None
+    oldest_wait_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,14 +269,15 @@ class EngineSpec:
     """What the agent should run in one slot. A spec that differs in anything is another engine.
 
     process_id: the slot's row. revision: raised to have an equal engine started anew. arguments:
-    of the engine's command line, without those that the agent adds itself. remote: it runs
-    elsewhere, and is watched only.
+    of the engine's command line, without those that the agent adds itself. environment: beside the
+    agent's own. remote: it runs elsewhere, and is watched only.
     """
 
     process_id: int
     name: str
     revision: int
     arguments: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
     remote: RemoteTarget | None = None
 
 
@@ -296,3 +299,32 @@ class EngineObservation:
     last_error: str
     info: dict[str, Any]
     stats: dict[str, Any]
+
+
+DeviceKind = Literal["cpu", "cuda"]
+
+# What an engine of ours computes on, the one that a deployment is given if it does not say first.
+ENGINE_DEVICES: Final[tuple[DeviceKind, ...]] = ("cpu",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceReport:
+    """A device of a machine and its memory. uid: tells it from the machine's others for good.
+    auto_dtype: what an engine computes in there if it is left the choice."""
+
+    kind: DeviceKind
+    index: int
+    uid: str
+    name: str
+    total_bytes: int
+    free_bytes: int
+    auto_dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReport:
+    """A machine that runs engines, as its agent sees it now. n_cores: those that it may use."""
+
+    name: str
+    n_cores: int
+    devices: tuple[DeviceReport, ...]

@@ -34,6 +34,7 @@ class _Job:
     request: EmbeddingRequest
     vectors: list[bytes | None]
     n_left: int
+    arrived_at_s: float
 
 
 @dataclass(slots=True)
@@ -101,7 +102,9 @@ class EmbeddingBackend:
             raise EngineError(f"the key {request.key} belongs to a live request")
         n_inputs = len(request.inputs)
         self._queue.add(request.key, [len(token_ids) for token_ids in request.inputs])
-        self._jobs[request.key] = _Job(request, vectors=[None] * n_inputs, n_left=n_inputs)
+        self._jobs[request.key] = _Job(
+            request, vectors=[None] * n_inputs, n_left=n_inputs, arrived_at_s=time.perf_counter()
+        )
 
     def abort(self, key: int, *, choice: int | None = None) -> None:
         if self._drop(key):
@@ -134,8 +137,10 @@ class EmbeddingBackend:
 
     def stats(self) -> EngineStats:
         counters = self._counters
+        waits_s = [time.perf_counter() - job.arrived_at_s for job in self._jobs.values()]
         return EngineStats(
             n_waiting=len(self._queue),
+            oldest_wait_ms=max(waits_s, default=0.0) * 1000.0,
             n_steps=counters.n_steps,
             n_prompt_tokens=counters.n_prompt_tokens,
             n_finished=counters.n_finished,

@@ -176,6 +176,7 @@ class NativeBackend:
             n_drafted_tokens=self._scheduler.speculation.n_drafted_tokens,
             n_accepted_tokens=self._scheduler.speculation.n_accepted_tokens,
             steps=self._log.stats(waits_s=self._scheduler.waits_s),
+            oldest_wait_ms=self._scheduler.oldest_wait_s() * 1000.0,
         )
 
     def _update(self, batch: Batch, *, result: StepResult) -> None:

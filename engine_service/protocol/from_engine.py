@@ -211,6 +211,8 @@ class EngineStats(Value, frozen=True):
 
     n_blocks_free counts blocks that no sequence holds, those kept by the prefix cache included.
     n_drafted_tokens: guessed by speculation and computed; n_accepted_tokens: those that were right.
+    oldest_wait_ms: of those that wait now to be computed for the first time, how long the first has
+    waited; those below the usual priority, which are batches', are left out.
     """
 
     n_running: int = 0
@@ -232,6 +234,7 @@ class EngineStats(Value, frozen=True):
     uptime_s: float = 0.0
     rss_bytes: int = 0
     steps: StepStats | None = None
+    oldest_wait_ms: float = 0.0
 
 
 class Pong(Message, frozen=True):

@@ -115,6 +115,19 @@ class RequestQueue:
         )
         return found
 
+    def oldest_arrival_s(self, *, min_priority: int) -> float | None:
+        """Return when the first came of those that wait for the first time, with this priority or
+        a higher one; None where none waits. A line is in order of arrival: its first tells."""
+        return min(
+            (
+                next(iter(line.values())).arrived_at_s
+                for priority, members in self._classes.items()
+                if priority >= min_priority
+                for line in members.lines.values()
+            ),
+            default=None,
+        )
+
     def charge(self, sequence: Sequence, *, n_tokens: int) -> None:
         """Count service to the sequence's tenant."""
         standing = sequence.standing

@@ -102,6 +102,12 @@ class Scheduler:
     def n_waiting(self) -> int:
         return len(self._waiting)
 
+    def oldest_wait_s(self) -> float:
+        """Return how long the first has waited of those of the usual priority or above that were
+        never computed; 0 where none waits."""
+        arrived_at_s = self._waiting.oldest_arrival_s(min_priority=0)
+        return 0.0 if arrived_at_s is None else self._clock() - arrived_at_s
+
     @property
     def running(self) -> tuple[Sequence, ...]:
         return tuple(self._running)
