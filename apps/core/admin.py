@@ -179,7 +179,7 @@ class ServiceModelAdmin(BaseAdmin):
     ) -> HttpResponse | None:
         try:
             return super().response_action(request, queryset)  # type: ignore[no-any-return]
-        except (AppError, models.ProtectedError) as error:
+        except (AppError, ValidationError, models.ProtectedError) as error:
             return refused(request, error, location=request.get_full_path())
 
     def _list_url(self) -> str:

@@ -3,9 +3,12 @@
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.humanize.templatetags.humanize import naturaltime
 from django.db import models
 from django.db.models import Prefetch
 from django.http import HttpRequest
+from django.template.defaultfilters import filesizeformat
+from django.utils import timezone
 
 from apps.audit.selectors import actor_of
 from apps.core.access import access_in
@@ -18,6 +21,7 @@ from apps.deployments.models import (
     RemoteServer,
     Replica,
 )
+from apps.deployments.placing import needs_text
 from apps.deployments.selectors import live_state
 from apps.deployments.services import (
     deployment_create,
@@ -40,11 +44,12 @@ class ReplicaInline(ReadOnlyInline):
     """What the agent made of the deployment."""
 
     model = Replica
-    fields = ("index", "engine_process", "state", "last_error")
+    fields = ("index", "engine_process", "state", "device", "memory", "last_error")
     readonly_fields = fields
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Replica]:
-        return super().get_queryset(request).select_related("engine_process", "deployment")  # type: ignore[no-any-return]
+        rows: models.QuerySet[Replica] = super().get_queryset(request)
+        return rows.select_related("engine_process", "deployment", "device__node")
 
     @display(description="State", label=STATE_LABELS)
     def state(self, replica: Replica) -> str:
@@ -52,7 +57,15 @@ class ReplicaInline(ReadOnlyInline):
 
     @display(description="Last error")
     def last_error(self, replica: Replica) -> str:
-        return replica.engine_process.last_error or "-"
+        return replica.refusal or replica.engine_process.last_error or "-"
+
+    @display(description="Memory, of the estimate")
+    def memory(self, replica: Replica) -> str:
+        if replica.estimated_bytes is None:
+            return "-"
+        used = replica.engine_process.stats.get("rss_bytes")
+        estimated = filesizeformat(replica.estimated_bytes)
+        return f"{filesizeformat(used)} of {estimated}" if used else f"? of {estimated}"
 
 
 class DeploymentGivenInline(GivenInline):
@@ -84,7 +97,16 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
             {
                 "fields": (
                     ("name", "model_version"),
-                    ("desired_state", "n_replicas", "max_model_len"),
+                    ("desired_state", "max_model_len"),
+                )
+            },
+        ),
+        (
+            "Replicas",
+            {
+                "fields": (
+                    ("min_replicas", "max_replicas", "target_wait_ms"),
+                    ("replicas_now", "memory_needed"),
                 )
             },
         ),
@@ -100,7 +122,7 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
             {
                 "description": "A change of these replaces the running engines.",
                 "fields": (
-                    "dtype",
+                    ("device_class", "dtype", "quantization"),
                     ("kv_cache_tokens", "max_sequences", "max_batched_tokens"),
                 ),
             },
@@ -115,7 +137,7 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
         )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        fixed: tuple[str, ...] = ("name",) if obj else ()
+        fixed: tuple[str, ...] = ("replicas_now", "memory_needed", *(("name",) if obj else ()))
         # Whose key a deployment uses is not for someone who was given only that deployment.
         if not access_in(request).may("deployments.view_remoteserver"):
             fixed += ("remote", "remote_model", "remote_task")
@@ -128,8 +150,12 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
             name=obj.name,
             model_version=obj.model_version,
             desired_state=obj.desired_state,
-            n_replicas=obj.n_replicas,
+            min_replicas=obj.min_replicas,
+            max_replicas=obj.max_replicas,
+            target_wait_ms=obj.target_wait_ms,
+            device_class=obj.device_class,
             dtype=obj.dtype,
+            quantization=obj.quantization,
             kv_cache_tokens=obj.kv_cache_tokens,
             max_sequences=obj.max_sequences,
             max_batched_tokens=obj.max_batched_tokens,
@@ -183,6 +209,17 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
     def replicas_ready(self, deployment: Deployment) -> str:
         state = live_state(deployment)
         return f"{state.n_ready} of {state.n_replicas}"
+
+    @display(description="Replicas now")
+    def replicas_now(self, deployment: Deployment) -> str:
+        if deployment.scaled_at is None:
+            return str(deployment.n_replicas)
+        when = naturaltime(deployment.scaled_at)
+        return f"{deployment.n_replicas}, since {when}. {deployment.scaled_because}"
+
+    @display(description="Memory of a replica")
+    def memory_needed(self, deployment: Deployment) -> str:
+        return needs_text(deployment, now=timezone.now())
 
     @display(description="Running / waiting")
     def queue(self, deployment: Deployment) -> str:
@@ -270,8 +307,8 @@ class RemoteServerAdmin(ServiceModelAdmin):
 
 @admin.register(Replica)
 class ReplicaAdmin(ReadOnlyAdmin):
-    list_display = ("name", "state", "engine_process", "created_at")
-    list_select_related = ("deployment", "engine_process")
+    list_display = ("name", "state", "device", "engine_process", "created_at")
+    list_select_related = ("deployment", "engine_process", "device__node")
     list_filter = ("engine_process__state",)
     search_fields = ("deployment__name", "engine_process__name")
     ordering = ("deployment__name", "index")

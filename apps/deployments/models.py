@@ -10,9 +10,11 @@ from guardian.models import UserObjectPermissionBase
 
 from apps.core.models import TimestampedModel
 from apps.core.outbound import MAX_URL_CHARS, UnsafeUrl, url_check
+from apps.engines.types import ENGINE_DEVICES
 from apps.registry.types import Task as RegistryTask
 
 _SECONDS = [MinValueValidator(1), MaxValueValidator(3600)]
+_REPLICAS = [MinValueValidator(1), MaxValueValidator(16)]
 
 
 class RemoteServer(TimestampedModel):
@@ -79,6 +81,15 @@ class Deployment(TimestampedModel):
         BFLOAT16 = "bfloat16", "bfloat16"
         FLOAT32 = "float32", "float32"
 
+    class Quantization(models.TextChoices):
+        NONE = "none", "As they are"
+        INT8 = "int8", "int8"
+
+    class DeviceClass(models.TextChoices):
+        AUTO = "auto", "What there is"
+        CPU = "cpu", "Processor"
+        CUDA = "cuda", "GPU"
+
     class Task(models.TextChoices):
         GENERATE = "generate", "Generates text"
         EMBED = "embed", "Makes embeddings"
@@ -109,10 +120,37 @@ class Deployment(TimestampedModel):
     desired_state = models.CharField(
         max_length=8, choices=DesiredState.choices, default=DesiredState.RUNNING
     )
+    min_replicas = models.PositiveSmallIntegerField(
+        "fewest replicas", default=1, validators=_REPLICAS
+    )
+    max_replicas = models.PositiveSmallIntegerField(
+        "most replicas",
+        default=1,
+        validators=_REPLICAS,
+        help_text="Beyond the fewest as many run as keep requests from waiting.",
+    )
+    target_wait_ms = models.PositiveIntegerField(
+        "longest wait, ms",
+        default=1000,
+        validators=[MinValueValidator(50), MaxValueValidator(600_000)],
+        help_text="Where requests wait longer for their first step, replicas are added.",
+    )
     n_replicas = models.PositiveSmallIntegerField(
-        default=1, validators=[MinValueValidator(1), MaxValueValidator(16)]
+        "replicas now", default=1, editable=False, help_text="How many should run at present."
+    )
+    scaled_because = models.CharField(max_length=200, blank=True, editable=False)
+    scaled_at = models.DateTimeField(null=True, blank=True, editable=False)
+    device_class = models.CharField(
+        "runs on", max_length=8, choices=DeviceClass.choices, default=DeviceClass.AUTO
     )
     dtype = models.CharField(max_length=10, choices=Dtype.choices, default=Dtype.AUTO)
+    quantization = models.CharField(
+        "weights",
+        max_length=8,
+        choices=Quantization.choices,
+        default=Quantization.NONE,
+        help_text="int8 halves them when they are loaded; it needs the compiled kernels.",
+    )
     kv_cache_tokens = models.PositiveIntegerField(
         default=32768,
         validators=[MinValueValidator(256)],
@@ -141,7 +179,12 @@ class Deployment(TimestampedModel):
         ordering = ["name"]
         constraints = [
             models.CheckConstraint(
-                condition=models.Q(n_replicas__gte=1) & models.Q(n_replicas__lte=16),
+                condition=models.Q(
+                    min_replicas__gte=1,
+                    n_replicas__gte=models.F("min_replicas"),
+                    n_replicas__lte=models.F("max_replicas"),
+                    max_replicas__lte=16,
+                ),
                 name="deployment_replicas_1_to_16",
             ),
             models.CheckConstraint(
@@ -189,12 +232,18 @@ class Deployment(TimestampedModel):
             errors["remote_model"] = "The remote server must be told which model."
         if self.max_model_len is None:
             errors["max_model_len"] = "Nobody here knows the context of a remote model: give it."
-        if self.n_replicas != 1:
-            errors["n_replicas"] = "A remote server is one replica to us, however many it has."
+        if (self.min_replicas, self.max_replicas) != (1, 1):
+            errors["max_replicas"] = "A remote server is one replica to us, however many it has."
         return errors
 
     def _wrong_engine(self) -> dict[str, str]:
         errors: dict[str, str] = {}
+        if self.max_replicas < self.min_replicas:
+            errors["max_replicas"] = f"At least the {self.min_replicas} that always run."
+        if self.device_class not in (self.DeviceClass.AUTO, *ENGINE_DEVICES):
+            errors["device_class"] = "The engine computes on the processor only."
+        if self.task == "embed" and self.quantization != self.Quantization.NONE:
+            errors["quantization"] = "An embedding model runs with its weights as they are."
         if self.max_batched_tokens < self.max_sequences:
             errors["max_batched_tokens"] = (
                 f"At least {self.max_sequences}, so that every request of a step gets a token."
@@ -228,6 +277,19 @@ class Replica(TimestampedModel):
     index = models.PositiveSmallIntegerField()
     engine_process = models.OneToOneField(
         "engines.EngineProcess", on_delete=models.CASCADE, related_name="replica"
+    )
+    device = models.ForeignKey(
+        "engines.Device", on_delete=models.SET_NULL, null=True, blank=True, related_name="replicas"
+    )
+    placed_generation = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Of the deployment, when it was given its device."
+    )
+    n_threads = models.PositiveSmallIntegerField(
+        null=True, blank=True, help_text="Its share of the cores; empty for all of them."
+    )
+    estimated_bytes = models.PositiveBigIntegerField(null=True, blank=True)
+    refusal = models.CharField(
+        max_length=300, blank=True, help_text="Why it does not run, where it fits nowhere."
     )
 
     class Meta:

@@ -11,8 +11,10 @@ from django.utils import timezone
 
 from apps.core.hop import database_hop
 from apps.core.selectors import change_stamps
+from apps.deployments.autoscaling import Pace
+from apps.deployments.scaler import Scaler
 from apps.deployments.services import replicas_reconcile
-from apps.deployments.types import DEPLOYMENTS_STAMP
+from apps.deployments.types import DEPLOYMENTS_STAMP, Reconciled
 from apps.engines.services import (
     AgentPaths,
     EngineAgent,
@@ -20,6 +22,8 @@ from apps.engines.services import (
     engine_epoch_take,
     is_ready,
     journals_read,
+    node_record,
+    node_report,
     observations_record,
     orphan_end,
     stale_states_correct,
@@ -31,12 +35,14 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _SWEEP_EVERY_S = 10.0
+_LOOK_EVERY_S = 10.0  # at this machine's devices
+_LEAVING_EVERY_S = 1.0
 
 
 class Reconciler:
     """One agent at work. While the database is away it keeps the engines that it has."""
 
-    def __init__(self, *, paths: AgentPaths, timings: Timings) -> None:
+    def __init__(self, *, paths: AgentPaths, timings: Timings, pace: Pace | None = None) -> None:
         self.agent = EngineAgent(paths=paths, take_epoch=_epoch_take, timings=timings)
         self._paths = paths
         self._timings = timings
@@ -45,6 +51,11 @@ class Reconciler:
         self._occupied: frozenset[int] = frozenset()
         self._pending: dict[int, EngineObservation] = {}
         self._ready: dict[int, int] = {}
+        self._reconciled = Reconciled(specs=(), scalable=(), leaving=frozenset(), is_short=False)
+        self._reconciled_at = 0.0
+        self._scaler = Scaler(pace=pace or Pace())
+        self._node_id: int | None = None
+        self._looked_at = -_LOOK_EVERY_S
         self._swept_at = 0.0
         self._is_database_away = False
 
@@ -70,19 +81,41 @@ class Reconciler:
 
     async def _turn(self) -> None:
         """Look at both sides once."""
-        stamp = (await database_hop(change_stamps)).get(DEPLOYMENTS_STAMP, 0)
-        occupied = frozenset(self.agent.occupied)
-        # A slot that fell empty may have a row that nothing asks for any more.
-        if stamp != self._stamp or self._occupied - occupied:
-            specs = await database_hop(replicas_reconcile, occupied=occupied)
-            self.agent.desired_set(specs)
-            self._stamp = stamp
-            self._occupied = frozenset(self.agent.occupied)
-        await self._record()
         now = asyncio.get_running_loop().time()
+        has_looked = now - self._looked_at >= _LOOK_EVERY_S
+        if has_looked:
+            self._looked_at = now
+            report = await asyncio.to_thread(node_report)
+            self._node_id = (await database_hop(node_record, report, now=timezone.now())).pk
+        stamp = (await database_hop(change_stamps)).get(DEPLOYMENTS_STAMP, 0)
+        if stamp != self._stamp or self._is_due(now, has_looked=has_looked):
+            await self._reconcile(stamp, now=now)
+        await self._record()
+        await self._scaler.scale(self._reconciled.scalable, now_s=now)
         if now - self._swept_at >= _SWEEP_EVERY_S:
             self._swept_at = now
             await self._sweep()
+
+    def _is_due(self, now: float, *, has_looked: bool) -> bool:
+        """Whether the rows may come out otherwise though nobody changed a deployment."""
+        # A slot that fell empty may have a row that nothing asks for any more.
+        is_emptied = bool(self._occupied - frozenset(self.agent.occupied))
+        may_fit_now = self._reconciled.is_short and has_looked
+        may_leave_now = (
+            bool(self._reconciled.leaving) and now - self._reconciled_at >= _LEAVING_EVERY_S
+        )
+        return is_emptied or may_fit_now or may_leave_now
+
+    async def _reconcile(self, stamp: int, *, now: float) -> None:
+        self._reconciled = await database_hop(
+            replicas_reconcile,
+            occupied=frozenset(self.agent.occupied),
+            node_id=self._node_id,
+            idle_at=self._scaler.idle_at,
+        )
+        self.agent.desired_set(self._reconciled.specs)
+        self._stamp, self._reconciled_at = stamp, now
+        self._occupied = frozenset(self.agent.occupied)
 
     async def _sweep(self) -> None:
         """Read what the engines recorded, then close what nobody else will."""
@@ -93,7 +126,9 @@ class Reconciler:
 
     async def _record(self) -> None:
         """Write what is new; what cannot be written now is kept and written later."""
-        self._pending |= {seen.process_id: seen for seen in self.agent.observations()}
+        seen_now = self.agent.observations()
+        self._scaler.note(seen_now)
+        self._pending |= {seen.process_id: seen for seen in seen_now}
         if not self._pending:
             return
         ready = dict(self._ready)

@@ -55,12 +55,18 @@ def remote_target(deployment: Deployment) -> RemoteTarget | None:
 
 def deployments_all() -> list[Deployment]:
     """Return every deployment with its model version and its replicas, in two queries."""
-    replicas = Replica.objects.select_related("engine_process")
+    replicas = Replica.objects.select_related("engine_process", "device__node")
     return list(
         Deployment.objects.select_related("model_version__model", "remote").prefetch_related(
             Prefetch("replicas", queryset=replicas)
         )
     )
+
+
+def replicas_of(deployment: Deployment) -> list[Replica]:
+    """Return its replicas with their engine processes, in one query."""
+    rows = Replica.objects.filter(deployment_id=deployment.pk).select_related("engine_process")
+    return list(rows.order_by("index"))
 
 
 def deployments_running() -> list[Deployment]:
@@ -75,11 +81,15 @@ def deployments_running() -> list[Deployment]:
 def live_state(deployment: Deployment) -> LiveState:
     """Judge a deployment that came with its replicas, as from ``deployments_all``: no query."""
     state = EngineState
-    processes = [replica.engine_process for replica in deployment.replicas.all()]
+    replicas = deployment.replicas.all()
+    processes = [replica.engine_process for replica in replicas]
     n_ready = sum(process.state == state.READY for process in processes)
     failed = [process for process in processes if process.state == state.FAILED]
     failing = failed + [
         process for process in processes if process.state in (state.BACKING_OFF, state.UNRESPONSIVE)
+    ]
+    refusals = [
+        each.refusal for each in replicas if each.refusal and each.index < deployment.n_replicas
     ]
     if deployment.desired_state == Deployment.DesiredState.STOPPED:
         word = "Stopping" if any(p.state != state.STOPPED for p in processes) else "Stopped"
@@ -87,6 +97,8 @@ def live_state(deployment: Deployment) -> LiveState:
         word = "Ready"
     elif n_ready:
         word = "Degraded"
+    elif refusals:
+        word = "Does not fit"
     elif failing:
         word = "Failed" if failed else "Failing"
     else:
@@ -96,7 +108,7 @@ def live_state(deployment: Deployment) -> LiveState:
         n_ready=n_ready,
         n_replicas=deployment.n_replicas,
         n_restarts=max((process.n_restarts for process in processes), default=0),
-        last_error=failing[0].last_error if failing else "",
+        last_error=failing[0].last_error if failing else refusals[0] if refusals else "",
     )
 
 

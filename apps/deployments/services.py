@@ -1,34 +1,33 @@
 """Writes of deployments. Each is one transaction with its audit event and its change stamp; the
 engine agent then brings the processes in line."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Unpack
 
-from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import models, transaction
+from django.utils import timezone
 
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.exceptions import Conflict
 from apps.core.services import change_stamp_bump, fields_set, plain
-from apps.deployments.models import Deployment, Replica
+from apps.deployments.models import Deployment
+from apps.deployments.placing import refusal_of
+from apps.deployments.reconciling import replicas_reconcile
 from apps.deployments.remote_servers import (
     remote_server_create,
     remote_server_delete,
     remote_server_update,
 )
-from apps.deployments.selectors import deployments_all, remote_target
 from apps.deployments.types import DEPLOYMENTS_STAMP, DeploymentFields
-from apps.engines.selectors import engine_processes
-from apps.engines.services import engine_process_create, engine_processes_remove
-from apps.engines.types import EngineSpec
 from apps.registry.services import deployable_check
 
 __all__ = [
     "deployment_create",
     "deployment_delete",
     "deployment_restart",
+    "deployment_scale",
     "deployment_start",
     "deployment_stop",
     "deployment_update",
@@ -42,7 +41,9 @@ __all__ = [
 _ENGINE_FIELDS: Final = frozenset(
     {
         "model_version",
+        "device_class",
         "dtype",
+        "quantization",
         "kv_cache_tokens",
         "max_sequences",
         "max_batched_tokens",
@@ -52,18 +53,23 @@ _ENGINE_FIELDS: Final = frozenset(
         "remote_task",
     }
 )
+_SIZE_FIELDS: Final = frozenset({"min_replicas", "max_replicas"})
 
 
 @transaction.atomic
 def deployment_create(*, actor: Actor, **fields: Unpack[DeploymentFields]) -> Deployment:
-    """Make a deployment.
+    """Make it, with its fewest replicas.
 
     Raises:
         StageNotDeployable: of its version none may be made.
+        ValidationError: a field is wrong, or, under ``desired_state``, it should run and does not
+            fit; the message says how much is missing.
     """
     deployment = Deployment(**fields)
+    deployment.n_replicas = deployment.min_replicas
     deployment.full_clean()
     _stage_check(deployment)
+    _require_fit(deployment)
     deployment.save()
     facts = {name: plain(value) for name, value in fields.items()}
     event_record(action="deployment.created", actor=actor, obj=deployment, changes=facts)
@@ -79,6 +85,7 @@ def deployment_update(
 
     Raises:
         StageNotDeployable: more of its version would run, and none may be started.
+        ValidationError: as ``deployment_create``.
     """
     current = _deployment_lock(deployment)
     changes = fields_set(current, fields)
@@ -88,9 +95,14 @@ def deployment_update(
         raise ValidationError({"name": "The name of a deployment stays: its engines carry it."})
     if _ENGINE_FIELDS & changes.keys():
         current.generation += 1
+    if _SIZE_FIELDS & changes.keys():
+        n_replicas = min(max(current.n_replicas, current.min_replicas), current.max_replicas)
+        _replicas_set(current, n_replicas, because="Its bounds were changed.")
     current.full_clean()
     if _starts_more(current, changes):
         _stage_check(current)
+    if (_ENGINE_FIELDS | _SIZE_FIELDS | {"desired_state"}) & changes.keys():
+        _require_fit(current)
     current.save()
     event_record(action="deployment.updated", actor=actor, obj=current, changes=changes)
     change_stamp_bump(DEPLOYMENTS_STAMP)
@@ -115,7 +127,12 @@ def deployment_delete(*, deployment: Deployment, actor: Actor) -> None:
 
 
 def deployment_start(*, deployment: Deployment, actor: Actor) -> Deployment:
-    """Raises StageNotDeployable."""
+    """Have it run.
+
+    Raises:
+        StageNotDeployable: of its version none may be started.
+        ValidationError: it does not fit; ``desired_state`` is the field.
+    """
     return _desired_state_set(
         deployment, state=Deployment.DesiredState.RUNNING, action="deployment.started", actor=actor
     )
@@ -134,11 +151,13 @@ def deployment_restart(*, deployment: Deployment, actor: Actor) -> Deployment:
 
     Raises:
         StageNotDeployable: of its version none may be started.
+        ValidationError: as ``deployment_start``.
     """
     current = _deployment_lock(deployment)
     _stage_check(current)
     current.generation += 1
     current.desired_state = Deployment.DesiredState.RUNNING
+    _require_fit(current)
     current.save(update_fields=["generation", "desired_state", "updated_at"])
     event_record(action="deployment.restarted", actor=actor, obj=current)
     change_stamp_bump(DEPLOYMENTS_STAMP)
@@ -146,73 +165,27 @@ def deployment_restart(*, deployment: Deployment, actor: Actor) -> Deployment:
 
 
 @transaction.atomic
-def replicas_reconcile(*, occupied: Collection[int] = ()) -> list[EngineSpec]:
-    """Bring the replicas' rows in line with the deployments; return what should run.
-
-    Rows that nothing asks for go, but for the slots in ``occupied``, whose process still lives.
-    Only the engine agent calls this.
-    """
-    deployments = deployments_all()
-    names = {process.pk: process.name for process in engine_processes()}
-    kept = {
-        replica.engine_process_id
-        for deployment in deployments
-        for replica in deployment.replicas.all()
-        if replica.index < deployment.n_replicas
-    }
-    if surplus := names.keys() - kept - set(occupied):
-        engine_processes_remove(surplus)
-    taken = {name for process_id, name in names.items() if process_id not in surplus}
-    return [
-        _engine_spec(replica)
-        for deployment in deployments
-        if deployment.desired_state == Deployment.DesiredState.RUNNING
-        for replica in _replicas_complete(deployment, taken_names=taken)
-    ]
-
-
-def _replicas_complete(deployment: Deployment, *, taken_names: Collection[str]) -> list[Replica]:
-    """Return the replicas that should run, made where they are missing. One whose slot still has
-    the process of a deleted namesake is left for the next time."""
-    replicas = {replica.index: replica for replica in deployment.replicas.all()}
-    for index in range(deployment.n_replicas):
-        name = f"{deployment.name}-{index}"
-        if index not in replicas and name not in taken_names:
-            process = engine_process_create(name=name)
-            replicas[index] = Replica.objects.create(
-                deployment=deployment, index=index, engine_process=process
-            )
-    return [replica for index, replica in replicas.items() if index < deployment.n_replicas]
-
-
-def _engine_spec(replica: Replica) -> EngineSpec:
-    deployment = replica.deployment
-    if deployment.model_version is None:
-        return EngineSpec(
-            process_id=replica.engine_process_id,
-            name=replica.engine_process.name,
-            revision=deployment.generation,
-            remote=remote_target(deployment),
+def deployment_scale(
+    *, deployment_id: int, n_replicas: int, because: str, actor: Actor
+) -> Deployment | None:
+    """Have so many replicas run, within its bounds as they are now; None where it is gone."""
+    row = Deployment.objects.filter(pk=deployment_id).first()
+    if row is None:
+        return None
+    current = _deployment_lock(row)
+    before = current.n_replicas
+    n_replicas = min(max(n_replicas, current.min_replicas), current.max_replicas)
+    if n_replicas != before:
+        _replicas_set(current, n_replicas, because=because)
+        current.save(update_fields=["n_replicas", "scaled_because", "scaled_at", "updated_at"])
+        event_record(
+            action="deployment.scaled",
+            actor=actor,
+            obj=current,
+            changes={"n_replicas": [before, n_replicas], "because": current.scaled_because},
         )
-    arguments = {
-        "--model": settings.MODELS_DIR / deployment.model_version.path,
-        "--dtype": deployment.dtype,
-        "--kv-cache-tokens": deployment.kv_cache_tokens,
-        "--max-sequences": deployment.max_sequences,
-        "--max-batched-tokens": deployment.max_batched_tokens,
-        "--max-model-len": deployment.max_model_len,
-    }
-    return EngineSpec(
-        process_id=replica.engine_process_id,
-        name=replica.engine_process.name,
-        revision=deployment.generation,
-        arguments=tuple(
-            str(part)
-            for name, value in arguments.items()
-            if value is not None
-            for part in (name, value)
-        ),
-    )
+        change_stamp_bump(DEPLOYMENTS_STAMP)
+    return current
 
 
 @transaction.atomic
@@ -224,6 +197,7 @@ def _desired_state_set(
         if state == Deployment.DesiredState.RUNNING:
             _stage_check(current)
         current.desired_state = state
+        _require_fit(current)
         current.save(update_fields=["desired_state", "updated_at"])
         event_record(action=action, actor=actor, obj=current)
         change_stamp_bump(DEPLOYMENTS_STAMP)
@@ -236,13 +210,27 @@ def _starts_more(deployment: Deployment, changes: Mapping[str, list[Any]]) -> bo
         return True
     if deployment.desired_state != Deployment.DesiredState.RUNNING:
         return False
-    before, after = changes.get("n_replicas", (0, 0))
+    before, after = changes.get("min_replicas", (0, 0))
     return "desired_state" in changes or after > before
 
 
 def _stage_check(deployment: Deployment) -> None:
     if deployment.model_version is not None:
         deployable_check(deployment.model_version)
+
+
+def _replicas_set(deployment: Deployment, n_replicas: int, *, because: str) -> None:
+    if deployment.n_replicas != n_replicas:
+        deployment.n_replicas = n_replicas
+        deployment.scaled_because = because[:200]
+        deployment.scaled_at = timezone.now()
+
+
+def _require_fit(deployment: Deployment) -> None:
+    if deployment.desired_state != Deployment.DesiredState.RUNNING:
+        return
+    if refusal := refusal_of(deployment, now=timezone.now()):
+        raise ValidationError({"desired_state": refusal})
 
 
 def _deployment_lock(deployment: Deployment) -> Deployment:

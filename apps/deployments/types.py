@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from apps.engines.types import RemoteTarget
+from apps.engines.types import EngineSpec, RemoteTarget
 
 if TYPE_CHECKING:
     from apps.deployments.models import RemoteServer
@@ -34,13 +34,40 @@ class ReplicaEndpoint:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveState:
     """What of a deployment runs, beside what should. ``word`` is one of the keys of
-    ``LIVE_STATE_LABELS``; Failing is tried again, Failed is not."""
+    ``LIVE_STATE_LABELS``; Failing is tried again, Failed is not, and what does not fit is tried as
+    soon as it does."""
 
     word: str
     n_ready: int
     n_replicas: int
     n_restarts: int
     last_error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scalable:
+    """A deployment whose replicas may become more or fewer. process_ids: of those that should run
+    now, as many as ``n_replicas``."""
+
+    deployment_id: int
+    name: str
+    n_replicas: int
+    min_replicas: int
+    max_replicas: int
+    target_wait_s: float
+    max_sequences: int
+    process_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconciled:
+    """What the engine agent is to do. leaving: processes that run on until they are idle, then go.
+    is_short: a replica fits nowhere, and may later."""
+
+    specs: tuple[EngineSpec, ...]
+    scalable: tuple[Scalable, ...]
+    leaving: frozenset[int]
+    is_short: bool
 
 
 # How bad each state is, in the names of the admin's badges.
@@ -50,6 +77,7 @@ LIVE_STATE_LABELS: Final = {
     "Starting": "info",
     "Failing": "danger",
     "Failed": "danger",
+    "Does not fit": "danger",
     "Stopping": "warning",
     "Stopped": "",
 }
@@ -61,8 +89,12 @@ class DeploymentFields(TypedDict, total=False):
     name: str
     model_version: "ModelVersion | None"
     desired_state: str
-    n_replicas: int
+    min_replicas: int
+    max_replicas: int
+    target_wait_ms: int
+    device_class: str
     dtype: str
+    quantization: str
     kv_cache_tokens: int
     max_sequences: int
     max_batched_tokens: int

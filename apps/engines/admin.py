@@ -4,13 +4,14 @@ from typing import Any
 
 from django.contrib import admin
 from django.contrib.humanize.templatetags.humanize import naturaltime
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from apps.core.admin import ReadOnlyAdmin, display
-from apps.engines.models import EngineProcess
+from apps.core.admin import ReadOnlyAdmin, ReadOnlyInline, display
+from apps.engines.models import Device, EngineProcess, Node
 from apps.engines.selectors import engine_log_tail
 from apps.engines.types import STATE_LABELS
 
@@ -110,6 +111,58 @@ class EngineProcessAdmin(ReadOnlyAdmin):
             '<pre class="max-h-96 overflow-auto text-xs whitespace-pre-wrap">{}</pre>',
             "\n".join(lines) or "Nothing yet.",
         )
+
+
+class DeviceInline(ReadOnlyInline):
+    """What the node computes on, and which replicas are there."""
+
+    model = Device
+    show_change_link = False
+    fields = ("uid", "name", "kind", "memory", "auto_dtype", "serves")
+    readonly_fields = fields
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Device]:
+        rows: QuerySet[Device] = super().get_queryset(request)
+        return rows.select_related("node").prefetch_related("replicas__deployment")
+
+    @display(description="Free")
+    def memory(self, device: Device) -> str:
+        return _free(device)
+
+    @display(description="Replicas")
+    def serves(self, device: Any) -> str:
+        return ", ".join(str(replica) for replica in device.replicas.all()) or "-"
+
+
+@admin.register(Node)
+class NodeAdmin(ReadOnlyAdmin):
+    """Machines that run engines."""
+
+    list_display = ("name", "n_cores", "devices_free", "seen")
+    search_fields = ("name",)
+    ordering = ("name",)
+    sortable_by = ("name",)
+    fieldsets = ((None, {"fields": (("name", "n_cores", "seen"),)}),)
+    inlines = (DeviceInline,)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Node]:
+        rows: QuerySet[Node] = super().get_queryset(request)
+        return rows.prefetch_related("devices")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return ("seen",)
+
+    @display(description="Free memory")
+    def devices_free(self, node: Any) -> str:
+        return "; ".join(f"{each.uid} {_free(each)}" for each in node.devices.all()) or "-"
+
+    @display(description="Last seen", ordering="seen_at")
+    def seen(self, node: Node) -> str:
+        return str(naturaltime(node.seen_at))
+
+
+def _free(device: Device) -> str:
+    return f"{filesizeformat(device.free_bytes)} of {filesizeformat(device.total_bytes)}"
 
 
 _SHOWN_ELSEWHERE = ("epoch", "pid", "steps")

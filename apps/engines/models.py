@@ -42,6 +42,46 @@ class EngineProcess(TimestampedModel):
         return self.name
 
 
+class Node(TimestampedModel):
+    """A machine that runs engines, as its agent last saw it."""
+
+    name = models.CharField(max_length=120, unique=True)
+    n_cores = models.PositiveIntegerField("cores")
+    seen_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Device(TimestampedModel):
+    """What a node computes on, with the memory that there is for it."""
+
+    class Kind(models.TextChoices):
+        CPU = "cpu", "Processor"
+        CUDA = "cuda", "GPU"
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="devices")
+    kind = models.CharField(max_length=8, choices=Kind.choices)
+    index = models.PositiveSmallIntegerField()
+    uid = models.CharField(max_length=80, help_text="Tells it from the others of its node.")
+    name = models.CharField(max_length=200)
+    total_bytes = models.PositiveBigIntegerField()
+    free_bytes = models.PositiveBigIntegerField(help_text="What nobody held when last looked at.")
+    auto_dtype = models.CharField(
+        max_length=20, help_text="What an engine computes in there if it is left the choice."
+    )
+
+    class Meta:
+        ordering = ["node", "kind", "index"]
+        constraints = [models.UniqueConstraint(fields=["node", "uid"], name="device_uid_uniq")]
+
+    def __str__(self) -> str:
+        return f"{self.node}/{self.uid}"
+
+
 class EngineJournal(models.Model):
     """What one start of an engine recorded, as far as the agent of its machine has read it."""
 

@@ -1,14 +1,20 @@
 """Reads of engine processes as the agent last observed them."""
 
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 from django.db.models import QuerySet
 
 from apps.core.files import log_tail
-from apps.engines.models import EngineJournal, EngineProcess, JournalEntry
+from apps.engines.models import Device, EngineJournal, EngineProcess, JournalEntry
 from apps.engines.paths import run_dir_of
 
 EngineState = EngineProcess.State
+DeviceKind = Device.Kind
+
+# An agent looks at its machine every ten seconds; what was not seen for so long is not counted on.
+NODE_SILENT_AFTER_S: Final = 60.0
 
 
 def engine_processes() -> list[EngineProcess]:
@@ -19,6 +25,17 @@ def engine_processes() -> list[EngineProcess]:
 def ready_engines() -> list[EngineProcess]:
     """Return the slots that take requests now, in one query."""
     return list(EngineProcess.objects.filter(state=EngineProcess.State.READY))
+
+
+def devices_seen(now: datetime) -> list[Device]:
+    """Return the devices of the machines whose agents were heard of lately, in one query."""
+    since = now - timedelta(seconds=NODE_SILENT_AFTER_S)
+    return list(Device.objects.filter(node__seen_at__gte=since).select_related("node"))
+
+
+def devices_of(node_id: int) -> list[Device]:
+    """Return the devices of one machine, in one query."""
+    return list(Device.objects.filter(node_id=node_id).select_related("node"))
 
 
 def engine_log_tail(process: EngineProcess, *, n_lines: int = 200) -> list[str]:

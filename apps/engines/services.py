@@ -12,11 +12,18 @@ from django.db.models import F
 
 from apps.core.services import change_stamp_bump
 from apps.engines.agent import EngineAgent, is_ready, orphan_end
+from apps.engines.devices import node_report
 from apps.engines.journals import JournalFiles, journals_in
-from apps.engines.models import EngineJournal, EngineProcess, JournalEntry
+from apps.engines.models import Device, EngineJournal, EngineProcess, JournalEntry, Node
 from apps.engines.paths import AgentPaths, agent_paths
 from apps.engines.policy import Timings
-from apps.engines.types import REPLICAS_STAMP, EngineObservation, JournalPlace, RequestEnd
+from apps.engines.types import (
+    REPLICAS_STAMP,
+    EngineObservation,
+    JournalPlace,
+    NodeReport,
+    RequestEnd,
+)
 
 # The agent's mechanics that the room of deployments drives.
 __all__ = [
@@ -29,6 +36,8 @@ __all__ = [
     "engine_processes_remove",
     "is_ready",
     "journals_read",
+    "node_record",
+    "node_report",
     "observations_record",
     "orphan_end",
     "stale_states_correct",
@@ -94,6 +103,19 @@ def stale_states_correct() -> list[EngineProcess]:
         )
         change_stamp_bump(REPLICAS_STAMP)
     return stale
+
+
+@transaction.atomic
+def node_record(report: NodeReport, *, now: datetime) -> Node:
+    """Write what an agent sees of its machine; devices that are gone go."""
+    node, _ = Node.objects.update_or_create(
+        name=report.name, defaults={"n_cores": report.n_cores, "seen_at": now}
+    )
+    for device in report.devices:
+        fields = asdict(device)
+        Device.objects.update_or_create(node=node, uid=fields.pop("uid"), defaults=fields)
+    node.devices.exclude(uid__in=[device.uid for device in report.devices]).delete()
+    return node
 
 
 def journals_read(directory: Path, *, now: datetime) -> int:

@@ -156,6 +156,7 @@ class Supervisor:
                 *("--journal", str(self._paths.journal_dir)),
                 *("--drain-s", str(self._life.timings.drain_s), "--exit-with-parent"),
                 cwd=ROOT_DIR,
+                env={**os.environ, **dict(self.spec.environment)},
                 stdin=asyncio.subprocess.PIPE,  # it closes when the agent dies, however it dies
                 stdout=log,
                 stderr=log,

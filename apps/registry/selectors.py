@@ -10,7 +10,8 @@ from django.conf import settings
 from django.db.models import Q, QuerySet
 
 from apps.registry.models import MAX_CARD_CHARS, ModelVersion, VerificationRun, VersionTag
-from apps.registry.types import VerificationStatus
+from apps.registry.shapes import shape_read
+from apps.registry.types import ModelShape, VerificationStatus
 from apps.registry.wording import figure_lines, figure_texts
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "figure_lines",
     "figure_texts",
     "model_card_in",
+    "model_shape",
     "model_version_get",
     "model_version_latest",
     "model_version_named",
@@ -113,3 +115,8 @@ def verifications_claimable(now: datetime) -> "QuerySet[VerificationRun]":
 
 def verification_get(run_id: int) -> VerificationRun:
     return VerificationRun.objects.select_related("version__model").get(pk=run_id)
+
+
+def model_shape(version: ModelVersion) -> ModelShape | None:
+    """Return the sizes of its parts, from its files; None where they are not there."""
+    return shape_read(Path(settings.MODELS_DIR) / version.path / "config.json")

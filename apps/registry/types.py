@@ -149,3 +149,16 @@ class ImportClaim:
     source: Path
     expected_sha256: str
     actor: Actor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """The sizes of a model's parts, by which its memory is reckoned."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int

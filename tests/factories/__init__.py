@@ -19,6 +19,7 @@ from tests.factories.deployments import (
     RemoteServerFactory,
     ReplicaFactory,
 )
+from tests.factories.engines import DeviceFactory, NodeFactory
 from tests.factories.journals import EngineJournalFactory, JournalEntryFactory
 from tests.factories.metering import UsageRecordFactory
 from tests.factories.registry import (
@@ -36,6 +37,7 @@ __all__ = [
     "BatchFactory",
     "BatchItemFactory",
     "DeploymentFactory",
+    "DeviceFactory",
     "EndUserFactory",
     "EngineJournalFactory",
     "EngineProcessFactory",
@@ -45,6 +47,7 @@ __all__ = [
     "JournalEntryFactory",
     "MembershipFactory",
     "ModelVersionFactory",
+    "NodeFactory",
     "PlanFactory",
     "RegisteredModelFactory",
     "RemoteServerFactory",

@@ -32,6 +32,9 @@ class DeploymentFactory(DjangoModelFactory[Deployment]):
 
     name = factory.Sequence(lambda n: f"deployment-{n}")
     model_version = factory.SubFactory(ModelVersionFactory)
+    n_replicas = 1
+    min_replicas = factory.SelfAttribute("n_replicas")
+    max_replicas = factory.SelfAttribute("n_replicas")
 
     class Params:
         elsewhere = factory.Trait(

@@ -89,7 +89,11 @@ def test_a_deployment_that_was_given_runs_no_other_model(bob: User, page: Client
     form = {
         "model_version": secret.pk,
         "desired_state": deployment.desired_state,
-        "n_replicas": deployment.n_replicas,
+        "min_replicas": 1,
+        "max_replicas": 1,
+        "target_wait_ms": deployment.target_wait_ms,
+        "device_class": deployment.device_class,
+        "quantization": deployment.quantization,
         "dtype": deployment.dtype,
         "kv_cache_tokens": deployment.kv_cache_tokens,
         "max_sequences": deployment.max_sequences,
@@ -100,7 +104,7 @@ def test_a_deployment_that_was_given_runs_no_other_model(bob: User, page: Client
     answer = page.post(url_of(deployment), form)
     assert "model_version" in answer.context["adminform"].form.errors
     assert Deployment.objects.get().model_version_id == deployment.model_version_id
-    form |= {"model_version": deployment.model_version_id, "n_replicas": 2}
+    form |= {"model_version": deployment.model_version_id, "min_replicas": 2, "max_replicas": 2}
     assert page.post(url_of(deployment), form).status_code == 302
     assert Deployment.objects.get().n_replicas == 2
 

@@ -27,7 +27,11 @@ def form(deployment: Deployment, **changed: object) -> dict[str, object]:
     fields = {
         "model_version": deployment.model_version_id,
         "desired_state": deployment.desired_state,
-        "n_replicas": deployment.n_replicas,
+        "min_replicas": deployment.min_replicas,
+        "max_replicas": deployment.max_replicas,
+        "target_wait_ms": deployment.target_wait_ms,
+        "device_class": deployment.device_class,
+        "quantization": deployment.quantization,
         "dtype": deployment.dtype,
         "max_model_len": "",
         "remote_task": "generate",

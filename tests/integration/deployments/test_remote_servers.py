@@ -175,7 +175,7 @@ def test_a_deployment_leads_to_a_remote_model(admin_client: Client) -> None:
     [
         ({"remote_model": ""}, "remote_model"),
         ({"max_model_len": ""}, "max_model_len"),
-        ({"n_replicas": 2}, "n_replicas"),
+        ({"max_replicas": 2}, "max_replicas"),
         ({"remote": ""}, "model_version"),
     ],
 )

@@ -23,6 +23,7 @@ from apps.deployments.services import (
     replicas_reconcile,
 )
 from apps.engines.models import EngineProcess
+from apps.engines.types import EngineSpec
 from tests.factories import (
     DeploymentFactory,
     EngineProcessFactory,
@@ -41,20 +42,26 @@ def events() -> list[tuple[str, Any]]:
     return list(all_of(AuditEvent).order_by("id").values_list("action", "changes"))
 
 
+def specs(**options: Any) -> list[EngineSpec]:
+    return list(replicas_reconcile(**options).specs)
+
+
 def stamp() -> int:
     return change_stamps().get("deployments", 0)
 
 
 def test_create_writes_row_event_and_stamp(actor: Actor) -> None:
     version = ModelVersionFactory()
-    deployment = deployment_create(actor=actor, name="chat", model_version=version, n_replicas=2)
+    deployment = deployment_create(
+        actor=actor, name="chat", model_version=version, min_replicas=2, max_replicas=3
+    )
     stored = Deployment.objects.get()
     assert (stored.name, stored.n_replicas, stored.generation) == ("chat", 2, 1)
     assert stored.desired_state == "running"
     assert events() == [
         (
             "deployment.created",
-            {"name": "chat", "model_version": str(version), "n_replicas": 2},
+            {"name": "chat", "model_version": str(version), "min_replicas": 2, "max_replicas": 3},
         )
     ]
     assert all_of(AuditEvent).get().object_id == str(deployment.pk)
@@ -64,9 +71,9 @@ def test_create_writes_row_event_and_stamp(actor: Actor) -> None:
 def test_a_create_that_is_refused_changes_nothing(actor: Actor) -> None:
     with pytest.raises(ValidationError) as refusal:
         deployment_create(
-            actor=actor, name="chat", model_version=ModelVersionFactory(), n_replicas=0
+            actor=actor, name="chat", model_version=ModelVersionFactory(), min_replicas=0
         )
-    assert set(refusal.value.message_dict) >= {"n_replicas"}
+    assert set(refusal.value.message_dict) == {"min_replicas"}
     assert not Deployment.objects.exists()
     assert events() == []
     assert stamp() == 0
@@ -79,12 +86,13 @@ def test_the_database_itself_refuses_no_replicas() -> None:
 
 def test_update_says_what_changed_and_replaces_engines_only_where_it_must(actor: Actor) -> None:
     deployment = DeploymentFactory()
-    deployment_update(deployment=deployment, actor=actor, n_replicas=3)
+    deployment_update(deployment=deployment, actor=actor, min_replicas=2, max_replicas=3)
     assert Deployment.objects.get().generation == 1
-    deployment_update(deployment=deployment, actor=actor, n_replicas=3, dtype="float32")
+    assert Deployment.objects.get().n_replicas == 2
+    deployment_update(deployment=deployment, actor=actor, max_replicas=3, dtype="float32")
     assert Deployment.objects.get().generation == 2
     assert events() == [
-        ("deployment.updated", {"n_replicas": [1, 3]}),
+        ("deployment.updated", {"min_replicas": [1, 2], "max_replicas": [1, 3]}),
         ("deployment.updated", {"dtype": ["auto", "float32"]}),
     ]
     assert stamp() == 2
@@ -92,7 +100,7 @@ def test_update_says_what_changed_and_replaces_engines_only_where_it_must(actor:
 
 def test_an_update_to_the_same_values_is_none(actor: Actor) -> None:
     deployment = DeploymentFactory()
-    deployment_update(deployment=deployment, actor=actor, dtype="auto", n_replicas=1)
+    deployment_update(deployment=deployment, actor=actor, dtype="auto", max_replicas=1)
     assert events() == []
     assert stamp() == 0
 
@@ -147,8 +155,8 @@ def test_reconcile_makes_rows_once_and_tells_the_command_line(settings: Any) -> 
     DeploymentFactory(
         name="chat", model_version=version, n_replicas=2, kv_cache_tokens=512, max_model_len=128
     )
-    first, second = replicas_reconcile()
-    assert replicas_reconcile() == [first, second]
+    first, second = specs()
+    assert specs() == [first, second]
     assert [first.name, second.name] == ["chat-0", "chat-1"]
     assert first.revision == 1
     assert " ".join(first.arguments) == (
@@ -160,37 +168,37 @@ def test_reconcile_makes_rows_once_and_tells_the_command_line(settings: Any) -> 
 
 def test_the_models_own_length_is_the_default() -> None:
     DeploymentFactory(max_model_len=None)
-    (spec,) = replicas_reconcile()
+    (spec,) = specs()
     assert "--max-model-len" not in spec.arguments
 
 
 def test_a_stopped_deployment_keeps_its_rows_and_runs_nothing(actor: Actor) -> None:
     deployment = DeploymentFactory()
-    replicas_reconcile()
+    specs()
     deployment_stop(deployment=deployment, actor=actor)
-    assert replicas_reconcile() == []
+    assert specs() == []
     assert Replica.objects.count() == 1
 
 
 def test_surplus_rows_go_once_their_process_is_gone(actor: Actor) -> None:
     deployment = DeploymentFactory(name="chat", n_replicas=2)
-    _, second = replicas_reconcile()
-    deployment_update(deployment=deployment, actor=actor, n_replicas=1)
-    assert [spec.name for spec in replicas_reconcile(occupied={second.process_id})] == ["chat-0"]
+    _, second = specs()
+    deployment_update(deployment=deployment, actor=actor, min_replicas=1, max_replicas=1)
+    assert [spec.name for spec in specs(occupied={second.process_id})] == ["chat-0"]
     assert EngineProcess.objects.count() == 2
-    replicas_reconcile()
+    specs()
     assert list(EngineProcess.objects.values_list("name", flat=True)) == ["chat-0"]
     assert Replica.objects.count() == 1
 
 
 def test_a_namesake_waits_until_the_old_process_is_gone(actor: Actor) -> None:
     old = DeploymentFactory(name="chat")
-    (spec,) = replicas_reconcile()
+    (spec,) = specs()
     version = old.model_version
     deployment_delete(deployment=old, actor=actor)
     DeploymentFactory(name="chat", model_version=version)
-    assert replicas_reconcile(occupied={spec.process_id}) == []
-    (new,) = replicas_reconcile()
+    assert specs(occupied={spec.process_id}) == []
+    (new,) = specs()
     assert new.name == "chat-0"
     assert new.process_id != spec.process_id
 

@@ -24,6 +24,7 @@ from tests.factories import (
     ImportJobFactory,
     MembershipFactory,
     ModelVersionFactory,
+    NodeFactory,
     PlanFactory,
     RegisteredModelFactory,
     RemoteServerFactory,
@@ -70,6 +71,7 @@ PLATFORM: Final[dict[str, Callable[[], Any]]] = {
     "registry_verificationrun": VerificationRunFactory,
     "registry_importjob": lambda: ImportJobFactory(source=f"{MARK}.gguf"),
     "deployments_remoteserver": lambda: RemoteServerFactory(name=MARK),
+    "engines_node": lambda: NodeFactory(name=MARK),
     "routing_route": lambda: RouteFactory(name=f"{MARK}/model", is_restricted=True),
 }
 

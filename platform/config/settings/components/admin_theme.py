@@ -105,6 +105,7 @@ UNFOLD: dict[str, Any] = {
                     _list("Replicas", "stacks", "deployments", "replica"),
                     _list("Remote servers", "cloud", "deployments", "remoteserver"),
                     _list("Engine processes", "memory", "engines", "engineprocess"),
+                    _list("Nodes", "dns", "engines", "node"),
                     _list("Routes", "alt_route", "routing", "route"),
                 ],
             },

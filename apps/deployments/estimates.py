@@ -1,0 +1,113 @@
+"""What memory a replica needs, reckoned before it is started. Pure; docs/placement.md has the
+figures of real engines beside it."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from apps.registry.types import ModelShape
+
+# Python, the tensor library and the tokenizer, as measured on engines that hold next to nothing.
+RUNTIME_BYTES: Final = 320 * 2**20
+# The C library gives back blocks from this size on; of smaller ones it may keep what was freed,
+# until the engine has loaded and tells it not to.
+_GIVEN_BACK_FROM_BYTES: Final = 32 * 2**20
+_DTYPE_BYTES: Final = {"float32": 4.0, "bfloat16": 2.0}
+_INT8_BYTES: Final = 1 + 4 / 32  # and a float32 scale for 32 of them
+_FLOAT32_BYTES: Final = 4
+# Logits, what sampling makes of them, and a copy to sort.
+_LOGIT_COPIES: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSizes:
+    """What an engine is told that its memory depends on. dtype: ``auto`` counts as the widest that
+    it may become."""
+
+    dtype: str
+    quantization: str
+    kv_cache_tokens: int
+    max_sequences: int
+    max_batched_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """In bytes. loading: beside the rest until it is ready, of the weights as they are read. steps:
+    what one step needs. runtime: reserved for the process itself."""
+
+    weights: int
+    kv_cache: int
+    loading: int
+    steps: int
+    runtime: int = RUNTIME_BYTES
+
+    @property
+    def ready(self) -> int:
+        """What it needs once it is ready."""
+        return self.weights + self.kv_cache + self.steps + self.runtime
+
+    @property
+    def total(self) -> int:
+        """The most that it needs, while it loads."""
+        return self.ready + self.loading
+
+
+def estimate(
+    *,
+    n_parameters: int,
+    shape: ModelShape | None,
+    task: Literal["generate", "embed"],
+    sizes: EngineSizes,
+) -> Estimate:
+    """Reckon one replica. shape: None where nobody knows it; then only its weights count."""
+    width = _DTYPE_BYTES.get(sizes.dtype, _DTYPE_BYTES["float32"])
+    if shape is None:
+        return Estimate(weights=round(n_parameters * width), kv_cache=0, loading=0, steps=0)
+    if task == "embed":
+        return _encoder(n_parameters, shape, sizes, width=width)
+    products, ends = _products(shape), shape.vocab_size * shape.hidden_size
+    packed = _INT8_BYTES if sizes.quantization == "int8" else width
+    # The compiled kernels keep the head in an order of its own, also where it is the embedding.
+    weights = (shape.n_layers * sum(products) + ends) * packed + ends * width
+    small = [n * width for n in products if n * width < _GIVEN_BACK_FROM_BYTES]
+    as_read = (shape.n_layers * sum(products) + ends) * width
+    return Estimate(
+        weights=round(weights),
+        kv_cache=round(
+            2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * width * sizes.kv_cache_tokens
+        ),
+        loading=round(max(shape.n_layers * sum(small), as_read - weights)),
+        steps=_FLOAT32_BYTES
+        * (
+            sizes.max_batched_tokens * _row(shape)
+            + sizes.max_sequences * shape.vocab_size * _LOGIT_COPIES
+        ),
+    )
+
+
+def _encoder(n_parameters: int, shape: ModelShape, sizes: EngineSizes, *, width: float) -> Estimate:
+    """Of an embedding model, which holds no cache and is packed in place."""
+    n_scores = shape.n_heads * sizes.max_batched_tokens**2
+    return Estimate(
+        weights=round(n_parameters * width),
+        kv_cache=0,
+        loading=round(shape.n_layers * sum(_products(shape)) * width),
+        steps=_FLOAT32_BYTES * (sizes.max_batched_tokens * _row(shape) + n_scores),
+    )
+
+
+def _products(shape: ModelShape) -> tuple[int, int, int, int]:
+    """Return how many weights a layer's products have, as an engine joins them."""
+    query = shape.n_heads * shape.head_dim
+    return (
+        (query + 2 * shape.n_kv_heads * shape.head_dim) * shape.hidden_size,
+        query * shape.hidden_size,
+        2 * shape.intermediate_size * shape.hidden_size,
+        shape.intermediate_size * shape.hidden_size,
+    )
+
+
+def _row(shape: ModelShape) -> int:
+    """Return how many numbers a token of a step needs."""
+    query = shape.n_heads * shape.head_dim
+    return 4 * (shape.hidden_size + query + shape.intermediate_size)

@@ -1,0 +1,91 @@
+"""``manage.py deploy list|start|stop|restart|scale``: deployments without the admin."""
+
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from apps.audit.types import SYSTEM
+from apps.deployments.models import Deployment
+from apps.deployments.selectors import deployments_all, live_state
+from apps.deployments.services import (
+    deployment_restart,
+    deployment_start,
+    deployment_stop,
+    deployment_update,
+)
+from apps.deployments.types import DeploymentFields
+
+_SERVICES = {
+    "start": (deployment_start, "is told to run."),
+    "stop": (deployment_stop, "drains, then stops."),
+    "restart": (deployment_restart, "gets new engines."),
+}
+
+
+class Command(BaseCommand):
+    help = "List, start, stop, restart or scale deployments."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        verbs = parser.add_subparsers(dest="verb", required=True)
+        verbs.add_parser("list", help="what runs, beside what should")
+        for verb in _SERVICES:
+            verbs.add_parser(verb).add_argument("name")
+        scale = verbs.add_parser("scale", help="set how many replicas may run")
+        scale.add_argument("name")
+        scale.add_argument("--min", type=int, help="so many always run")
+        scale.add_argument("--max", type=int, help="as many as keep requests from waiting")
+        scale.add_argument("--target-wait-ms", type=int, help="the longest that one should wait")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["verb"] == "list":
+            for deployment in deployments_all():
+                self.stdout.write(_line(deployment))
+            return
+        deployment = _named(options["name"])
+        try:
+            if options["verb"] == "scale":
+                self._scale(deployment, options)
+            else:
+                service, said = _SERVICES[options["verb"]]
+                service(deployment=deployment, actor=SYSTEM)
+                self.stdout.write(f"{deployment} {said}")
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{field}: {' '.join(texts)}" for field, texts in error.message_dict.items()
+            )
+            raise CommandError(wrong) from None
+
+    def _scale(self, deployment: Deployment, options: dict[str, Any]) -> None:
+        names = {"min_replicas": "min", "max_replicas": "max", "target_wait_ms": "target_wait_ms"}
+        fields = {
+            field: options[name] for field, name in names.items() if options[name] is not None
+        }
+        if not fields:
+            raise CommandError("give --min, --max or --target-wait-ms")
+        found = deployment_update(
+            deployment=deployment,
+            actor=SYSTEM,
+            **DeploymentFields(**fields),  # type: ignore[typeddict-item]
+        )
+        self.stdout.write(
+            f"{found} runs {found.min_replicas} to {found.max_replicas} replicas, "
+            f"{found.n_replicas} now."
+        )
+
+
+def _named(name: str) -> Deployment:
+    deployment = Deployment.objects.filter(name=name).first()
+    if deployment is None:
+        raise CommandError(f"there is no deployment {name}; `deploy list` shows those that are")
+    return deployment
+
+
+def _line(deployment: Deployment) -> str:
+    state = live_state(deployment)
+    places = sorted({str(each.device) for each in deployment.replicas.all() if each.device})
+    return (
+        f"{deployment.name:<24} {state.word:<13} {state.n_ready} of {state.n_replicas} ready, "
+        f"{deployment.min_replicas} to {deployment.max_replicas}  {', '.join(places) or '-'}"
+        f"{'  ' + state.last_error if state.last_error else ''}"
+    )

@@ -1,0 +1,176 @@
+"""Placement with the rows: what the devices are, what each replica needs, and what comes of both.
+``placement`` decides, ``estimates`` reckons."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from django.template.defaultfilters import filesizeformat
+
+from apps.deployments.estimates import EngineSizes, Estimate, estimate
+from apps.deployments.models import Deployment, Replica
+from apps.deployments.placement import Claim, Refused, Room, Verdict, place
+from apps.deployments.selectors import deployments_all, replicas_of
+from apps.engines.selectors import EngineState, devices_seen
+from apps.engines.types import ENGINE_DEVICES
+from apps.registry.selectors import model_shape
+
+if TYPE_CHECKING:
+    from apps.engines.models import Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A replica that should run: of which deployment, and its row where there is one. is_extra: it
+    comes behind all that are not."""
+
+    deployment: Deployment
+    replica: Replica | None
+    is_extra: bool
+
+
+def replica_estimate(
+    deployment: Deployment, *, devices: Iterable["Device"], replica: Replica | None = None
+) -> Estimate:
+    """Reckon one replica of a deployment that runs here."""
+    version = deployment.model_version
+    assert version is not None
+    return estimate(
+        n_parameters=version.n_parameters,
+        shape=model_shape(version),
+        task=version.task,
+        sizes=EngineSizes(
+            dtype=_dtype(deployment, devices=devices, replica=replica),
+            quantization=deployment.quantization,
+            kv_cache_tokens=deployment.kv_cache_tokens,
+            max_sequences=deployment.max_sequences,
+            max_batched_tokens=deployment.max_batched_tokens,
+        ),
+    )
+
+
+def refusal_of(deployment: Deployment, *, now: datetime) -> str:
+    """Say why its fewest replicas cannot run beside what should run already; empty where they can,
+    and where no agent has said yet what there is."""
+    devices = devices_seen(now)
+    if deployment.model_version is None or not devices:
+        return ""
+    # It comes behind the others: nothing that should run already is to make room for it.
+    wanted = _wanted(deployment, n_replicas=deployment.min_replicas, n_first=0)
+    for other in deployments_all():
+        is_running = other.desired_state == Deployment.DesiredState.RUNNING
+        if is_running and other.pk != deployment.pk and other.model_version is not None:
+            wanted += _wanted(other, n_replicas=other.n_replicas, n_first=other.min_replicas)
+    verdicts = placed(wanted, devices=devices, is_alive=_is_alive)
+    for each, verdict in zip(wanted, verdicts, strict=True):
+        if each.deployment is deployment and isinstance(verdict, Refused):
+            return refusal_text(verdict, deployment=deployment, devices=devices)
+    return ""
+
+
+def placed(
+    wanted: Sequence[Wanted],
+    *,
+    devices: Collection["Device"],
+    is_alive: Callable[[Replica], bool],
+) -> list[Verdict]:
+    """Give each a device or a refusal, in the order of ``wanted``."""
+    rooms = [Room(device_id=d.pk, kind=d.kind, free_bytes=d.free_bytes) for d in devices]
+    claims = [
+        _claim(each, key=key, devices=devices, is_alive=is_alive) for key, each in enumerate(wanted)
+    ]
+    return place(rooms, claims)
+
+
+def _wanted(deployment: Deployment, *, n_replicas: int, n_first: int) -> list[Wanted]:
+    rows = {} if deployment.pk is None else {row.index: row for row in replicas_of(deployment)}
+    return [
+        Wanted(deployment=deployment, replica=rows.get(index), is_extra=index >= n_first)
+        for index in range(n_replicas)
+    ]
+
+
+def refusal_text(refused: Refused, *, deployment: Deployment, devices: Iterable["Device"]) -> str:
+    """Say to a person what is missing, in full bytes too."""
+    needs = f"A replica of {deployment} needs {filesizeformat(refused.n_bytes)}"
+    device = next((each for each in devices if each.pk == refused.device_id), None)
+    if device is None:
+        kinds = " or ".join("GPU" if kind == "cuda" else "processor" for kind in _kinds(deployment))
+        return f"{needs}, and no machine has a {kinds} for it."
+    return (
+        f"{needs}, and {filesizeformat(refused.missing_bytes)} of it ({refused.missing_bytes:,} "
+        f"bytes) are missing on {device}: lower kv_cache_tokens, or stop something else there."
+    )
+
+
+def needs_text(deployment: Deployment, *, now: datetime) -> str:
+    """Say to a person what memory one replica takes, and of what it is made."""
+    if deployment.model_version is None:
+        return "-"
+    parts = replica_estimate(deployment, devices=devices_seen(now))
+    return (
+        f"{filesizeformat(parts.total)}: {filesizeformat(parts.weights)} of weights, "
+        f"{filesizeformat(parts.kv_cache)} of KV cache, {filesizeformat(parts.steps)} for steps, "
+        f"{filesizeformat(parts.runtime)} for the process, {filesizeformat(parts.loading)} while "
+        "it loads."
+    )
+
+
+def _claim(
+    wanted: Wanted,
+    *,
+    key: int,
+    devices: Collection["Device"],
+    is_alive: Callable[[Replica], bool],
+) -> Claim:
+    deployment, replica = wanted.deployment, wanted.replica
+    reckoned = replica_estimate(deployment, devices=devices, replica=replica)
+    is_ready = replica is not None and _is_settled(replica, deployment)
+    return Claim(
+        key=key,
+        n_bytes=reckoned.ready if is_ready else reckoned.total,
+        kinds=_kinds(deployment),
+        device_id=replica.device_id if replica is not None else None,
+        held_bytes=_held_bytes(replica) if replica is not None else 0,
+        is_kept=(
+            replica is not None
+            and replica.placed_generation == deployment.generation
+            and is_alive(replica)
+        ),
+        is_extra=wanted.is_extra,
+    )
+
+
+def _is_settled(replica: Replica, deployment: Deployment) -> bool:
+    return (
+        replica.placed_generation == deployment.generation
+        and replica.engine_process.state == EngineState.READY
+    )
+
+
+def _is_alive(replica: Replica) -> bool:
+    return replica.engine_process.pid is not None
+
+
+def _held_bytes(replica: Replica) -> int:
+    return int(replica.engine_process.stats.get("rss_bytes", 0))
+
+
+def _kinds(deployment: Deployment) -> tuple[str, ...]:
+    if deployment.device_class == Deployment.DeviceClass.AUTO:
+        return ENGINE_DEVICES
+    return (deployment.device_class,)
+
+
+def _dtype(deployment: Deployment, *, devices: Iterable["Device"], replica: Replica | None) -> str:
+    """Return what its engine computes in: as set, as it said itself, or as it will choose on the
+    device where that is widest."""
+    if deployment.dtype != Deployment.Dtype.AUTO:
+        return deployment.dtype
+    if deployment.task == "embed":
+        return "float32"  # its vectors are compared with others of long ago
+    if replica is not None and _is_settled(replica, deployment):
+        return str(replica.engine_process.info["dtype"])
+    choices = {device.auto_dtype for device in devices if device.kind in _kinds(deployment)}
+    return "bfloat16" if choices == {"bfloat16"} else "float32"

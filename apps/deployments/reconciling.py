@@ -1,0 +1,226 @@
+"""What the engine agent does with the rows: replicas are made, given a device, and go."""
+
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from django.conf import settings
+from django.db import transaction
+
+from apps.deployments.models import Deployment, Replica
+from apps.deployments.placement import Placed, Refused
+from apps.deployments.placing import Wanted, placed, refusal_text
+from apps.deployments.selectors import deployments_all, remote_target
+from apps.deployments.types import Reconciled, Scalable
+from apps.engines.selectors import EngineState, devices_of, engine_processes
+from apps.engines.services import engine_process_create, engine_processes_remove
+from apps.engines.types import EngineSpec
+
+if TYPE_CHECKING:
+    from apps.engines.models import Device
+
+# Until then, a gateway may still send something to a replica that should go.
+_STILL_ROUTED_S: Final = 2.0
+
+
+@transaction.atomic
+def replicas_reconcile(
+    *,
+    occupied: Collection[int] = (),
+    node_id: int | None = None,
+    idle_at: Mapping[int, datetime] | None = None,
+) -> Reconciled:
+    """Bring the replicas' rows in line with the deployments; return what should run.
+
+    Rows that nothing asks for go, but for the slots in ``occupied``, whose process still lives.
+    One that became too many runs on until it said, at the time in ``idle_at``, that it has nothing
+    to do. Each gets a device of the node ``node_id``; one that fits on none does not run, and its
+    row says why. Without a node nothing is placed. Only the engine agent calls this.
+    """
+    deployments = deployments_all()
+    running = [d for d in deployments if d.desired_state == Deployment.DesiredState.RUNNING]
+    leaving = {
+        replica.engine_process_id
+        for deployment in running
+        for replica in deployment.replicas.all()
+        if replica.engine_process_id in occupied
+        and _is_leaving(replica, deployment, idle_at=idle_at or {})
+    }
+    names = {process.pk: process.name for process in engine_processes()}
+    kept = leaving | {
+        replica.engine_process_id
+        for deployment in deployments
+        for replica in deployment.replicas.all()
+        if replica.index < deployment.n_replicas
+    }
+    if surplus := names.keys() - kept - set(occupied):
+        engine_processes_remove(surplus)
+    taken = {name for process_id, name in names.items() if process_id not in surplus}
+    complete = {
+        deployment: _replicas_complete(deployment, taken_names=taken, leaving=leaving)
+        for deployment in running
+    }
+    replicas = [replica for found in complete.values() for replica in found]
+    if node_id is not None:
+        _place(replicas, devices=devices_of(node_id), occupied=occupied)
+    fitting = [replica for replica in replicas if not replica.refusal]
+    return Reconciled(
+        specs=tuple(_engine_spec(replica) for replica in fitting),
+        scalable=tuple(
+            _scalable(deployment, found)
+            for deployment, found in complete.items()
+            if deployment.max_replicas > deployment.min_replicas
+        ),
+        leaving=frozenset(leaving),
+        is_short=len(fitting) < len(replicas),
+    )
+
+
+def _is_leaving(
+    replica: Replica, deployment: Deployment, *, idle_at: Mapping[int, datetime]
+) -> bool:
+    """Whether a replica that became too many may still have something to do."""
+    if replica.index < deployment.n_replicas or deployment.scaled_at is None:
+        return False
+    if replica.engine_process.state != EngineState.READY:
+        return False
+    idle = idle_at.get(replica.engine_process_id)
+    return idle is None or idle < deployment.scaled_at + timedelta(seconds=_STILL_ROUTED_S)
+
+
+def _replicas_complete(
+    deployment: Deployment, *, taken_names: Collection[str], leaving: Collection[int]
+) -> list[Replica]:
+    """Return the replicas that should run, made where they are missing. One whose slot still has
+    the process of a deleted namesake is left for the next time."""
+    replicas = {replica.index: replica for replica in deployment.replicas.all()}
+    for index in range(deployment.n_replicas):
+        name = f"{deployment.name}-{index}"
+        if index not in replicas and name not in taken_names:
+            process = engine_process_create(name=name)
+            replicas[index] = Replica.objects.create(
+                deployment=deployment, index=index, engine_process=process
+            )
+    return [
+        replica
+        for index, replica in sorted(replicas.items())
+        if index < deployment.n_replicas or replica.engine_process_id in leaving
+    ]
+
+
+def _place(
+    replicas: Collection[Replica], *, devices: Collection["Device"], occupied: Collection[int]
+) -> None:
+    """Write to each replica that runs here where it goes, or why it does not."""
+    here = [each for each in replicas if each.deployment.model_version_id is not None]
+    by_id = {device.pk: device for device in devices}
+    verdicts = placed(
+        [
+            Wanted(
+                deployment=each.deployment,
+                replica=each,
+                is_extra=each.index >= each.deployment.min_replicas,
+            )
+            for each in here
+        ],
+        devices=devices,
+        is_alive=lambda replica: replica.engine_process_id in occupied,
+    )
+    for replica, verdict in zip(here, verdicts, strict=True):
+        if isinstance(verdict, Refused):
+            text = refusal_text(verdict, deployment=replica.deployment, devices=devices)
+            _refuse(replica, text[:300], n_bytes=verdict.n_bytes)
+        else:
+            _settle(replica, verdict, device=by_id[verdict.device_id], occupied=occupied)
+
+
+def _settle(
+    replica: Replica, verdict: Placed, *, device: "Device", occupied: Collection[int]
+) -> None:
+    deployment = replica.deployment
+    if (
+        not replica.refusal
+        and replica.device_id == verdict.device_id
+        and replica.placed_generation == deployment.generation
+        and replica.engine_process_id in occupied
+    ):
+        return  # it goes on as it is: another share of the cores would start it anew
+    replica.device = device
+    replica.placed_generation = deployment.generation
+    replica.n_threads = _threads(deployment, device=device)
+    replica.estimated_bytes = verdict.n_bytes
+    replica.refusal = ""
+    replica.save()
+
+
+def _refuse(replica: Replica, refusal: str, *, n_bytes: int) -> None:
+    if (replica.refusal, replica.device_id) != (refusal, None):
+        replica.device = replica.placed_generation = None
+        replica.estimated_bytes, replica.refusal = n_bytes, refusal
+        replica.save()
+
+
+def _threads(deployment: Deployment, *, device: "Device") -> int | None:
+    """Return a replica's share of the cores, which all of its deployment may be busy with at once;
+    None where it need not share. Other deployments often rest, and are not reckoned with."""
+    if device.kind != "cpu" or deployment.max_replicas == 1:
+        return None
+    return max(1, device.node.n_cores // deployment.max_replicas)
+
+
+def _scalable(deployment: Deployment, replicas: Collection[Replica]) -> Scalable:
+    return Scalable(
+        deployment_id=deployment.pk,
+        name=deployment.name,
+        n_replicas=deployment.n_replicas,
+        min_replicas=deployment.min_replicas,
+        max_replicas=deployment.max_replicas,
+        target_wait_s=deployment.target_wait_ms / 1000,
+        max_sequences=deployment.max_sequences,
+        process_ids=tuple(
+            replica.engine_process_id
+            for replica in replicas
+            if replica.index < deployment.n_replicas
+        ),
+    )
+
+
+def _engine_spec(replica: Replica) -> EngineSpec:
+    deployment = replica.deployment
+    if deployment.model_version is None:
+        return EngineSpec(
+            process_id=replica.engine_process_id,
+            name=replica.engine_process.name,
+            revision=deployment.generation,
+            remote=remote_target(deployment),
+        )
+    is_quantized = deployment.quantization != Deployment.Quantization.NONE
+    arguments = {
+        "--model": settings.MODELS_DIR / deployment.model_version.path,
+        "--dtype": deployment.dtype,
+        "--quantization": deployment.quantization if is_quantized else None,
+        "--kv-cache-tokens": deployment.kv_cache_tokens,
+        "--max-sequences": deployment.max_sequences,
+        "--max-batched-tokens": deployment.max_batched_tokens,
+        "--max-model-len": deployment.max_model_len,
+        "--threads": replica.n_threads,
+    }
+    return EngineSpec(
+        process_id=replica.engine_process_id,
+        name=replica.engine_process.name,
+        revision=deployment.generation,
+        arguments=tuple(
+            str(part)
+            for name, value in arguments.items()
+            if value is not None
+            for part in (name, value)
+        ),
+        environment=_environment(replica.device),
+    )
+
+
+def _environment(device: "Device | None") -> tuple[tuple[str, str], ...]:
+    """Show an engine the one GPU that it was given, or none."""
+    if device is None:
+        return ()
+    return (("CUDA_VISIBLE_DEVICES", device.uid if device.kind == "cuda" else ""),)
