@@ -287,3 +287,20 @@ def test_by_default_two_tenants_that_flood_leave_each_other_room(tmp_path: Path)
     config = EngineConfig(model_dir=tmp_path)
     assert config.max_waiting_per_tenant is not None
     assert 2 * config.max_waiting_per_tenant <= config.max_waiting
+
+
+def test_the_oldest_wait_is_that_of_who_was_never_computed_batches_left_out() -> None:
+    clock = Clock()
+    scheduler = make_scheduler(max_sequences=1, clock=clock)
+    assert scheduler.oldest_wait_s() == 0.0
+    scheduler.add(waiting(0, n_new=3))
+    run_step(scheduler)
+    for key, standing in enumerate(({"priority": -1}, {"tenant": "a"}, {"tenant": "b"}), start=1):
+        clock.now_s = float(key)
+        scheduler.add(waiting(key, **standing))  # type: ignore[arg-type]
+    clock.now_s = 10.0
+    assert scheduler.n_waiting == 3
+    assert scheduler.oldest_wait_s() == 8.0
+    for _ in range(3):  # the first ends, and the next begins
+        run_step(scheduler)
+    assert scheduler.oldest_wait_s() == 7.0

@@ -1,0 +1,136 @@
+"""What a replica is reckoned to need, part by part."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from apps.deployments.estimates import EngineSizes, Estimate, estimate
+from apps.registry.shapes import shape_read
+from apps.registry.types import ModelShape
+
+MIB = 2**20
+SMOLLM2 = ModelShape(
+    n_layers=30,
+    n_heads=9,
+    n_kv_heads=3,
+    head_dim=64,
+    hidden_size=576,
+    intermediate_size=1536,
+    vocab_size=49152,
+)
+LARGE = ModelShape(
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=8,
+    head_dim=128,
+    hidden_size=4096,
+    intermediate_size=14336,
+    vocab_size=128256,
+)
+PRODUCTS = 30 * (960 * 576 + 576 * 576 + 3072 * 576 + 1536 * 576)
+ENDS = 49152 * 576
+
+
+def sizes(**changed: object) -> EngineSizes:
+    fields = {
+        "dtype": "bfloat16",
+        "quantization": "none",
+        "kv_cache_tokens": 8192,
+        "max_sequences": 64,
+        "max_batched_tokens": 512,
+        **changed,
+    }
+    return EngineSizes(**fields)  # type: ignore[arg-type]
+
+
+def of(shape: ModelShape | None = SMOLLM2, **changed: object) -> Estimate:
+    return estimate(n_parameters=134_515_008, shape=shape, task="generate", sizes=sizes(**changed))
+
+
+def test_the_parts_of_a_small_model() -> None:
+    found = of()
+    assert found.weights == 2 * (PRODUCTS + 2 * ENDS)
+    assert found.kv_cache == 2 * 30 * 3 * 64 * 2 * 8192
+    assert found.loading == 2 * PRODUCTS  # each product is small: none is given back by itself
+    assert found.steps == 4 * (512 * 4 * (576 + 576 + 1536) + 64 * 49152 * 4)
+    assert found.ready == found.weights + found.kv_cache + found.steps + 320 * MIB
+    assert found.total == found.ready + found.loading
+
+
+def test_what_the_type_and_the_quantization_change() -> None:
+    narrow, wide, int8 = of(), of(dtype="float32"), of(quantization="int8")
+    assert (wide.weights, wide.kv_cache) == (2 * narrow.weights, 2 * narrow.kv_cache)
+    assert of(dtype="auto") == wide, "the widest that it may become"
+    assert int8.weights == round((PRODUCTS + ENDS) * 1.125) + 2 * ENDS
+    assert int8.kv_cache == narrow.kv_cache
+
+
+def test_a_large_model_gives_its_weights_back_one_by_one() -> None:
+    found = of(LARGE)
+    # Queries with keys and values, and what goes out: 48 and 32 MiB. All are given back.
+    assert found.loading == 0
+    as_read = 2 * (32 * (6144 + 4096 + 3 * 14336) * 4096 + 128256 * 4096)
+    assert (
+        of(LARGE, quantization="int8").loading == as_read - of(LARGE, quantization="int8").weights
+    )
+
+
+def test_of_what_nobody_knows_only_the_weights_count() -> None:
+    assert of(None) == Estimate(weights=2 * 134_515_008, kv_cache=0, loading=0, steps=0)
+
+
+def test_an_embedding_model_has_no_cache() -> None:
+    found = estimate(
+        n_parameters=22_565_376, shape=SMOLLM2, task="embed", sizes=sizes(dtype="float32")
+    )
+    assert (found.weights, found.kv_cache) == (4 * 22_565_376, 0)
+
+
+CONFIG = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 320,
+}
+
+
+def test_a_shape_is_read_from_the_models_config(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    assert shape_read(path) == ModelShape(
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=4,
+        head_dim=16,
+        hidden_size=64,
+        intermediate_size=96,
+        vocab_size=320,
+    )
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**CONFIG, "num_key_value_heads": 2, "head_dim": 32}))
+    found = shape_read(other)
+    assert found is not None
+    assert (found.n_kv_heads, found.head_dim) == (2, 32)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1]",
+        "{}",
+        json.dumps({**CONFIG, "hidden_size": "64"}),
+        json.dumps({**CONFIG, "num_hidden_layers": -1}),
+        json.dumps({**CONFIG, "num_attention_heads": 0}),
+        json.dumps({**CONFIG, "vocab_size": True}),
+        " " * (2**20 + 1),
+    ],
+    ids=["empty", "list", "nothing", "text", "negative", "zero", "flag", "huge"],
+)
+def test_a_config_that_says_nothing_gives_no_shape(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    assert shape_read(path) is None
+    assert shape_read(tmp_path / "nowhere.json") is None
