@@ -212,6 +212,7 @@ def serve_start(
                 "VAR": str(var),
                 "GATEWAY_STALL_TIMEOUT_S": str(STALL_TIMEOUT_S),
                 "BATCH_LEASE_S": str(BATCH_LEASE_S),
+                "ENGINE_CRASHES": "1000",  # tests kill its engines one after another
                 **(env or {}),
             },
             stdin=subprocess.DEVNULL,

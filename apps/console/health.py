@@ -22,6 +22,7 @@ _ENGINE_TONES: Final[dict[str, Tone]] = {
     "draining": "busy",
     "backing_off": "warn",
     "unresponsive": "warn",
+    "crash_loop": "bad",
     "failed": "bad",
     "stopped": "off",
 }

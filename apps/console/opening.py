@@ -83,4 +83,4 @@ def _route_to_ask() -> str:
 
 def _is_hopeless(state: LiveState) -> bool:
     restarts = state.word == "Failing" and state.n_restarts >= _HOPELESS_RESTARTS
-    return state.word == "Failed" or restarts
+    return state.word in ("Failed", "Crash loop") or restarts

@@ -85,8 +85,11 @@ def live_state(deployment: Deployment) -> LiveState:
     processes = [replica.engine_process for replica in replicas]
     n_ready = sum(process.state == state.READY for process in processes)
     failed = [process for process in processes if process.state == state.FAILED]
-    failing = failed + [
-        process for process in processes if process.state in (state.BACKING_OFF, state.UNRESPONSIVE)
+    looping = [process for process in processes if process.state == state.CRASH_LOOP]
+    failing = [
+        *failed,
+        *looping,
+        *(p for p in processes if p.state in (state.BACKING_OFF, state.UNRESPONSIVE)),
     ]
     refusals = [
         each.refusal for each in replicas if each.refusal and each.index < deployment.n_replicas
@@ -100,7 +103,7 @@ def live_state(deployment: Deployment) -> LiveState:
     elif refusals:
         word = "Does not fit"
     elif failing:
-        word = "Failed" if failed else "Failing"
+        word = "Failed" if failed else "Crash loop" if looping else "Failing"
     else:
         word = "Starting"
     return LiveState(

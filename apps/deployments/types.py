@@ -34,8 +34,8 @@ class ReplicaEndpoint:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveState:
     """What of a deployment runs, beside what should. ``word`` is one of the keys of
-    ``LIVE_STATE_LABELS``; Failing is tried again, Failed is not, and what does not fit is tried as
-    soon as it does."""
+    ``LIVE_STATE_LABELS``; Failing is tried again, a Crash loop after a long pause, Failed not, and
+    what does not fit as soon as it does."""
 
     word: str
     n_ready: int
@@ -76,6 +76,7 @@ LIVE_STATE_LABELS: Final = {
     "Degraded": "warning",
     "Starting": "info",
     "Failing": "danger",
+    "Crash loop": "danger",
     "Failed": "danger",
     "Does not fit": "danger",
     "Stopping": "warning",

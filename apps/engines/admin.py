@@ -37,7 +37,13 @@ class EngineProcessAdmin(ReadOnlyAdmin):
     fieldsets = (
         (
             None,
-            {"fields": (("name", "state_badge"), ("pid", "epoch", "restarts"), "last_error")},
+            {
+                "fields": (
+                    ("name", "state_badge"),
+                    ("pid", "epoch", "restarts"),
+                    ("last_error", "tries_again_at"),
+                )
+            },
         ),
         (
             "Health",

@@ -14,6 +14,7 @@ class EngineProcess(TimestampedModel):
         READY = "ready", "Ready"
         UNRESPONSIVE = "unresponsive", "Unresponsive"
         BACKING_OFF = "backing_off", "Backing off"
+        CRASH_LOOP = "crash_loop", "Crash loop"
         DRAINING = "draining", "Draining"
         STOPPED = "stopped", "Stopped"
         FAILED = "failed", "Failed"
@@ -30,6 +31,9 @@ class EngineProcess(TimestampedModel):
     ping_ms = models.FloatField(null=True, blank=True)
     n_restarts = models.PositiveIntegerField(default=0)
     last_error = models.TextField(blank=True)
+    tries_again_at = models.DateTimeField(
+        null=True, blank=True, help_text="When it is started again by itself."
+    )
     info = models.JSONField(default=dict, blank=True, help_text="What the engine says it serves.")
     stats = models.JSONField(default=dict, blank=True, help_text="Counters of the last pong.")
 

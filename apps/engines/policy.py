@@ -13,6 +13,7 @@ State = EngineProcess.State
 EXIT_CONFIG: Final = 78
 
 _ALIVE: Final = frozenset({State.STARTING, State.READY, State.UNRESPONSIVE, State.DRAINING})
+_WAITING: Final = frozenset({State.BACKING_OFF, State.CRASH_LOOP})
 
 
 class Action(Enum):
@@ -27,7 +28,9 @@ class Action(Enum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """tick_s: the longest time between two decisions; longer gaps mean that the agent itself slept
-    and are not held against the engine. stop_grace_s covers the engine's own drain."""
+    and are not held against the engine. stop_grace_s covers the engine's own drain.
+    breaker_crashes: after so many in a row, none of which came after ``healthy_after_s`` of work,
+    the engine is left alone for breaker_pause_s; then one start decides."""
 
     tick_s: float = 0.5
     ping_every_s: float = 1.0
@@ -38,13 +41,16 @@ class Timings:
     backoff_first_s: float = 0.5
     backoff_most_s: float = 30.0
     healthy_after_s: float = 60.0
+    breaker_crashes: int = 5
+    breaker_pause_s: float = 600.0
 
 
 class Lifecycle:
     """One slot for an engine process, through all its starts.
 
     Invariants: SPAWN is answered only while no process lives; after a failure for configuration
-    nothing is spawned any more; a stop that was asked for ends in STOPPED.
+    nothing is spawned any more; a stop that was asked for ends in STOPPED. Only an engine's own
+    ends count for the breaker: a start that the system or the database refused says nothing of it.
     """
 
     def __init__(self, timings: Timings) -> None:
@@ -54,6 +60,7 @@ class Lifecycle:
         self.last_error = ""
         self._stop_asked = False
         self._n_failures = 0
+        self._n_crashes = 0
         self._resume_at = 0.0
         self._spawned_at = 0.0
         self._ready_at: float | None = None
@@ -61,6 +68,12 @@ class Lifecycle:
         self._kill_sent = False
         self._silent_s = 0.0
         self._ticked_at: float | None = None
+
+    def resumes_in_s(self, now: float) -> float | None:
+        """Until it is tried again by itself; None where it runs, or is not tried again."""
+        if self.state not in _WAITING:
+            return None
+        return max(0.0, self._resume_at - now)
 
     @property
     def is_over(self) -> bool:
@@ -132,8 +145,11 @@ class Lifecycle:
             self._ready_at is not None and now - self._ready_at >= self.timings.healthy_after_s
         )
         if healthy:
-            self._n_failures = 0
+            self._n_failures = self._n_crashes = 0
+        self._n_crashes += code != 0  # who ends well was asked to, by someone else
         self._back_off(now)
+        if self._n_crashes >= self.timings.breaker_crashes:
+            self._break(now)
 
     def _decide_without_process(self, now: float) -> Action:
         if self._stop_asked:
@@ -141,7 +157,7 @@ class Lifecycle:
             return Action.NONE
         if self.state is State.STOPPED:
             return Action.SPAWN
-        if self.state is State.BACKING_OFF and now >= self._resume_at:
+        if self.state in _WAITING and now >= self._resume_at:
             return Action.SPAWN
         return Action.NONE
 
@@ -157,3 +173,18 @@ class Lifecycle:
         self.n_restarts += 1
         self._resume_at = now + min(delay_s, self.timings.backoff_most_s)
         self.state = State.BACKING_OFF
+
+    def _break(self, now: float) -> None:
+        """Leave it alone: the crashes before the next start still count, so that one more is
+        enough."""
+        self.state = State.CRASH_LOOP
+        self._resume_at = now + self.timings.breaker_pause_s
+        self.last_error = (
+            f"{self._n_crashes} crashes in a row; left alone for "
+            f"{_minutes(self.timings.breaker_pause_s)}, or until it is restarted. "
+            f"The last one: {self.last_error}"
+        )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

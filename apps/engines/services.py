@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 _ENTRIES_AT_A_TIME: Final = 1_000
 _ENTRIES_AT_MOST: Final = 20_000  # in one run, of one journal
-_GONE = {"pid": None, "socket_path": "", "ping_ms": None}
+_GONE = {"pid": None, "socket_path": "", "ping_ms": None, "tries_again_at": None}
 
 
 def engine_process_create(*, name: str) -> EngineProcess:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,7 +91,12 @@ class Supervisor:
             last_error=self._life.last_error,
             info=asdict(self._info) if self._info else {},
             stats=_stats(self._health),
+            tries_again_at=self._tries_again_at(),
         )
+
+    def _tries_again_at(self) -> datetime | None:
+        in_s = self._life.resumes_in_s(time.monotonic())
+        return None if in_s is None else datetime.now(UTC) + timedelta(seconds=in_s)
 
     async def run(self) -> None:
         try:

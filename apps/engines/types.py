@@ -18,6 +18,7 @@ STATE_LABELS: Final = {
     "Ready": "success",
     "Unresponsive": "danger",
     "Backing off": "warning",
+    "Crash loop": "danger",
     "Draining": "warning",
     "Stopped": "",
     "Failed": "danger",
@@ -299,6 +300,7 @@ class EngineObservation:
     last_error: str
     info: dict[str, Any]
     stats: dict[str, Any]
+    tries_again_at: datetime | None = None
 
 
 DeviceKind = Literal["cpu", "cuda"]

@@ -72,6 +72,7 @@ def test_a_ready_engine_of_which_nothing_is_heard_is_silent(pong_age_s: float | 
         (["starting"], "running", "Starting", "busy", 0),
         (["failed"], "running", "Failed", "bad", 0),
         (["backing_off"], "running", "Failing", "bad", 0),
+        (["crash_loop"], "running", "Crash loop", "bad", 0),
         ([], "running", "Starting", "busy", 0),
         (["draining"], "stopped", "Stopping", "warn", 0),
         ([], "stopped", "Stopped", "off", 0),

@@ -207,3 +207,6 @@ PRUNE_KEEP_DAYS = env.integer("PRUNE_KEEP_DAYS", default=30, minimum=1)
 # An engine that answers no ping for so long is killed; a step of a large model on a slow processor
 # must fit in it.
 ENGINE_PING_DEADLINE_S = env.integer("ENGINE_PING_DEADLINE_S", default=5, minimum=1)
+# So many crashes in a row without a minute of work, and an engine is left alone for so long.
+ENGINE_CRASHES = env.integer("ENGINE_CRASHES", default=5, minimum=1)
+ENGINE_CRASH_PAUSE_S = env.integer("ENGINE_CRASH_PAUSE_S", default=600, minimum=1)

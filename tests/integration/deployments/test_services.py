@@ -235,6 +235,8 @@ def test_endpoints_are_the_ready_replicas_of_running_deployments(
         ("running", [State.READY, State.BACKING_OFF], "Degraded", 1),
         ("running", [State.STARTING, State.BACKING_OFF], "Failing", 0),
         ("running", [State.BACKING_OFF, State.FAILED], "Failed", 0),
+        ("running", [State.BACKING_OFF, State.CRASH_LOOP], "Crash loop", 0),
+        ("running", [State.READY, State.CRASH_LOOP], "Degraded", 1),
         ("stopped", [State.DRAINING, State.STOPPED], "Stopping", 0),
         ("stopped", [State.STOPPED, State.STOPPED], "Stopped", 0),
     ],
@@ -250,4 +252,5 @@ def test_live_state(
         (found,) = deployments_all()
         state_now = live_state(found)
     assert (state_now.word, state_now.n_ready, state_now.n_replicas) == (word, n_ready, 2)
-    assert state_now.last_error == ("of 1" if word in ("Degraded", "Failing", "Failed") else "")
+    is_failing = word in ("Degraded", "Failing", "Failed", "Crash loop")
+    assert state_now.last_error == ("of 1" if is_failing else "")

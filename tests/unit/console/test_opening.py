@@ -27,6 +27,7 @@ FAILED, STARTING, READY = state("Failed"), state("Starting"), state("Ready")
         ({"a": FAILED, "b": READY}, {"a": "no engine is ready", "b": "ok"}, True),
         ({"a": state("Failing", n_restarts=2)}, {}, False),
         ({"a": state("Failing", n_restarts=3)}, {}, True),
+        ({"a": state("Crash loop")}, {}, True),
     ],
 )
 def test_one_that_failed_keeps_nobody_from_waiting_for_the_others(

@@ -62,7 +62,7 @@ def test_an_engine_that_never_answers_is_killed_at_the_start_deadline() -> None:
 
 
 def test_crashes_back_off_from_half_a_second_to_thirty() -> None:
-    slot = Slot()
+    slot = Slot(breaker_crashes=10)
     delays = []
     for _ in range(9):
         slot.spawn()
@@ -91,6 +91,72 @@ def test_a_minute_of_health_forgives_old_crashes(healthy_for_s: float, delay_s: 
     left_at = slot.now
     assert slot.wait(60, tick_s=0.125) is Action.SPAWN
     assert slot.now - left_at == delay_s
+
+
+def test_five_crashes_in_a_row_open_the_breaker_for_ten_minutes() -> None:
+    slot = Slot()
+    for _ in range(4):
+        slot.spawn()
+        slot.exit(1, "exit code 1: boom")
+        assert slot.life.state is State.BACKING_OFF
+        assert slot.wait(60) is Action.SPAWN
+    slot.life.spawned(slot.now)
+    slot.exit(-11, "killed by SIGSEGV")
+    assert slot.life.state is State.CRASH_LOOP
+    assert slot.life.last_error == (
+        "5 crashes in a row; left alone for 10 min, or until it is restarted. "
+        "The last one: killed by SIGSEGV"
+    )
+    assert slot.life.resumes_in_s(slot.now) == 600
+    assert slot.wait(599.5) is Action.NONE
+    assert slot.wait(0.5) is Action.SPAWN
+
+
+def test_one_start_after_the_pause_decides() -> None:
+    slot = Slot(breaker_crashes=2, breaker_pause_s=100)
+    for _ in range(2):
+        slot.spawn()
+        slot.exit(1)
+        slot.wait(60)
+    assert slot.life.state is State.CRASH_LOOP
+    assert slot.wait(100) is Action.SPAWN
+    slot.life.spawned(slot.now)
+    slot.exit(1, "exit code 1: again")
+    assert slot.life.state is State.CRASH_LOOP
+    assert slot.life.last_error.startswith("3 crashes in a row; left alone for 100 s")
+    assert slot.life.last_error.endswith("The last one: exit code 1: again")
+    assert slot.wait(100) is Action.SPAWN
+    slot.life.spawned(slot.now)
+    slot.pong()
+    for _ in range(120):
+        slot.now += 0.5
+        slot.pong()
+    slot.exit(-9)
+    assert slot.life.state is State.BACKING_OFF
+
+
+def test_what_is_no_crash_does_not_count_for_the_breaker() -> None:
+    slot = Slot(breaker_crashes=2)
+    for _ in range(5):
+        assert slot.life.state is not State.CRASH_LOOP
+        slot.life.spawn_failed(slot.now, reason="the database is away")
+        slot.wait(60)
+        slot.life.spawned(slot.now)
+        slot.exit(0)  # somebody sent it a SIGTERM
+        slot.wait(60)
+    assert slot.life.state is State.BACKING_OFF
+    assert slot.life.n_restarts == 10
+
+
+def test_a_crash_loop_can_be_stopped() -> None:
+    slot = Slot(breaker_crashes=1)
+    slot.spawn()
+    slot.exit(1)
+    assert slot.life.state is State.CRASH_LOOP
+    slot.life.stop()
+    assert slot.decide() is Action.NONE
+    assert slot.life.is_over
+    assert slot.life.resumes_in_s(slot.now) is None
 
 
 def test_exit_78_is_final_until_the_slot_is_made_anew() -> None:

@@ -31,7 +31,11 @@ class Command(BaseCommand):
         wait_s = _DRAIN_MOST_S if options["exit_with_parent"] else 0.0
         try:
             with var_lock(lock, holder="engine agent", wait_s=wait_s):
-                timings = Timings(ping_deadline_s=settings.ENGINE_PING_DEADLINE_S)
+                timings = Timings(
+                    ping_deadline_s=settings.ENGINE_PING_DEADLINE_S,
+                    breaker_crashes=settings.ENGINE_CRASHES,
+                    breaker_pause_s=settings.ENGINE_CRASH_PAUSE_S,
+                )
                 reconciler = Reconciler(paths=agent_paths(settings.VAR_DIR), timings=timings)
                 asyncio.run(_run(reconciler, watch_stdin=options["exit_with_parent"]))
         except (AgentError, LockHeld) as error:
