@@ -18,7 +18,9 @@ from apps.deployments.types import DEPLOYMENTS_STAMP, Reconciled
 from apps.engines.services import (
     AgentPaths,
     EngineAgent,
+    Sampler,
     Timings,
+    crashes_record,
     engine_epoch_take,
     is_ready,
     journals_read,
@@ -27,8 +29,9 @@ from apps.engines.services import (
     observations_record,
     orphan_end,
     stale_states_correct,
+    suspects_judge,
 )
-from apps.engines.types import EngineObservation
+from apps.engines.types import CrashSeen, EngineObservation
 from apps.metering.services import orphans_close
 
 logger = logging.getLogger(__name__)
@@ -56,7 +59,9 @@ class Reconciler:
         self._scaler = Scaler(pace=pace or Pace())
         self._node_id: int | None = None
         self._looked_at = -_LOOK_EVERY_S
+        self._crashes: list[CrashSeen] = []
         self._swept_at = 0.0
+        self._sampler = Sampler()
         self._is_database_away = False
 
     def stop(self) -> None:
@@ -121,6 +126,9 @@ class Reconciler:
         """Read what the engines recorded, then close what nobody else will."""
         now = timezone.now()
         await database_hop(journals_read, self._paths.journal_dir, now=now)
+        await database_hop(suspects_judge, now)
+        process_ids = frozenset(self.agent.occupied)
+        await database_hop(self._sampler.sample, now, process_ids=process_ids)
         if n_orphans := await database_hop(orphans_close, now):
             logger.warning("Closed %d usage records whose gateway is gone", n_orphans)
 
@@ -129,6 +137,11 @@ class Reconciler:
         seen_now = self.agent.observations()
         self._scaler.note(seen_now)
         self._pending |= {seen.process_id: seen for seen in seen_now}
+        self._crashes += self.agent.crashes()
+        if self._crashes:
+            await database_hop(crashes_record, self._crashes)
+            self._crashes.clear()
+            self._swept_at = 0.0  # what its engine had not ended is wanted now
         if not self._pending:
             return
         ready = dict(self._ready)

@@ -2,17 +2,24 @@
 
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.humanize.templatetags.humanize import naturaltime
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
 from django.template.defaultfilters import filesizeformat
+from django.urls import reverse
+from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
+from unfold.enums import ActionVariant
 
-from apps.core.admin import ReadOnlyAdmin, ReadOnlyInline, display
-from apps.engines.models import Device, EngineProcess, Node
+from apps.audit.selectors import actor_of
+from apps.core.admin import ReadOnlyAdmin, ReadOnlyInline, action, dialog_redirect, display
+from apps.core.scoped_admin import TenantScoped
+from apps.engines.models import Device, EngineProcess, Node, QuarantinedRequest
 from apps.engines.selectors import engine_log_tail
+from apps.engines.services import quarantine_lift
 from apps.engines.types import STATE_LABELS
 
 
@@ -169,6 +176,59 @@ class NodeAdmin(ReadOnlyAdmin):
 
 def _free(device: Device) -> str:
     return f"{filesizeformat(device.free_bytes)} of {filesizeformat(device.total_bytes)}"
+
+
+@admin.register(QuarantinedRequest)
+class QuarantinedRequestAdmin(ReadOnlyAdmin, TenantScoped):
+    """Requests that are refused because engines died of them. Lifting lets them run again."""
+
+    list_display = ("request_id", "tenant", "deployment_name", "n_deaths", "since", "state")
+    list_filter = ("deployment_name",)
+    list_select_related = ("tenant",)
+    search_fields = ("request_id", "deployment_name", "tenant__name")
+    search_help_text = "A request's id, a deployment, or a tenant's name"
+    ordering = ("-id",)
+    sortable_by = ()
+    actions_detail = ("lift",)
+    actions_row = ("lift",)
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    ("request_id", "tenant"),
+                    ("deployment_name", "n_deaths"),
+                    ("since", "expires_at"),
+                    "digest",
+                )
+            },
+        ),
+    )
+
+    @action(
+        description="Lift",
+        permissions=["lift"],
+        icon="lock_open",
+        variant=ActionVariant.DANGER,
+        dialog={
+            "title": "Let this request run again?",
+            "description": "Engines died of it. What is held against it is forgotten.",
+            "form_class": None,
+            "form_submit_text": "Lift the quarantine",
+        },
+    )
+    def lift(self, request: HttpRequest, form: Any, object_id: str) -> HttpResponse:
+        row = get_object_or_404(self.get_queryset(request), pk=object_id)
+        quarantine_lift(quarantined=row, actor=actor_of(request))
+        messages.success(request, f"Requests such as {row} run again.")
+        return dialog_redirect(request, reverse("admin:engines_quarantinedrequest_changelist"))
+
+    def has_lift_permission(self, request: HttpRequest, object_id: Any = None) -> bool:
+        return self._may(request, "change", object_id)
+
+    @display(description="State", label={"Over": "", "Refused": "danger"})
+    def state(self, row: QuarantinedRequest) -> str:
+        return "Refused" if row.expires_at > timezone.now() else "Over"
 
 
 _SHOWN_ELSEWHERE = ("epoch", "pid", "steps")

@@ -14,7 +14,7 @@ from apps.engines.paths import AgentPaths, socket_remove
 from apps.engines.policy import State, Timings
 from apps.engines.remote.watch import RemoteWatch
 from apps.engines.supervisor import Supervisor
-from apps.engines.types import EngineObservation, EngineSpec, TakeEpoch
+from apps.engines.types import CrashSeen, EngineObservation, EngineSpec, TakeEpoch
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class EngineAgent:
         self._supervisors: dict[int, Supervisor | RemoteWatch] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._last_words: list[EngineObservation] = []
+        self._crashes: list[CrashSeen] = []
         self._told_at: dict[int, float] = {}
 
     @property
@@ -60,6 +61,13 @@ class EngineAgent:
                 supervisor.is_changed = supervisor.has_news = False
                 self._told_at[process_id] = now
                 found.append(supervisor.observation())
+        return found
+
+    def crashes(self) -> Sequence[CrashSeen]:
+        """Take the crashes since the last call."""
+        for supervisor in self._supervisors.values():
+            self._crashes_take(supervisor)
+        found, self._crashes = self._crashes, []
         return found
 
     async def stop(self) -> None:
@@ -106,9 +114,16 @@ class EngineAgent:
             timings=self._timings,
         )
 
+    def _crashes_take(self, supervisor: Supervisor | RemoteWatch) -> None:
+        if isinstance(supervisor, Supervisor):
+            self._crashes += supervisor.crashes
+            supervisor.crashes.clear()
+
     def _ended(self, process_id: int) -> None:
         task = self._tasks.pop(process_id)
-        self._last_words.append(self._supervisors.pop(process_id).observation())
+        supervisor = self._supervisors.pop(process_id)
+        self._crashes_take(supervisor)
+        self._last_words.append(supervisor.observation())
         self._told_at.pop(process_id, None)
         self.changed.set()
         if not task.cancelled() and (error := task.exception()) is not None:

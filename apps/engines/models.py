@@ -4,6 +4,7 @@ Desired state lives in deployments."""
 from django.db import models
 
 from apps.core.models import TimestampedModel
+from apps.core.tenant_rows import TenantRows
 
 
 class EngineProcess(TimestampedModel):
@@ -151,3 +152,99 @@ class JournalEntry(models.Model):
     @property
     def end_said(self) -> str:
         return ", ".join(filter(None, (self.finish_reason, self.error_code)))
+
+
+class EngineCrash(models.Model):
+    """The end of an engine that nobody asked for."""
+
+    engine_name = models.CharField(max_length=120)
+    epoch = models.PositiveBigIntegerField()
+    at = models.DateTimeField(db_index=True)
+    reason = models.TextField()
+    log_end = models.TextField(blank=True, help_text="The last lines that it wrote.")
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name_plural = "engine crashes"
+        constraints = [
+            models.UniqueConstraint(fields=["engine_name", "epoch"], name="engine_crash_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.engine_name} {self.epoch}"
+
+
+class Suspicion(TenantRows):
+    """A request that was in an engine when its connection broke. Whether the engine died, and the
+    request had not ended before, ``engines.quarantine`` finds out."""
+
+    owner_paths = ("tenant_id",)
+
+    tenant_id = models.BigIntegerField()
+    digest = models.CharField(max_length=64, db_index=True)
+    deployment_name = models.CharField(max_length=120)
+    engine_name = models.CharField(max_length=120)
+    epoch = models.PositiveBigIntegerField()
+    request_id = models.CharField(max_length=128)
+    noted_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [models.Index(fields=["tenant_id", "-id"], name="suspicion_tenant_idx")]
+
+    def __str__(self) -> str:
+        return self.request_id
+
+
+class QuarantinedRequest(TenantRows):
+    """A request that is refused because engines died of it. digest: of the request; of its words
+    nothing is kept."""
+
+    tenant = models.ForeignKey(
+        "tenants.Tenant", on_delete=models.CASCADE, related_name="quarantined_requests"
+    )
+    digest = models.CharField(max_length=64, unique=True)
+    deployment_name = models.CharField("deployment", max_length=120)
+    request_id = models.CharField("last request", max_length=128)
+    n_deaths = models.PositiveSmallIntegerField("engines that died")
+    since = models.DateTimeField()
+    expires_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name = "quarantined request"
+
+    def __str__(self) -> str:
+        return self.request_id
+
+
+class EngineSample(models.Model):
+    """How an engine did over one span of time, which begins at ``at``. Written and thinned by
+    ``engines.sampling`` alone. Latencies are of the requests that ended in it, by the journal."""
+
+    engine_name = models.CharField(max_length=120)
+    span_s = models.PositiveSmallIntegerField()
+    at = models.DateTimeField()
+    n_running = models.FloatField()
+    n_waiting = models.FloatField()
+    prompt_tokens_per_s = models.FloatField()
+    completion_tokens_per_s = models.FloatField()
+    rss_bytes = models.PositiveBigIntegerField()
+    kv_used = models.FloatField(help_text="Of its blocks, 0 to 1.")
+    n_requests = models.PositiveIntegerField()
+    ttft_ms = models.FloatField(null=True, help_text="The median.")
+    ttft_p95_ms = models.FloatField(null=True)
+    itl_ms = models.FloatField(null=True, help_text="The median of each request's mean.")
+    itl_p95_ms = models.FloatField(null=True)
+
+    class Meta:
+        constraints = [
+            # Its index is what plots read by.
+            models.UniqueConstraint(
+                fields=["engine_name", "span_s", "at"], name="engine_sample_once"
+            )
+        ]
+        indexes = [models.Index(fields=["span_s", "at"], name="engine_sample_age_idx")]
+
+    def __str__(self) -> str:
+        return f"{self.engine_name} {self.at:%Y-%m-%d %H:%M:%S}"

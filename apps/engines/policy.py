@@ -69,6 +69,15 @@ class Lifecycle:
         self._silent_s = 0.0
         self._ticked_at: float | None = None
 
+    @property
+    def was_killed(self) -> bool:
+        """The end that comes is of our doing; ``last_error`` says why."""
+        return self._kill_sent
+
+    def is_crash(self, code: int) -> bool:
+        """Whether an end with this code is one that nobody asked for; ask before ``exited``."""
+        return code not in (0, EXIT_CONFIG) and not self._stop_asked
+
     def resumes_in_s(self, now: float) -> float | None:
         """Until it is tried again by itself; None where it runs, or is not tried again."""
         if self.state not in _WAITING:
@@ -132,11 +141,11 @@ class Lifecycle:
 
     def exited(self, code: int, now: float, *, reason: str) -> None:
         """The process is gone. ``reason`` is kept unless what led to our own kill is known."""
-        was_killed = self._kill_sent
+        is_crash = self.is_crash(code)
         if self._stop_asked:
             self.state = State.STOPPED
             return
-        if not was_killed:
+        if not self.was_killed:
             self.last_error = reason
         if code == EXIT_CONFIG:
             self.state = State.FAILED
@@ -146,7 +155,7 @@ class Lifecycle:
         )
         if healthy:
             self._n_failures = self._n_crashes = 0
-        self._n_crashes += code != 0  # who ends well was asked to, by someone else
+        self._n_crashes += is_crash  # who ends well was asked to, by someone else
         self._back_off(now)
         if self._n_crashes >= self.timings.breaker_crashes:
             self._break(now)

@@ -1,14 +1,27 @@
 """Reads of engine processes as the agent last observed them."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from django.conf import settings
 from django.db.models import QuerySet
 
 from apps.core.files import log_tail
-from apps.engines.models import Device, EngineJournal, EngineProcess, JournalEntry
+from apps.core.tenancy import every_tenant
+from apps.engines.models import (
+    Device,
+    EngineCrash,
+    EngineJournal,
+    EngineProcess,
+    EngineSample,
+    JournalEntry,
+    QuarantinedRequest,
+    Suspicion,
+)
 from apps.engines.paths import run_dir_of
+from apps.engines.types import Quarantine
 
 EngineState = EngineProcess.State
 DeviceKind = Device.Kind
@@ -62,3 +75,30 @@ def journal_of(*, request_id: str, epoch: int) -> list[JournalEntry]:
 def engine_journals() -> "QuerySet[EngineJournal]":
     """Return the journals of all starts of engines, to be narrowed down."""
     return EngineJournal.objects.all()
+
+
+@every_tenant("a gateway serves every tenant")
+def quarantine_at(now: datetime) -> Quarantine:
+    """Return which requests are refused or suspected, in two queries."""
+    refused = QuarantinedRequest.objects.filter(expires_at__gt=now)
+    since = now - timedelta(hours=settings.QUARANTINE_HOURS)
+    rows = Suspicion.objects.filter(noted_at__gt=since).order_by()
+    suspected = rows.values_list("digest", flat=True).distinct()
+    return Quarantine(
+        refused=dict(refused.values_list("digest", "expires_at")),
+        suspected=frozenset(suspected),
+    )
+
+
+def engine_crashes(names: Collection[str], *, limit: int) -> list[EngineCrash]:
+    """Return the latest crashes of these engines, the newest first."""
+    return list(EngineCrash.objects.filter(engine_name__in=names).order_by("-id")[:limit])
+
+
+def engine_samples(
+    names: Collection[str], *, span_s: int, since: datetime
+) -> "QuerySet[EngineSample]":
+    """Return how these engines did, a row each ``span_s``, the oldest first."""
+    return EngineSample.objects.filter(
+        engine_name__in=names, span_s=span_s, at__gte=since
+    ).order_by("at")

@@ -17,6 +17,14 @@ from apps.engines.journals import JournalFiles, journals_in
 from apps.engines.models import Device, EngineJournal, EngineProcess, JournalEntry, Node
 from apps.engines.paths import AgentPaths, agent_paths
 from apps.engines.policy import Timings
+from apps.engines.quarantine import (
+    crashes_record,
+    quarantine_lift,
+    suspects_clear,
+    suspects_judge,
+    suspicions_note,
+)
+from apps.engines.sampling import Sampler
 from apps.engines.types import (
     REPLICAS_STAMP,
     EngineObservation,
@@ -25,12 +33,14 @@ from apps.engines.types import (
     RequestEnd,
 )
 
-# The agent's mechanics that the room of deployments drives.
+# The agent's mechanics that the room of deployments drives, and the quarantine's.
 __all__ = [
     "AgentPaths",
     "EngineAgent",
+    "Sampler",
     "Timings",
     "agent_paths",
+    "crashes_record",
     "engine_epoch_take",
     "engine_process_create",
     "engine_processes_remove",
@@ -40,7 +50,11 @@ __all__ = [
     "node_report",
     "observations_record",
     "orphan_end",
+    "quarantine_lift",
     "stale_states_correct",
+    "suspects_clear",
+    "suspects_judge",
+    "suspicions_note",
 ]
 
 logger = logging.getLogger(__name__)

@@ -19,12 +19,21 @@ from apps.engines.client import EngineClient
 from apps.engines.exceptions import EngineClientError
 from apps.engines.paths import AgentPaths, socket_exists, socket_remove
 from apps.engines.policy import Action, Lifecycle, State, Timings
-from apps.engines.types import EngineHealth, EngineInfo, EngineObservation, EngineSpec, TakeEpoch
+from apps.engines.types import (
+    CrashSeen,
+    EngineHealth,
+    EngineInfo,
+    EngineObservation,
+    EngineSpec,
+    TakeEpoch,
+)
 
 logger = logging.getLogger(__name__)
 
 ROOT_DIR: Final = Path(__file__).resolve().parents[2]
 _CONNECT_EVERY_S: Final = 0.05
+_CRASH_LINES: Final = 20
+_CRASH_BYTES: Final = 4096
 
 
 class Supervisor:
@@ -46,6 +55,7 @@ class Supervisor:
         self.spec = spec
         self.is_changed = True
         self.has_news = False
+        self.crashes: list[CrashSeen] = []  # to be taken
         self._paths = paths
         self._take_epoch = take_epoch
         self._on_change = on_change
@@ -207,10 +217,23 @@ class Supervisor:
         watch.cancel()
         socket_remove(socket)
         self._process = self._socket = self._health = None
-        self._life.exited(code, time.monotonic(), reason=_reason(code, self.log_path))
+        reason = _reason(code, self.log_path)
+        if self._life.is_crash(code):
+            self.crashes.append(self._crash(reason))
+        self._life.exited(code, time.monotonic(), reason=reason)
         logger.info("Engine %s ended with %d: now %s", self.spec.name, code, self._life.state.label)
         self._changed()
         self._wake.set()
+
+    def _crash(self, reason: str) -> CrashSeen:
+        lines = log_tail(self.log_path, n_lines=_CRASH_LINES, n_bytes=_CRASH_BYTES)
+        return CrashSeen(
+            engine_name=self.spec.name,
+            epoch=self._epoch,
+            at=datetime.now(UTC),
+            reason=self._life.last_error if self._life.was_killed else reason,
+            log_end="\n".join(lines).replace("\0", ""),
+        )
 
     def _task(self, work: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -1,6 +1,6 @@
 """What an engine tells: plain values that may cross rooms."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -10,6 +10,7 @@ Task = Literal["generate", "embed"]
 TakeEpoch = Callable[[int], Awaitable[int]]  # counts a slot's next start, durably
 
 REPLICAS_STAMP: Final = "replicas"
+QUARANTINE_STAMP: Final = "quarantine"
 REMOTE_KEY_PURPOSE: Final = "nano-llm: keys of remote servers"
 
 # How bad each state of an engine process is, in the names of the admin's badges.
@@ -330,3 +331,34 @@ class NodeReport:
     name: str
     n_cores: int
     devices: tuple[DeviceReport, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrashSeen:
+    """An engine of ours that ended though nobody had asked for it. log_end: its last lines."""
+
+    engine_name: str
+    epoch: int
+    at: datetime
+    reason: str
+    log_end: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspect:
+    """A request that an engine had when it was lost. digest: the same for equal requests."""
+
+    tenant_id: int
+    digest: str
+    deployment_name: str
+    engine_name: str
+    epoch: int
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantine:
+    """Digests of requests. refused: until when. suspected: of those that were at a death."""
+
+    refused: Mapping[str, datetime]
+    suspected: frozenset[str]

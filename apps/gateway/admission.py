@@ -8,10 +8,11 @@ from django.conf import settings
 from apps.core.exceptions import InvalidRequest
 from apps.core.ids import new_id
 from apps.engines.client import Standing
-from apps.engines.exceptions import EngineClientError
+from apps.engines.exceptions import EngineClientError, EngineDead
 from apps.gateway.exceptions import app_error_of
 from apps.gateway.generation import GenerationStream
 from apps.gateway.limits import Admitted
+from apps.gateway.quarantine import Attempt
 from apps.gateway.runtime import gateway_runtime
 from apps.gateway.types import WEBSOCKET, GenerationRequest
 from apps.metering.types import UNHURRIED_DOORS, Reservation
@@ -78,6 +79,7 @@ async def start(
         ModelNotFound: no route has that name, or its limits do not allow it.
         LimitExceeded: too many requests, or too little left of a budget.
         InvalidRequest: the engine cannot honour it, or its limits; ``param`` names the field.
+        RequestQuarantined: engines died of an equal request.
         Overloaded: a bounded queue is full.
         Unavailable: no engine is ready, the ledger cannot be written, or this process is stopping.
     """
@@ -134,25 +136,33 @@ async def _prepare(arrival: Arrival) -> GenerationStream:
     runtime = gateway_runtime()
     principal, request = arrival.principal, arrival.request
     request_id = new_id(request.id_prefix)
+    attempt = Attempt(
+        principal=principal, request=request, lease=arrival.lease, request_id=request_id
+    )
+    await runtime.quarantine.check(attempt)
     client = await runtime.engines.client(arrival.lease.endpoint)
     timeout_s = float(settings.GATEWAY_REQUEST_TIMEOUT_S)
-    prepared = await client.prepare(
-        request_id=request_id,
-        prompt=request.prompt,
-        sampling=request.sampling,
-        max_tokens=request.max_tokens,
-        cache_salt=principal.cache_salt,
-        timeout_s=PREPARE_TIMEOUT_S,
-        standing=Standing(
-            tenant=str(principal.tenant_id),
-            weight=principal.weight,
-            priority=arrival.priority,
-            deadline_s=timeout_s,
-        ),
-        cache_tags=cache_tags(principal.tenant_id, arrival.person),
-        output_format=request.output_format,
-        is_streamed=request.stream or arrival.door == WEBSOCKET,
-    )
+    try:
+        prepared = await client.prepare(
+            request_id=request_id,
+            prompt=request.prompt,
+            sampling=request.sampling,
+            max_tokens=request.max_tokens,
+            cache_salt=principal.cache_salt,
+            timeout_s=PREPARE_TIMEOUT_S,
+            standing=Standing(
+                tenant=str(principal.tenant_id),
+                weight=principal.weight,
+                priority=arrival.priority,
+                deadline_s=timeout_s,
+            ),
+            cache_tags=cache_tags(principal.tenant_id, arrival.person),
+            output_format=request.output_format,
+            is_streamed=request.stream or arrival.door == WEBSOCKET,
+        )
+    except EngineDead as error:
+        runtime.quarantine.over(attempt, error, is_completed=False)
+        raise
     n_prompt_tokens = prepared.n_prompt_tokens
     try:
         max_new_tokens = _within_context(
@@ -168,6 +178,7 @@ async def _prepare(arrival: Arrival) -> GenerationStream:
         runtime=runtime,
         lease=arrival.lease,
         client=client,
+        attempt=attempt,
         reservation=arrival.reservation(
             request_id=request_id, n_prompt_tokens=n_prompt_tokens, max_new_tokens=max_new_tokens
         ),

@@ -21,6 +21,7 @@ from apps.engines.types import EngineInfo
 from apps.gateway.exceptions import WRONG_TASK, RequestTimedOut, app_error_of
 from apps.gateway.ledger import LedgerEntry
 from apps.gateway.limits import Admitted
+from apps.gateway.quarantine import Attempt
 from apps.gateway.runtime import GatewayRuntime, gateway_runtime
 from apps.metering.types import UNHURRIED_DOORS, Budget, Ending, Outcome, Reservation
 from apps.rbac.types import Principal
@@ -66,6 +67,7 @@ async def embed(*, principal: Principal, request: EmbeddingRequest, door: str) -
         ModelNotFound: no route has that name, or its limits do not allow it.
         LimitExceeded: too many requests, or too little left of a budget.
         InvalidRequest: the model cannot honour it, or its limits; ``param`` names the field.
+        RequestQuarantined: engines died of an equal request.
         Overloaded: a bounded queue is full.
         RequestTimedOut: it took longer than one request may take.
         Unavailable: no engine is ready, the ledger cannot be written, or this process is stopping.
@@ -115,10 +117,15 @@ class _Embedding:
         self._access_generation = access_generation
         self._started_s = time.monotonic()
         self._timeout_s = float(settings.GATEWAY_REQUEST_TIMEOUT_S)
+        self._attempt = Attempt(
+            principal=principal, request=request, lease=lease, request_id=self.request_id
+        )
         self._deadline = asyncio.timeout(self._timeout_s)
         self._entry: LedgerEntry | None = None
         self._interrupted: AppError | None = None
         self._n_used_tokens = 0
+        self._is_sent = False
+        self._died_with: EngineClientError | None = None
 
     async def run(self) -> EmbeddingAnswer:
         failure: BaseException | None = None
@@ -133,6 +140,7 @@ class _Embedding:
             failure = self._interrupted or RequestTimedOut()
             raise failure from error
         except EngineClientError as error:
+            self._died_with = error if self._is_sent else None
             failure = app_error_of(_named_as_sent(error, request=self._request))
             raise failure from error
         except BaseException as error:
@@ -149,8 +157,10 @@ class _Embedding:
             self._deadline.reschedule(asyncio.get_running_loop().time())
 
     async def _answer(self) -> EmbeddingAnswer:
+        await self._runtime.quarantine.check(self._attempt)
         client = await self._runtime.engines.client(self._lease.endpoint)
         _check_task(client.info, request=self._request)
+        self._is_sent = True
         measured = await client.measure_inputs(
             request_id=self.request_id, inputs=self._request.inputs, timeout_s=TOKENIZE_TIMEOUT_S
         )
@@ -201,6 +211,9 @@ class _Embedding:
 
     async def _close(self, failure: BaseException | None) -> None:
         try:
+            self._runtime.quarantine.over(
+                self._attempt, self._died_with, is_completed=failure is None
+            )
             if self._entry is not None:
                 await self._entry.settle(self._ending(failure))
         finally:

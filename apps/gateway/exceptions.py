@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Final
 
 from apps.core.exceptions import (
@@ -95,6 +96,21 @@ class AnswerNotKept(Conflict):
 
     def __init__(self) -> None:
         super().__init__(param=IDEMPOTENCY_KEY)
+
+
+class RequestQuarantined(AppError):
+    """Engines died of an equal request."""
+
+    status = 422
+    type = "invalid_request_error"
+    default_code = "request_quarantined"
+
+    def __init__(self, *, until: datetime) -> None:
+        super().__init__(
+            "The engine that ran this request died, more than once. It is refused until "
+            f"{until.astimezone(UTC):%Y-%m-%d %H:%M} UTC, or until an operator lifts that; other "
+            "requests are served."
+        )
 
 
 class TooManyOnConnection(Overloaded):

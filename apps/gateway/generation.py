@@ -13,6 +13,7 @@ from apps.engines.interface import ReplicaClient
 from apps.engines.types import AnswerDelta, EngineInfo, GenerationResult
 from apps.gateway.exceptions import RequestTimedOut, app_error_of
 from apps.gateway.ledger import LedgerEntry
+from apps.gateway.quarantine import Attempt
 from apps.gateway.runtime import GatewayRuntime
 from apps.gateway.types import Reuse
 from apps.metering.types import Budget, Ending, Outcome, Reservation
@@ -37,6 +38,7 @@ class GenerationStream:
         runtime: GatewayRuntime,
         lease: Lease,
         client: ReplicaClient,
+        attempt: Attempt,
         reservation: Reservation,
         requests: Budget | None,
         n_answers: int,
@@ -61,6 +63,7 @@ class GenerationStream:
         self._runtime = runtime
         self._lease = lease
         self._client = client
+        self._attempt = attempt
         self._entry = LedgerEntry(runtime=runtime, reservation=reservation)
         self._max_new_tokens = max_new_tokens
         self._access_generation = access_generation
@@ -178,7 +181,14 @@ class GenerationStream:
                 await self._engine.abort()
             else:
                 self._client.discard(self.request_id)
-            await self._entry.settle(self._ending(error))
+            ending = self._ending(error)
+            self._runtime.quarantine.over(
+                self._attempt,
+                error,
+                self._engine.error if self._engine is not None else None,
+                is_completed=ending.outcome is Outcome.COMPLETED,
+            )
+            await self._entry.settle(ending)
         finally:
             self._lease.release()
             self._runtime.live.discard(self)

@@ -5,9 +5,8 @@ any earlier one will do."""
 import asyncio
 import hashlib
 import time
-from dataclasses import fields
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import msgspec
 from django.db import DatabaseError, InterfaceError
@@ -23,17 +22,13 @@ from apps.gateway.exceptions import app_error_of
 from apps.gateway.generation import NOTHING, GenerationStream, fingerprint
 from apps.gateway.runs import KeptAnswer, Run, decoded
 from apps.gateway.runtime import GatewayRuntime, gateway_runtime
+from apps.gateway.shaping import shaping
 from apps.gateway.types import GenerationRequest, Reuse, ReuseWish
 from apps.metering.services import reused_record
 from apps.metering.types import Budget, Ending, Outcome
 from apps.rbac.types import Principal
 from apps.routing.selectors import Generation
 
-# Of a request, what does not shape its answer; where it leads, the key says in other words. A field
-# that is not named here is in the key.
-WITHOUT_EFFECT: Final = frozenset(
-    {"model", "end_user", "stream", "include_usage", "max_tokens_param"}
-)
 _FORM: Final = 2  # of what is kept; raised with it
 
 
@@ -170,14 +165,9 @@ def response_key(
 ) -> str:
     """Return the SHA-256 of all that shapes an answer. origin: the deployment and what computes
     there. max_context_tokens: a limit that cuts answers."""
-    shaping: dict[str, Any] = {
-        each.name: getattr(request, each.name)
-        for each in fields(request)
-        if each.name not in WITHOUT_EFFECT
-    }
     whole = (
         _FORM, principal.tenant_id, principal.cache_salt, origin, generation.shared,
-        max_context_tokens, request.endpoint, shaping,
+        max_context_tokens, request.endpoint, shaping(request),
     )  # fmt: skip
     return hashlib.sha256(msgspec.msgpack.encode(whole)).hexdigest()
 

@@ -13,11 +13,13 @@ from apps.core.exceptions import Unavailable
 from apps.core.hop import database_hop
 from apps.core.stamps import StampWatcher
 from apps.engines.exceptions import EngineClientError
+from apps.engines.types import QUARANTINE_STAMP
 from apps.gateway.engines import EnginePool
 from apps.gateway.exceptions import Draining
 from apps.gateway.idempotency import KeptAnswer, NamedRequest
 from apps.gateway.ledger_writer import LedgerWriter
 from apps.gateway.limits import LimitCheck
+from apps.gateway.quarantine import QuarantineWatch
 from apps.gateway.refusals import Refusals
 from apps.gateway.revocation import AccessWatch, Held
 from apps.rbac.authentication import TokenCache
@@ -50,6 +52,7 @@ class GatewayRuntime:
         # What runs under an Idempotency-Key here, or looks for its answer; None: look again.
         self.named: dict[NamedRequest, asyncio.Future[KeptAnswer | None]] = {}
         self.refusals = Refusals(spawn=self.spawn)
+        self.quarantine = QuarantineWatch(spawn=self.spawn)
         self.responses = ResponseCache()
         self.runs: dict[str, Run] = {}  # that equal requests may wait for
         self.is_draining = False
@@ -61,6 +64,7 @@ class GatewayRuntime:
         self._watcher.subscribe("access", self.tokens.forget)
         self._watcher.subscribe("access", self.limits.forget)
         self._watcher.subscribe("access", self.access.check)
+        self._watcher.subscribe(QUARANTINE_STAMP, self.quarantine.forget)
         self._watcher.subscribe(RESPONSES_STAMP, self._on_purge)
         for name in _ROUTING_STAMPS:
             self._watcher.subscribe(name, self._on_routing_change)

@@ -22,6 +22,7 @@ from tests.factories.deployments import (
 from tests.factories.engines import DeviceFactory, NodeFactory
 from tests.factories.journals import EngineJournalFactory, JournalEntryFactory
 from tests.factories.metering import UsageRecordFactory
+from tests.factories.quarantine import QuarantinedRequestFactory
 from tests.factories.registry import (
     ImportJobFactory,
     ModelVersionFactory,
@@ -29,6 +30,7 @@ from tests.factories.registry import (
     VerificationRunFactory,
 )
 from tests.factories.routing import RouteFactory
+from tests.factories.samples import EngineSampleFactory
 from tests.factories.sign_in import FailedSignInFactory
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "EndUserFactory",
     "EngineJournalFactory",
     "EngineProcessFactory",
+    "EngineSampleFactory",
     "FailedSignInFactory",
     "GroupMappingFactory",
     "ImportJobFactory",
@@ -49,6 +52,7 @@ __all__ = [
     "ModelVersionFactory",
     "NodeFactory",
     "PlanFactory",
+    "QuarantinedRequestFactory",
     "RegisteredModelFactory",
     "RemoteServerFactory",
     "ReplicaFactory",

@@ -10,6 +10,7 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 
 from apps.core.addresses import client_address
 from apps.core.exceptions import AppError, AuthenticationFailed, InvalidRequest, PermissionDenied
+from apps.core.origins import check_origin
 from apps.core.tenancy import tenants_only
 from apps.gateway.authentication import MISSING
 from apps.gateway.decoding import decode
@@ -20,7 +21,6 @@ from apps.gateway.websocket.credentials import (
     Credential,
     SessionCredential,
     TokenCredential,
-    check_origin,
 )
 from apps.gateway.websocket.exceptions import (
     ResumeWindowExceeded,

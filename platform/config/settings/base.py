@@ -210,3 +210,5 @@ ENGINE_PING_DEADLINE_S = env.integer("ENGINE_PING_DEADLINE_S", default=5, minimu
 # So many crashes in a row without a minute of work, and an engine is left alone for so long.
 ENGINE_CRASHES = env.integer("ENGINE_CRASHES", default=5, minimum=1)
 ENGINE_CRASH_PAUSE_S = env.integer("ENGINE_CRASH_PAUSE_S", default=600, minimum=1)
+# For so long a request that killed its engine twice is refused, and deaths count together.
+QUARANTINE_HOURS = env.integer("QUARANTINE_HOURS", default=24, minimum=1)

@@ -26,6 +26,7 @@ from tests.factories import (
     ModelVersionFactory,
     NodeFactory,
     PlanFactory,
+    QuarantinedRequestFactory,
     RegisteredModelFactory,
     RemoteServerFactory,
     ReplicaFactory,
@@ -113,6 +114,9 @@ def things() -> dict[str, Model]:
         "deployments_deployment": replica.deployment,
         "deployments_replica": replica,
         "engines_engineprocess": replica.engine_process,
+        "engines_quarantinedrequest": QuarantinedRequestFactory(
+            tenant=tenant, request_id=f"chatcmpl-{MARK}"
+        ),
         **{name: make() for name, make in PLATFORM.items()},
     }
 

@@ -21,7 +21,7 @@ from apps.core.models import ChangeStamp
 from apps.core.pruning import PruneOrder, rows_prune
 from apps.core.selectors import change_stamps
 from apps.core.tenancy import every_tenant
-from apps.engines.models import EngineJournal, JournalEntry
+from apps.engines.models import EngineCrash, EngineJournal, JournalEntry, QuarantinedRequest
 from apps.metering.models import Meter, UsageRecord
 from apps.metering.pruning import meters_past
 from apps.rbac.models import RoleGrant, TokenFamily
@@ -35,6 +35,7 @@ from tests.factories import (
     EngineProcessFactory,
     GroupMappingFactory,
     JournalEntryFactory,
+    QuarantinedRequestFactory,
     TenantFactory,
     UploadedFileFactory,
     UsageRecordFactory,
@@ -45,6 +46,7 @@ from tests.rows import all_of
 pytestmark = pytest.mark.django_db
 
 NOTHING = """\
+{verb} 0 old crashes of engines
 {verb} 0 families of access tokens that are over
 {verb} 0 files and results of batches past FILES_KEEP_DAYS
 {verb} 0 half-written folders of imports
@@ -52,6 +54,7 @@ NOTHING = """\
 {verb} 0 old logs
 {verb} 0 meters of past days and months
 {verb} 0 purges of kept answers, long past
+{verb} 0 requests whose quarantine is over
 {verb} 0 sessions that ran out
 {verb} 0 people whose groups were not heard of for OIDC_GROUPS_KEEP_DAYS
 """
@@ -153,6 +156,11 @@ def populate(places: Path) -> UploadedFile:
     AuditEventFactory()
     Meter.objects.create(scope="tenant:1", period="2020-01-01")
     Meter.objects.create(scope="tenant:1", period=f"{now:%Y-%m-%d}")
+    for epoch, age_days in ((1, 31), (2, 29)):
+        at = now - timedelta(days=age_days)
+        EngineCrash.objects.create(engine_name="m-0", epoch=epoch, at=at, reason="boom")
+    QuarantinedRequestFactory(expires_at=now - timedelta(seconds=1))
+    QuarantinedRequestFactory(request_id="stays")
     journal = EngineJournalFactory(complete_since=now - timedelta(days=99))
     EngineJournalFactory(closed_at=now - timedelta(days=31))
     EngineJournalFactory(closed_at=now - timedelta(days=29))
@@ -234,6 +242,7 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
     assert ProviderIdentity.objects.get(user__role_grants__isnull=False).subject == "stays"
     assert all_of(AuditEvent).latest("pk").changes == {
         "keep_days": 30,
+        "crashes": 1,
         "families": 1,
         "files": 1,
         "imports": 1,
@@ -241,11 +250,14 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
         "logs": 2,
         "meters": 1,
         "purges": 1,
+        "quarantine": 1,
         "sessions": 1,
         "stale_groups": 1,
     }
     assert list(all_of(Meter).values_list("period", flat=True)) == [f"{timezone.now():%Y-%m-%d}"]
     assert list(JournalEntry.objects.values_list("request_id", flat=True)) == ["stays"]
+    assert list(all_of(QuarantinedRequest).values_list("request_id", flat=True)) == ["stays"]
+    assert list(EngineCrash.objects.values_list("epoch", flat=True)) == [2]
     running, closed = EngineJournal.objects.order_by("pk")
     assert abs(running.complete_since - (timezone.now() - timedelta(days=30))) < timedelta(hours=1)
     assert closed.closed_at is not None  # the older one went

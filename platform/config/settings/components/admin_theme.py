@@ -107,6 +107,7 @@ UNFOLD: dict[str, Any] = {
                     _list("Engine processes", "memory", "engines", "engineprocess"),
                     _list("Nodes", "dns", "engines", "node"),
                     _list("Routes", "alt_route", "routing", "route"),
+                    _list("Quarantine", "coronavirus", "engines", "quarantinedrequest"),
                 ],
             },
             {
