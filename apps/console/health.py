@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from apps.console.types import DeploymentCard, EngineCard, Tone
 from apps.deployments.selectors import live_state
-from apps.deployments.types import LIVE_STATE_LABELS
+from apps.deployments.types import LIVE_STATE_TONES
 
 if TYPE_CHECKING:
     from apps.deployments.models import Deployment
@@ -27,13 +27,6 @@ _ENGINE_TONES: Final[dict[str, Tone]] = {
     "stopped": "off",
 }
 _URGENCY: Final[tuple[Tone, ...]] = ("bad", "warn", "busy", "good", "off")
-_BADGE_TONES: Final[dict[str, Tone]] = {
-    "success": "good",
-    "info": "busy",
-    "warning": "warn",
-    "danger": "bad",
-    "": "off",
-}
 
 
 def engine_card(process: "EngineProcess", *, now: datetime) -> EngineCard:
@@ -60,6 +53,7 @@ def engine_card(process: "EngineProcess", *, now: datetime) -> EngineCard:
         n_restarts=process.n_restarts,
         rss_bytes=_count(stats, "rss_bytes") if is_alive else 0,
         last_error=process.last_error,
+        tries_again_at=process.tries_again_at,
     )
 
 
@@ -71,7 +65,7 @@ def deployment_card(
         engine_card(replica.engine_process, now=now) for replica in deployment.replicas.all()
     )
     state = live_state(deployment)
-    label, tone = state.word, _BADGE_TONES[LIVE_STATE_LABELS[state.word]]
+    label, tone = state.word, LIVE_STATE_TONES[state.word]
     if label == "Ready" and any(engine.label == SILENT for engine in engines):
         label, tone = SILENT, "warn"
     return DeploymentCard(

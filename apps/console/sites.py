@@ -23,6 +23,7 @@ from apps.console.request_page import request_urls
 from apps.console.selectors import dashboard
 from apps.console.sign_in import NEXT, PasswordForm, PasswordStep, location_after
 from apps.console.single_sign_on import leave_page, single_sign_on_urls
+from apps.console.watching import watch_urls
 from apps.sign_in.selectors import is_single_sign_on_on, session_standing
 from apps.sign_in.services.single_sign_on import provider_logout_url
 from apps.sign_in.types import Standing
@@ -98,6 +99,7 @@ class ConsoleAdminSite(UnfoldAdminSite):
             *single_sign_on_urls(self),
             *request_urls(self),
             *access_review_urls(self),
+            *watch_urls(self),
             *super().get_urls(),
         ]
 

@@ -28,6 +28,7 @@ class EngineCard:
     n_restarts: int
     rss_bytes: int
     last_error: str
+    tries_again_at: datetime | None = None
 
     @property
     def blocks_percent(self) -> int:

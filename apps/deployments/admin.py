@@ -9,6 +9,8 @@ from django.db.models import Prefetch
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from apps.audit.selectors import actor_of
 from apps.core.access import access_in
@@ -34,7 +36,7 @@ from apps.deployments.services import (
     remote_server_delete,
     remote_server_update,
 )
-from apps.deployments.types import LIVE_STATE_LABELS, DeploymentFields, RemoteServerFields
+from apps.deployments.types import LIVE_STATE_TONES, DeploymentFields, RemoteServerFields
 from apps.engines.types import STATE_LABELS
 from apps.rbac.selectors import person_of
 from apps.rbac.services import object_permissions_change
@@ -81,14 +83,15 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
         "live",
         "replicas_ready",
         "queue",
-        "dtype",
-        "updated_at",
+        "rate",
+        "memory",
+        "restarts",
     )
     list_filter = ("desired_state",)
     list_select_related = ("model_version__model", "remote")
     search_fields = ("name", "model_version__model__name", "remote__name", "remote_model")
     ordering = ("name",)
-    sortable_by = ("name", "updated_at")
+    sortable_by = ("name",)
     autocomplete_fields = ("model_version", "remote")
     actions = ("start_selected", "stop_selected", "restart_selected")
     fieldsets = (
@@ -129,6 +132,10 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
         ),
     )
     inlines = (ReplicaInline, DeploymentGivenInline)
+    change_form_outer_before_template = "console/watch.html"
+
+    class Media:
+        js = ("console/live.js",)
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Deployment]:
         replicas = Replica.objects.select_related("engine_process")
@@ -201,14 +208,21 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
     def desired(self, deployment: Deployment) -> str:
         return deployment.get_desired_state_display()
 
-    @display(description="Live", label=LIVE_STATE_LABELS)
-    def live(self, deployment: Deployment) -> str:
-        return live_state(deployment).word
+    @display(description="Live")
+    def live(self, deployment: Deployment) -> SafeString:
+        word = live_state(deployment).word
+        return format_html(
+            '<span class="co-badge" data-live="d{pk}.state" data-live-tone="d{pk}.state" '
+            'data-tone="{tone}">{word}</span>',
+            pk=deployment.pk,
+            tone=LIVE_STATE_TONES[word],
+            word=word,
+        )
 
     @display(description="Replicas ready")
-    def replicas_ready(self, deployment: Deployment) -> str:
+    def replicas_ready(self, deployment: Deployment) -> SafeString:
         state = live_state(deployment)
-        return f"{state.n_ready} of {state.n_replicas}"
+        return _renewed(deployment, "replicas", f"{state.n_ready} of {state.n_replicas}")
 
     @display(description="Replicas now")
     def replicas_now(self, deployment: Deployment) -> str:
@@ -222,12 +236,26 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
         return needs_text(deployment, now=timezone.now())
 
     @display(description="Running / waiting")
-    def queue(self, deployment: Deployment) -> str:
+    def queue(self, deployment: Deployment) -> SafeString:
+        n_running, n_waiting = self._sum(deployment, "n_running", "n_waiting")
+        return _renewed(deployment, "queue", f"{n_running} / {n_waiting}")
+
+    @display(description="Tokens/s")
+    def rate(self, deployment: Deployment) -> SafeString:
+        return _renewed(deployment, "rate", "-")
+
+    @display(description="Memory")
+    def memory(self, deployment: Deployment) -> SafeString:
+        (n_bytes,) = self._sum(deployment, "rss_bytes")
+        return _renewed(deployment, "memory", filesizeformat(n_bytes) if n_bytes else "-")
+
+    @display(description="Restarts")
+    def restarts(self, deployment: Deployment) -> SafeString:
+        return _renewed(deployment, "restarts", str(live_state(deployment).n_restarts))
+
+    def _sum(self, deployment: Deployment, *names: str) -> list[int]:
         stats = [replica.engine_process.stats for replica in deployment.replicas.all()]
-        running, waiting = (
-            sum(s.get(name, 0) for s in stats) for name in ("n_running", "n_waiting")
-        )
-        return f"{running} / {waiting}"
+        return [sum(each.get(name, 0) for each in stats) for name in names]
 
     @action(description="Start the selected deployments", permissions=["change"])
     def start_selected(self, request: HttpRequest, queryset: Any) -> None:
@@ -246,6 +274,11 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
         for deployment in self.changeable(request, queryset):
             deployment_restart(deployment=deployment, actor=actor_of(request))
         messages.success(request, "Their engines drain and are replaced.")
+
+
+def _renewed(deployment: Deployment, name: str, text: str) -> SafeString:
+    """What the page renews by itself."""
+    return format_html('<span data-live="d{}.{}">{}</span>', deployment.pk, name, text)
 
 
 @admin.register(RemoteServer)

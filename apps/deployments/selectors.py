@@ -1,11 +1,20 @@
 """Reads of deployments and of the replicas that the engine agent keeps."""
 
-from django.db.models import F, Prefetch
+from typing import TYPE_CHECKING, Final
 
+from django.db.models import F, Prefetch, QuerySet
+from guardian.shortcuts import get_objects_for_user
+
+from apps.core.exceptions import NotFound
 from apps.deployments.models import Deployment, Replica
 from apps.deployments.types import REMOTE_VERSION_ID, LiveState, ReplicaEndpoint
 from apps.engines.selectors import EngineState
 from apps.engines.types import RemoteTarget
+
+if TYPE_CHECKING:
+    from apps.rbac.models import User
+
+_MOST_REPLICAS: Final = 16
 
 
 def replica_endpoints() -> list[ReplicaEndpoint]:
@@ -118,13 +127,49 @@ def live_state(deployment: Deployment) -> LiveState:
 def deployments_with_replicas() -> list[Deployment]:
     """Return every deployment with its model version, its replicas and their engine processes, in
     two queries."""
+    return list(_with_replicas())
+
+
+def _with_replicas() -> "QuerySet[Deployment]":
     replicas = Replica.objects.select_related("engine_process").order_by("index")
-    return list(
-        Deployment.objects.select_related("model_version__model", "remote").prefetch_related(
-            Prefetch("replicas", queryset=replicas)
-        )
+    return Deployment.objects.select_related("model_version__model", "remote").prefetch_related(
+        Prefetch("replicas", queryset=replicas)
     )
 
 
 def deployment_name(deployment_id: int) -> str | None:
     return Deployment.objects.filter(pk=deployment_id).values_list("name", flat=True).first()
+
+
+def engine_names(deployment: Deployment) -> list[str]:
+    """Return the names that engines of a deployment have or had, those of replicas that are gone
+    included: by them crashes and samples are found."""
+    return [f"{deployment.name}-{index}" for index in range(_MOST_REPLICAS)]
+
+
+def deployment_watched(key: str) -> Deployment:
+    """Return a deployment with its replicas, as from ``deployments_with_replicas``.
+
+    Raises:
+        NotFound: there is none with that key, or it is none.
+    """
+    rows = _with_replicas()
+    try:
+        return rows.get(pk=key)
+    except (Deployment.DoesNotExist, ValueError, OverflowError):
+        raise NotFound(f"There is no deployment {key}.") from None
+
+
+def deployments_visible_to(user: "User") -> frozenset[int] | None:
+    """Return the deployments that were given to somebody; None means that they see all of them."""
+    if user.access.may("deployments.view_deployment"):
+        return None
+    given = get_objects_for_user(
+        user,
+        ["deployments.view_deployment", "deployments.change_deployment"],
+        klass=Deployment,
+        any_perm=True,
+        accept_global_perms=False,
+        with_superuser=False,
+    )
+    return frozenset(given.values_list("pk", flat=True))

@@ -1,7 +1,7 @@
 """What the room hands to others."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
 from apps.engines.types import EngineSpec, RemoteTarget
 
@@ -34,7 +34,7 @@ class ReplicaEndpoint:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveState:
     """What of a deployment runs, beside what should. ``word`` is one of the keys of
-    ``LIVE_STATE_LABELS``; Failing is tried again, a Crash loop after a long pause, Failed not, and
+    ``LIVE_STATE_TONES``; Failing is tried again, a Crash loop after a long pause, Failed not, and
     what does not fit as soon as it does."""
 
     word: str
@@ -70,17 +70,17 @@ class Reconciled:
     is_short: bool
 
 
-# How bad each state is, in the names of the admin's badges.
-LIVE_STATE_LABELS: Final = {
-    "Ready": "success",
-    "Degraded": "warning",
-    "Starting": "info",
-    "Failing": "danger",
-    "Crash loop": "danger",
-    "Failed": "danger",
-    "Does not fit": "danger",
-    "Stopping": "warning",
-    "Stopped": "",
+# How bad each state is, in the names of the console's badges.
+LIVE_STATE_TONES: Final[dict[str, Literal["good", "busy", "warn", "bad", "off"]]] = {
+    "Ready": "good",
+    "Degraded": "warn",
+    "Starting": "busy",
+    "Failing": "bad",
+    "Crash loop": "bad",
+    "Failed": "bad",
+    "Does not fit": "bad",
+    "Stopping": "warn",
+    "Stopped": "off",
 }
 
 

@@ -12,6 +12,7 @@ _django: Any = get_asgi_application()  # loads the apps; what follows needs them
 
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 
+from apps.console.consumers import LiveConsumer  # noqa: E402
 from apps.gateway.websocket.consumers import StreamConsumer  # noqa: E402
 from config.inference import LeanHandler, Receive, Scope, Send  # noqa: E402
 
@@ -23,14 +24,17 @@ HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 _inference = LeanHandler("apps.gateway.urls")
 _batches = LeanHandler("apps.batches.urls")
 _health = LeanHandler("apps.monitoring.urls")
-_stream: Any = AuthMiddlewareStack(StreamConsumer.as_asgi())
+_sockets: dict[str, Any] = {
+    "/v1/stream": AuthMiddlewareStack(StreamConsumer.as_asgi()),
+    "/admin/live": AuthMiddlewareStack(LiveConsumer.as_asgi()),
+}
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
     """Dispatch by protocol and path."""
     if scope["type"] == "websocket":
-        if scope["path"] == "/v1/stream":
-            await _stream(scope, receive, send)
+        if (socket := _sockets.get(scope["path"])) is not None:
+            await socket(scope, receive, send)
         else:
             await send({"type": "websocket.close"})
     elif scope["path"].startswith(BATCH_PATHS):

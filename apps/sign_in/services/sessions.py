@@ -76,7 +76,14 @@ def session_person(session_key: str) -> "User":
 
 def is_session_open(session_key: str) -> bool:
     """Return whether a stored session is fully signed in. That is no use of it."""
-    return _stored(session_key)[2] is Standing.COMPLETE
+    return session_onlooker(session_key) is not None
+
+
+def session_onlooker(session_key: str) -> "User | None":
+    """Return the person of a stored session that is fully signed in, for pages that go on by
+    themselves. That is no use of it: a page left open keeps nobody signed in."""
+    user, _, standing = _stored(session_key)
+    return user if standing is Standing.COMPLETE else None
 
 
 def _stored(session_key: str) -> "tuple[User, SessionBase, Standing]":

@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('engines', '0004_live_quarantine'),
+        ('engines', '0005_live_quarantine'),
     ]
 
     operations = [

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('engines', '0003_live_crash_loop'),
+        ('engines', '0004_live_crash_loop'),
         ('tenants', '0004_prices'),
     ]
 

@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('engines', '0002_journals'),
+        ('engines', '0003_place_nodes'),
     ]
 
     operations = [

@@ -1,0 +1,114 @@
+// Renews what a page says of deployments: words over a WebSocket as they change, and plots every
+// ten seconds. Without either the page stays as it was loaded, and says so.
+(() => {
+  "use strict";
+  const PLOTS_MS = 10000;
+  const AGAIN_MS = [1000, 2000, 5000, 15000];
+  const FINAL_CODES = new Set([4401, 4403]);
+  let failures = 0;
+  let watch = null;
+  let range = "hour";
+  let plotsTimer = 0;
+  const logs = {};
+
+  function each(name, value, act) {
+    document.querySelectorAll(`[${name}="${CSS.escape(value)}"]`).forEach(act);
+  }
+
+  function say(text, isStale) {
+    const link = watch?.querySelector("[data-live-link]");
+    if (link) link.textContent = text;
+    if (watch) watch.dataset.stale = isStale ? "1" : "";
+  }
+
+  function showLog(element, text) {
+    const isAtEnd = element.scrollHeight - element.scrollTop - element.clientHeight < 24;
+    element.textContent = text || "Nothing yet.";
+    if (isAtEnd) element.scrollTop = element.scrollHeight;
+  }
+
+  function take(news) {
+    for (const [key, text] of Object.entries(news.texts)) {
+      each("data-live", key, (element) => { element.textContent = text; });
+    }
+    for (const [key, tone] of Object.entries(news.tones)) {
+      each("data-live-tone", key, (element) => { element.dataset.tone = tone; });
+    }
+    for (const [key, text] of Object.entries(news.logs)) {
+      logs[key] = text;
+      each("data-live-log", key, (element) => showLog(element, text));
+    }
+  }
+
+  function connect() {
+    const scheme = location.protocol === "https:" ? "wss" : "ws";
+    const query = watch ? `?log=${watch.dataset.deployment}` : "";
+    const socket = new WebSocket(`${scheme}://${location.host}/admin/live${query}`);
+    socket.addEventListener("message", (event) => {
+      failures = 0;
+      say("Live", false);
+      take(JSON.parse(event.data));
+    });
+    socket.addEventListener("close", (event) => {
+      if (FINAL_CODES.has(event.code)) {
+        say("Signed out: load the page again", true);
+        return;
+      }
+      say("Not live: trying again", true);
+      setTimeout(connect, AGAIN_MS[Math.min(failures, AGAIN_MS.length - 1)]);
+      failures += 1;
+    });
+  }
+
+  async function fetched(query) {
+    const response = await fetch(`${watch.dataset.url}?${query}`, {
+      headers: { Accept: "text/html" },
+      signal: AbortSignal.timeout(10000),
+    });
+    if (!response.ok || response.redirected) throw new Error(`status ${response.status}`);
+    return response.text();
+  }
+
+  async function plots() {
+    clearTimeout(plotsTimer);
+    const place = watch.querySelector("[data-watch-plots]");
+    const asked = range;
+    try {
+      const html = document.hidden ? null : await fetched(`part=plots&range=${asked}`);
+      if (html !== null && asked === range) {
+        const focused = document.activeElement?.dataset?.range;
+        place.innerHTML = html; // the server's own page, escaped there
+        if (focused) place.querySelector(`[data-range="${focused}"]`)?.focus({ preventScroll: true });
+      }
+    } catch {
+      // the next time, perhaps
+    }
+    plotsTimer = setTimeout(plots, PLOTS_MS);
+  }
+
+  async function begin() {
+    watch = document.getElementById("watch");
+    if (watch) {
+      try {
+        watch.innerHTML = await fetched("range=hour"); // the server's own page, escaped there
+        plotsTimer = setTimeout(plots, PLOTS_MS);
+      } catch {
+        watch.textContent = "How it does cannot be shown at the moment.";
+      }
+      watch.addEventListener("click", (event) => {
+        const button = event.target.closest("[data-range]");
+        if (!button) return;
+        range = button.dataset.range;
+        plots();
+      });
+      watch.addEventListener("toggle", (event) => {
+        const log = event.target.querySelector?.("[data-live-log]");
+        if (log) log.scrollTop = log.scrollHeight;
+      }, true);
+    }
+    if (watch || document.querySelector("[data-live]")) connect();
+  }
+
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin);
+  else begin();
+})();
