@@ -1,5 +1,5 @@
 """Requests that kill engines: who was there is noted, judged once it is known that the engine died
-and what had ended before, and refused from then on. ADR 0018."""
+and what had ended before, and refused from then on. ADR 0021."""
 
 import logging
 from collections.abc import Sequence
