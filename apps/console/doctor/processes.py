@@ -112,7 +112,10 @@ def look_at_engines() -> Iterator[Finding]:
     processes = []
     for deployment in running:
         replicas = list(deployment.replicas.all())
-        processes += [replica.engine_process for replica in replicas]
+        for replica in replicas:
+            if replica.refusal:
+                yield failure(f"engine {replica}", replica.refusal, "see docs/placement.md")
+        processes += [replica.engine_process for replica in replicas if not replica.refusal]
         if len(replicas) < deployment.n_replicas:
             yield failure(
                 f"engine {deployment.name}",

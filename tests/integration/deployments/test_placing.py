@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from apps.audit.models import AuditEvent
 from apps.audit.types import SYSTEM, Actor
+from apps.console.doctor.processes import look_at_engines
 from apps.core.selectors import change_stamps
 from apps.deployments.models import Deployment, Replica
 from apps.deployments.selectors import deployments_all, live_state
@@ -109,6 +110,8 @@ def test_what_does_not_fit_does_not_run_and_says_how_much_is_missing(device: Dev
         "A replica of large needs 1020.0\xa0MB, and 20.0\xa0MB of it (20,971,520 bytes) are "
         "missing on box/cpu: lower kv_cache_tokens, or stop something else there."
     )
+    (said,) = [each.seen for each in look_at_engines() if each.name == "engine large/0"]
+    assert said == refused.refusal
     (large,) = [row for row in deployments_all() if row.name == "large"]
     assert (live_state(large).word, live_state(large).last_error) == (
         "Does not fit",
