@@ -117,6 +117,8 @@ class LiveHub:
                 await self._tick()
             except (DatabaseError, InterfaceError) as error:
                 logger.warning("Pages are not renewed: %s", error)
+            except Exception:  # what ends here would leave every open page as it is
+                logger.exception("Pages are not renewed")
             await asyncio.sleep(max(0.0, began_s + TICK_S - time.monotonic()))
         self.view = None  # whoever comes next waits for a look of their own time
 

@@ -53,12 +53,13 @@ def fill() -> None:
     assert all_of(UsageRecord).count() == N_ROWS
 
 
-def best_s(look: Callable[[], object]) -> float:
+def best_s(look: Callable[[], object]) -> tuple[float, float]:
+    """Return the least that a look took by the clock, and of this processor."""
     found = []
     for _ in range(N_LOOKS):
-        began_s = time.perf_counter()
+        began_s, began_cpu_s = time.perf_counter(), time.process_time()
         look()
-        found.append(time.perf_counter() - began_s)
+        found.append((time.perf_counter() - began_s, time.process_time() - began_cpu_s))
     return min(found)
 
 
@@ -84,8 +85,8 @@ def test_every_list_answers_in_a_fifth_of_a_second(admin_client: Client) -> None
         def look(address: str = address) -> None:
             assert admin_client.get(address).status_code == 200
 
-        took_s = best_s(look)
-        print(f"{name:32} {took_s * 1000:7.1f} ms")
+        took_s, cpu_s = best_s(look)
+        print(f"{name:32} {took_s * 1000:7.1f} ms, {cpu_s * 1000:7.1f} ms of the processor")
         if took_s > SLACK * TARGET_S:
             slow[name] = took_s
     assert slow == {}
