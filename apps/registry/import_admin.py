@@ -55,12 +55,8 @@ class ImportJobAdmin(ServiceModelAdmin):
             {
                 "fields": (
                     ("model_name", "kind"),
-                    "source",
-                    ("actor_label", "created_at"),
-                    ("started_at", "ended_at"),
                     "expected_sha256",
-                    "source_sha256",
-                    ("n_attempts", "lease_owner"),
+                    ("actor_label", "created_at"),
                 )
             },
         ),

@@ -21,12 +21,10 @@ async function renew() {
 }
 
 async function watch() {
-  if (!isOpen()) return;
   while (isOpen()) {
     await pause(Number(live.dataset.periodMs));
     if (!document.hidden) await renew().catch(() => {});
   }
-  location.reload(); // for the facts below, which are final now
 }
 
 async function post(body, headers) {
