@@ -25,6 +25,7 @@ from apps.registry.services import import_model
 from apps.registry.types import ImportEvent, ImportProgress
 from apps.routing.selectors import snapshot
 from apps.routing.services import route_create
+from apps.routing.types import all_to
 from apps.tenants.selectors import plan_by_slug, tenant_by_slug
 from apps.tenants.services import membership_add, tenant_create
 
@@ -112,7 +113,7 @@ def _models_serve(downloads: Sequence[Path], *, report: Report) -> None:
         for model in STARTER_MODELS
         if (version := _model_version(model, downloads, report=report)) is not None
     ]
-    routed = snapshot().routes
+    routed = snapshot()
     # Together, because a later start with any deployment makes none.
     with transaction.atomic():
         for model, version in versions:
@@ -122,8 +123,8 @@ def _models_serve(downloads: Sequence[Path], *, report: Report) -> None:
                 )
             except StageNotDeployable as error:
                 raise BootstrapError(f"{error.message} See DEPLOY_STAGES.") from error
-            if model.name not in routed:
-                route_create(actor=SYSTEM, name=model.name, deployment=deployment)
+            if routed.named(model.name) is None:
+                route_create(actor=SYSTEM, name=model.name, targets=all_to(deployment))
 
 
 def _model_version(

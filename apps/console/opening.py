@@ -75,8 +75,8 @@ def _route_to_ask() -> str:
     current = snapshot()
     answered = (
         name
-        for name, target in current.routes.items()
-        if target.task == "generate" and target.deployment_id in current.endpoints
+        for name, model in current.routes.items()
+        if model.task == "generate" and current.is_ready(model)
     )
     return min(answered, default="")
 

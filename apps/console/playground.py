@@ -1,6 +1,7 @@
 """The playground: a page of the admin that chats over the public WebSocket door. It serves the page
 and the list of models; messages never pass here."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,7 @@ from apps.core.exceptions import PermissionDenied
 from apps.deployments.selectors import deployments_running
 from apps.rbac.selectors import person_of, principal_of_user
 from apps.routing.selectors import snapshot
+from apps.routing.types import PublicModel
 
 if TYPE_CHECKING:
     from apps.rbac.models import User
@@ -50,13 +52,18 @@ def playground_models(user: "User") -> list[PlaygroundModel]:
     }
     return [
         PlaygroundModel(
-            name=target.name,
-            is_ready=bool(routing.endpoints.get(target.deployment_id)),
-            context_length=context_lengths.get(target.deployment_id),
+            name=model.name,
+            is_ready=routing.is_ready(model),
+            context_length=_least(model, context_lengths),
         )
-        for _, target in sorted(routing.routes.items())
-        if target.task == "generate" and target.is_for(principal)
+        for _, model in sorted(routing.routes.items())
+        if model.task == "generate" and model.is_for(principal)
     ]
+
+
+def _least(model: PublicModel, context_lengths: Mapping[int, int]) -> int | None:
+    ids = (each.deployment_id for each in model.everywhere)
+    return min((context_lengths[pk] for pk in ids if pk in context_lengths), default=None)
 
 
 def playground_urls(site: AdminSite) -> list[URLPattern]:

@@ -8,3 +8,8 @@ def new_id(prefix: str) -> str:
     """Return ``prefix-`` and 32 hex digits that sort by time: 48 bits of milliseconds (as UUID
     version 7 of RFC 9562 has them), then 80 random bits."""
     return f"{prefix}-{int(time.time() * 1000):012x}{secrets.token_hex(10)}"
+
+
+def attempt_id(request_id: str, attempt: int) -> str:
+    """Return the id of a request's row for one of its attempts; the first has its own."""
+    return request_id if attempt == 1 else f"{request_id}-{attempt}"

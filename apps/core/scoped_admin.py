@@ -112,6 +112,37 @@ class GivenInline(TabularInline):  # type: ignore[misc]
         return False
 
 
+class ScopedInline(TabularInline):  # type: ignore[misc]
+    """Rows that are a part of an object, and no more: whoever may see or change it sees or changes
+    them, and they lead to what somebody sees and to what is chosen now."""
+
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        whole = next(
+            each.name for each in self.model._meta.fields if each.related_model is self.parent_model
+        )
+        chosen = self.model._default_manager.filter(**{f"{whole}_id": _object_id(request)})
+        kwargs.setdefault("queryset", _seen_or_chosen(self, db_field, request, chosen=chosen))
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return bool(self._whole.has_view_permission(request, obj))
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        if obj is None:
+            return bool(self._whole.has_add_permission(request))
+        return bool(self._whole.has_change_permission(request, obj))
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.has_change_permission(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.has_change_permission(request, obj)
+
+    @property
+    def _whole(self) -> Any:
+        return self.admin_site.get_model_admin(self.parent_model)
+
+
 class ObjectScoped(BaseAdmin):
     """Objects that can be given to somebody one by one, beside a permission for all of them."""
 
@@ -145,16 +176,8 @@ class ObjectScoped(BaseAdmin):
     def _choices(self, db_field: Any, request: HttpRequest) -> models.QuerySet[Any]:
         """Offer, and take, what somebody sees on the pages of that kind, and what is chosen now:
         else one object that they were given would lead them to any other."""
-        rows: models.QuerySet[Any] = db_field.remote_field.model._default_manager.all()
-        page = self.admin_site.get_model_admin(db_field.remote_field.model)
-        seen = page.get_queryset(request) if page.has_view_permission(request) else rows.none()
-        match = request.resolver_match
-        changed = self.model._default_manager.filter(
-            pk=match.kwargs.get("object_id") if match is not None else None
-        )
-        return rows.filter(
-            models.Q(pk__in=seen.values("pk")) | models.Q(pk__in=changed.values(db_field.name))
-        )
+        changed = self.model._default_manager.filter(pk=_object_id(request))
+        return _seen_or_chosen(self, db_field, request, chosen=changed)
 
     def changeable(self, request: HttpRequest, rows: Iterable[M]) -> list[M]:
         """Return the rows; raises PermissionDenied where this person may not change all of them."""
@@ -185,3 +208,22 @@ class ObjectScoped(BaseAdmin):
     def _names(self, verbs: Iterable[str]) -> list[str]:
         opts = self.model._meta
         return [f"{opts.app_label}.{verb}_{opts.model_name}" for verb in verbs]
+
+
+def _object_id(request: HttpRequest) -> str | None:
+    match = request.resolver_match
+    return match.kwargs.get("object_id") if match is not None else None
+
+
+def _seen_or_chosen(
+    page: Any, db_field: Any, request: HttpRequest, *, chosen: models.QuerySet[Any]
+) -> models.QuerySet[Any]:
+    """Return what somebody sees on the pages of the kind that a field leads to, and what it leads
+    to in the rows that are ``chosen``."""
+    kind = db_field.remote_field.model
+    rows: models.QuerySet[Any] = kind._default_manager.all()
+    pages = page.admin_site.get_model_admin(kind)
+    seen = pages.get_queryset(request) if pages.has_view_permission(request) else rows.none()
+    return rows.filter(
+        models.Q(pk__in=seen.values("pk")) | models.Q(pk__in=chosen.values(db_field.name))
+    )

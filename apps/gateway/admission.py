@@ -1,18 +1,24 @@
 """The one way to an engine. Every door calls ``start``, and nothing is dispatched otherwise."""
 
+import asyncio
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from sys import maxsize
+from typing import Any, Final
 
+import msgspec
 from django.conf import settings
 
 from apps.core.exceptions import InvalidRequest
-from apps.core.ids import new_id
+from apps.core.ids import attempt_id, new_id
 from apps.engines.client import Standing
-from apps.engines.exceptions import EngineClientError, EngineDead
-from apps.gateway.exceptions import app_error_of
+from apps.engines.exceptions import EngineDead
+from apps.gateway.attempt import Attempt
 from apps.gateway.generation import GenerationStream
 from apps.gateway.limits import Admitted
-from apps.gateway.quarantine import Attempt
+from apps.gateway.places import Place
+from apps.gateway.quarantine import Dispatched
 from apps.gateway.runtime import gateway_runtime
 from apps.gateway.types import WEBSOCKET, GenerationRequest
 from apps.metering.types import UNHURRIED_DOORS, Reservation
@@ -20,45 +26,73 @@ from apps.rbac.types import Principal
 from apps.routing.selectors import Lease
 from apps.routing.types import cache_tags, person_digest
 
-PREPARE_TIMEOUT_S = 30.0
-ORPHAN_GRACE_S = 60.0  # over the request's own deadline, before the sweeper may close its row
+PREPARE_TIMEOUT_S: Final = 30.0
+ORPHAN_GRACE_S: Final = (
+    60.0  # over the request's own deadline, before the sweeper may close its row
+)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Arrival:
-    """A request that its limits allow, with a place on a replica: to be dispatched or released."""
+    """A request that its limits allow, with a place on a replica: to be dispatched or released.
+
+    request: with its route's defaults. request_id: of the row for the first engine that it was
+    reserved at; n_rows: how many there are.
+    """
 
     principal: Principal
     request: GenerationRequest
+    request_id: str
     door: str
     priority: int
     admitted: Admitted
-    lease: Lease
+    place: Place
     access_generation: int
     started_s: float
+    deadline_s: float
+    n_rows: int = 0
 
     @property
     def person(self) -> str:
         """Whom the tenant serves by it, where answers and prefixes are kept."""
         return person_digest(self.request.end_user, cache_salt=self.principal.cache_salt)
 
+    @property
+    def is_whole(self) -> bool:
+        """Its client is told nothing before the end."""
+        return not self.request.stream and self.door != WEBSOCKET
+
+    @property
+    def lease(self) -> Lease:
+        return self.place.lease
+
+    async def prepared(self) -> Attempt:
+        """As ``Attempts``; the lease is given back where it raises."""
+        lease = self.lease
+        try:
+            return await _prepare(self)
+        except BaseException:
+            lease.release()
+            raise
+
     def reservation(
         self, *, request_id: str, n_prompt_tokens: int, max_new_tokens: int
     ) -> Reservation:
         """Return what the ledger is to hold for it."""
-        target, endpoint = self.lease.target, self.lease.endpoint
-        n_answers = self.request.sampling.n
+        lease, n_answers = self.lease, self.request.sampling.n
         return Reservation(
             request_id=request_id,
             principal=self.principal,
             end_user=self.request.end_user or "",
+            attempt=lease.attempt,
+            is_fallback=lease.is_fallback,
             door=self.door,
             endpoint=self.request.endpoint,
-            route_name=target.name,
-            deployment_id=target.deployment_id,
-            model_version_id=target.model_version_id,
-            engine_name=endpoint.engine_name,
-            engine_epoch=endpoint.epoch,
+            route_name=lease.model.name,
+            deployment_id=lease.destination.deployment_id,
+            model_version_id=lease.destination.model_version_id,
+            engine_name=lease.endpoint.engine_name,
+            engine_epoch=lease.endpoint.epoch,
             n_prompt_tokens=n_prompt_tokens,
             n_reserved_tokens=n_prompt_tokens + n_answers * max_new_tokens,
             n_least_tokens=n_prompt_tokens + n_answers,
@@ -80,7 +114,7 @@ async def start(
         LimitExceeded: too many requests, or too little left of a budget.
         InvalidRequest: the engine cannot honour it, or its limits; ``param`` names the field.
         RequestQuarantined: engines died of an equal request.
-        Overloaded: a bounded queue is full.
+        Overloaded: the bounded queues of all engines that it may go to are full.
         Unavailable: no engine is ready, the ledger cannot be written, or this process is stopping.
     """
     arrival = await arrive(principal=principal, request=request, door=door, priority=priority)
@@ -96,52 +130,65 @@ async def arrive(
     access_generation = runtime.access.generation
     runtime.check_admitting()
     await runtime.ready()
-    admitted = await runtime.limits.admit(
+    admitted = await runtime.admit(
         principal=principal,
         model=request.model,
         end_user=request.end_user,
         is_counted=door not in UNHURRIED_DOORS,
     )
+    lease = runtime.table.lease(request.model, principal=principal)
+    timeout_s = float(settings.GATEWAY_REQUEST_TIMEOUT_S)
     return Arrival(
         principal=principal,
-        request=request,
+        request=with_defaults(request, lease.model.defaults),
+        request_id=new_id(request.id_prefix),
         door=door,
         priority=priority,
         admitted=admitted,
-        lease=runtime.table.lease(request.model, principal=principal),
+        place=Place(runtime.table, lease),
         access_generation=access_generation,
         started_s=started_s,
+        deadline_s=asyncio.get_running_loop().time() + timeout_s,
     )
 
 
 async def dispatch(arrival: Arrival) -> GenerationStream:
-    """Prepare, reserve and begin; raises as ``start``, with nothing left behind."""
-    max_tokens_param = arrival.request.max_tokens_param
-    try:
-        stream = await _prepare(arrival)
-    except EngineClientError as error:
-        arrival.lease.release()
-        raise app_error_of(error, max_tokens_param=max_tokens_param) from error
-    except BaseException:
-        arrival.lease.release()
-        raise
-    try:
-        await stream.open()
-    except EngineClientError as error:
-        raise app_error_of(error, max_tokens_param=max_tokens_param) from error
+    """Prepare, reserve and begin, where it can be done; raises as ``start``, with nothing left
+    behind."""
+    stream = GenerationStream(
+        runtime=gateway_runtime(),
+        attempts=arrival,
+        model=arrival.lease.model.name,
+        requests=arrival.admitted.requests,
+        n_answers=arrival.request.sampling.n,
+        deadline_s=arrival.deadline_s,
+        is_whole=arrival.is_whole,
+        max_tokens_param=arrival.request.max_tokens_param,
+    )
+    await stream.open()
     return stream
 
 
-async def _prepare(arrival: Arrival) -> GenerationStream:
+def with_defaults(request: GenerationRequest, defaults: Mapping[str, float]) -> GenerationRequest:
+    """Return the request with its route's defaults for what its client left unsaid."""
+    given = {name: value for name, value in defaults.items() if name in request.unsaid}
+    if not given:
+        return request
+    changes: dict[str, Any] = {}
+    if (length_cap := given.pop("max_tokens", None)) is not None:
+        changes = {"max_tokens": None, "length_cap": int(length_cap)}
+    return replace(request, sampling=msgspec.structs.replace(request.sampling, **given), **changes)
+
+
+async def _prepare(arrival: Arrival) -> Attempt:
     runtime = gateway_runtime()
     principal, request = arrival.principal, arrival.request
-    request_id = new_id(request.id_prefix)
-    attempt = Attempt(
+    request_id = attempt_id(arrival.request_id, arrival.n_rows + 1)
+    dispatched = Dispatched(
         principal=principal, request=request, lease=arrival.lease, request_id=request_id
     )
-    await runtime.quarantine.check(attempt)
+    await runtime.quarantine.check(dispatched)
     client = await runtime.engines.client(arrival.lease.endpoint)
-    timeout_s = float(settings.GATEWAY_REQUEST_TIMEOUT_S)
     try:
         prepared = await client.prepare(
             request_id=request_id,
@@ -154,40 +201,39 @@ async def _prepare(arrival: Arrival) -> GenerationStream:
                 tenant=str(principal.tenant_id),
                 weight=principal.weight,
                 priority=arrival.priority,
-                deadline_s=timeout_s,
+                deadline_s=float(settings.GATEWAY_REQUEST_TIMEOUT_S),
             ),
             cache_tags=cache_tags(principal.tenant_id, arrival.person),
             output_format=request.output_format,
-            is_streamed=request.stream or arrival.door == WEBSOCKET,
+            is_streamed=not arrival.is_whole,
         )
     except EngineDead as error:
-        runtime.quarantine.over(attempt, error, is_completed=False)
+        runtime.quarantine.over(dispatched, error, is_completed=False)
         raise
     n_prompt_tokens = prepared.n_prompt_tokens
     try:
         max_new_tokens = _within_context(
             request,
             n_prompt_tokens=n_prompt_tokens,
-            max_new_tokens=prepared.max_new_tokens,
+            max_new_tokens=min(prepared.max_new_tokens, request.length_cap or maxsize),
             cap=arrival.admitted.max_context_tokens,
         )
     except InvalidRequest:
         client.discard(request_id)  # an engine keeps a bounded number of prompts that wait
         raise
-    return GenerationStream(
+    arrival.n_rows += 1
+    return Attempt(
         runtime=runtime,
         lease=arrival.lease,
         client=client,
-        attempt=attempt,
+        dispatched=dispatched,
         reservation=arrival.reservation(
             request_id=request_id, n_prompt_tokens=n_prompt_tokens, max_new_tokens=max_new_tokens
         ),
-        requests=arrival.admitted.requests,
         n_answers=request.sampling.n,
         max_new_tokens=max_new_tokens,
         access_generation=arrival.access_generation,
         started_s=arrival.started_s,
-        timeout_s=timeout_s,
     )
 
 

@@ -219,6 +219,7 @@ def chat_request(body: ChatFields) -> ChatRequest:
         sampling=body.sampling(logprobs=_n_logprobs(body)),
         max_tokens=max_tokens,
         max_tokens_param=max_tokens_param,
+        unsaid=body.unsaid if max_tokens is None else body.unsaid - {"max_tokens"},
         output_format=_output_format(body.response_format),
         end_user=body.user or None,
         stream=stream,

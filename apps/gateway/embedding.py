@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 from django.conf import settings
 
 from apps.core.exceptions import AppError, InvalidRequest
-from apps.core.ids import new_id
+from apps.core.ids import attempt_id, new_id
 from apps.engines.client import MAX_EMBED_INPUTS, EmbedInput
 from apps.engines.exceptions import EngineClientError, EngineRequestError
 from apps.engines.interface import ReplicaClient
@@ -21,11 +21,11 @@ from apps.engines.types import EngineInfo
 from apps.gateway.exceptions import WRONG_TASK, RequestTimedOut, app_error_of
 from apps.gateway.ledger import LedgerEntry
 from apps.gateway.limits import Admitted
-from apps.gateway.quarantine import Attempt
+from apps.gateway.places import Place
+from apps.gateway.quarantine import Dispatched
 from apps.gateway.runtime import GatewayRuntime, gateway_runtime
 from apps.metering.types import UNHURRIED_DOORS, Budget, Ending, Outcome, Reservation
 from apps.rbac.types import Principal
-from apps.routing.selectors import Lease
 
 TOKENIZE_TIMEOUT_S: Final = 30.0
 VECTOR_NUMBER_BYTES: Final = 4  # float32
@@ -49,13 +49,14 @@ class EmbeddingRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingAnswer:
     """vectors: in the order of the inputs, each ``size`` numbers as little-endian float32.
-    requests, tokens: what its limits leave, as of a ``GenerationStream``."""
+    requests, tokens: what its limits leave, as of a ``GenerationStream``; fallback as well."""
 
     request_id: str
     model: str
     vectors: tuple[bytes, ...]
     size: int
     n_prompt_tokens: int
+    fallback: str | None = None
     requests: Budget | None = None
     tokens: Budget | None = None
 
@@ -76,7 +77,7 @@ async def embed(*, principal: Principal, request: EmbeddingRequest, door: str) -
     runtime.check_admitting()
     access_generation = runtime.access.generation
     await runtime.ready()
-    admitted = await runtime.limits.admit(
+    admitted = await runtime.admit(
         principal=principal,
         model=request.model,
         end_user=request.end_user,
@@ -85,7 +86,7 @@ async def embed(*, principal: Principal, request: EmbeddingRequest, door: str) -
     return await _Embedding(
         runtime=runtime,
         admitted=admitted,
-        lease=runtime.table.lease(request.model, principal=principal),
+        place=Place(runtime.table, runtime.table.lease(request.model, principal=principal)),
         principal=principal,
         request=request,
         door=door,
@@ -94,37 +95,36 @@ async def embed(*, principal: Principal, request: EmbeddingRequest, door: str) -
 
 
 class _Embedding:
-    """One request from its lease, which it gives back, to its settled row."""
+    """One request from its place, which it gives back, to its settled row; it may have several
+    rows, as a generation that is told whole."""
 
     def __init__(
         self,
         *,
         runtime: GatewayRuntime,
         admitted: Admitted,
-        lease: Lease,
+        place: Place,
         principal: Principal,
         request: EmbeddingRequest,
         door: str,
         access_generation: int,
     ) -> None:
-        self.request_id = new_id("embd")
+        self.request_id = self._first_id = new_id("embd")
         self.principal = principal
         self._runtime = runtime
         self._admitted = admitted
-        self._lease = lease
+        self._place = place
         self._request = request
         self._door = door
         self._access_generation = access_generation
         self._started_s = time.monotonic()
         self._timeout_s = float(settings.GATEWAY_REQUEST_TIMEOUT_S)
-        self._attempt = Attempt(
-            principal=principal, request=request, lease=lease, request_id=self.request_id
-        )
         self._deadline = asyncio.timeout(self._timeout_s)
         self._entry: LedgerEntry | None = None
         self._interrupted: AppError | None = None
         self._n_used_tokens = 0
-        self._is_sent = False
+        self._n_rows = 0
+        self._dispatched: Dispatched | None = None  # what its engine has
         self._died_with: EngineClientError | None = None
 
     async def run(self) -> EmbeddingAnswer:
@@ -140,7 +140,7 @@ class _Embedding:
             failure = self._interrupted or RequestTimedOut()
             raise failure from error
         except EngineClientError as error:
-            self._died_with = error if self._is_sent else None
+            self._died_with = error
             failure = app_error_of(_named_as_sent(error, request=self._request))
             raise failure from error
         except BaseException as error:
@@ -157,10 +157,43 @@ class _Embedding:
             self._deadline.reschedule(asyncio.get_running_loop().time())
 
     async def _answer(self) -> EmbeddingAnswer:
-        await self._runtime.quarantine.check(self._attempt)
-        client = await self._runtime.engines.client(self._lease.endpoint)
+        while True:
+            try:
+                return await self._attempt()
+            except EngineClientError as error:
+                if not await self._moved(error):
+                    raise
+
+    async def _moved(self, error: EngineClientError) -> bool:
+        """Settle what failed, and go elsewhere; False where that is not to be."""
+        lease, entry = self._place.lease, self._entry
+        if not self._place.move(error, is_begun=entry is not None):
+            return False
+        self._entry, self._n_used_tokens = None, 0
+        self._note_end(error, is_completed=False)
+
+        async def close() -> None:
+            try:
+                if entry is not None:
+                    await entry.settle(self._ending(error))
+            finally:
+                lease.release()
+
+        await asyncio.shield(self._runtime.spawn(close()))
+        return True
+
+    async def _attempt(self) -> EmbeddingAnswer:
+        self.request_id = attempt_id(self._first_id, self._n_rows + 1)
+        dispatched = Dispatched(
+            principal=self.principal,
+            request=self._request,
+            lease=self._place.lease,
+            request_id=self.request_id,
+        )
+        await self._runtime.quarantine.check(dispatched)
+        client = await self._runtime.engines.client(self._place.lease.endpoint)
         _check_task(client.info, request=self._request)
-        self._is_sent = True
+        self._dispatched = dispatched
         measured = await client.measure_inputs(
             request_id=self.request_id, inputs=self._request.inputs, timeout_s=TOKENIZE_TIMEOUT_S
         )
@@ -169,14 +202,17 @@ class _Embedding:
             runtime=self._runtime, reservation=self._reservation(n_prompt_tokens)
         )
         self._check_context(measured.n_tokens)
+        self._n_rows += 1
         grant = await self._entry.reserve()
         await self._runtime.access.confirm(self.principal, since=self._access_generation)
         vectors = await self._vectors(client, measured.inputs)
         size = len(vectors[0]) // VECTOR_NUMBER_BYTES
         _check_size(size, request=self._request)
+        lease = self._place.lease
         return EmbeddingAnswer(
             request_id=self.request_id,
-            model=self._lease.target.name,
+            model=lease.model.name,
+            fallback=lease.destination.deployment_name if lease.is_fallback else None,
             vectors=vectors,
             size=size,
             n_prompt_tokens=self._n_used_tokens,
@@ -211,27 +247,32 @@ class _Embedding:
 
     async def _close(self, failure: BaseException | None) -> None:
         try:
-            self._runtime.quarantine.over(
-                self._attempt, self._died_with, is_completed=failure is None
-            )
+            self._note_end(self._died_with, is_completed=failure is None)
             if self._entry is not None:
                 await self._entry.settle(self._ending(failure))
         finally:
-            self._lease.release()
+            self._place.release()
+
+    def _note_end(self, error: EngineClientError | None, *, is_completed: bool) -> None:
+        if self._dispatched is not None:
+            self._runtime.quarantine.over(self._dispatched, error, is_completed=is_completed)
+            self._dispatched = None
 
     def _reservation(self, n_prompt_tokens: int) -> Reservation:
-        endpoint, target = self._lease.endpoint, self._lease.target
+        lease = self._place.lease
         return Reservation(
             request_id=self.request_id,
             principal=self.principal,
             end_user=self._request.end_user or "",
+            attempt=lease.attempt,
+            is_fallback=lease.is_fallback,
             door=self._door,
             endpoint=self._request.endpoint,
-            route_name=target.name,
-            deployment_id=target.deployment_id,
-            model_version_id=target.model_version_id,
-            engine_name=endpoint.engine_name,
-            engine_epoch=endpoint.epoch,
+            route_name=lease.model.name,
+            deployment_id=lease.destination.deployment_id,
+            model_version_id=lease.destination.model_version_id,
+            engine_name=lease.endpoint.engine_name,
+            engine_epoch=lease.endpoint.epoch,
             n_prompt_tokens=n_prompt_tokens,
             n_reserved_tokens=n_prompt_tokens,
             n_least_tokens=n_prompt_tokens,

@@ -56,11 +56,18 @@ class LimitCheck:
         self.forget = self._end_users.forget
 
     async def admit(
-        self, *, principal: Principal, model: str, end_user: str | None, is_counted: bool
+        self,
+        *,
+        principal: Principal,
+        model: str,
+        route_name: str,
+        end_user: str | None,
+        is_counted: bool,
     ) -> Admitted:
         """Return whose limits hold for a request to ``model``.
 
-        is_counted: it takes a place in the minute.
+        route_name: the own name of the route that it means, by which limits call it. is_counted: it
+        takes a place in the minute.
 
         Raises:
             ModelNotFound: a scope does not allow it, which looks as if there were none.
@@ -71,7 +78,7 @@ class LimitCheck:
         if end_user is not None:
             scopes += await self._end_user_scopes(principal, end_user)
         for scope in scopes:
-            if not scope.allows(model):
+            if not scope.allows(route_name):
                 raise ModelNotFound(model)
         if not is_counted or all(each.limits.requests_per_minute is None for each in scopes):
             return Admitted(scopes=scopes, requests=None)

@@ -26,6 +26,7 @@ class Stream(Protocol):
     tokens: Budget | None
     result: GenerationResult | None
     reuse: Reuse | None
+    fallback: str | None
 
     async def __aenter__(self) -> Self: ...
 
@@ -57,6 +58,7 @@ class MergedStream:
         self.requests, self.tokens = streams[-1].requests, streams[-1].tokens
         kinds = {stream.reuse for stream in streams}
         self.reuse: Reuse | None = first.reuse if len(kinds) == 1 else "miss"
+        self.fallback = _fallback(streams)
         self.n_answers = sum(stream.n_answers for stream in streams)
         self.result: GenerationResult | None = None
         self._streams = streams
@@ -92,6 +94,7 @@ class MergedStream:
             if news is not None:
                 return news
             self._n_running -= 1
+        self.request_id, self.fallback = self._streams[0].request_id, _fallback(self._streams)
         self.result = _total([stream.result for stream in self._streams])
         return None
 
@@ -111,6 +114,10 @@ class MergedStream:
             await self._news.put(error)
         else:
             await self._news.put(None)
+
+
+def _fallback(streams: Sequence[SingleStream]) -> str | None:
+    return next((stream.fallback for stream in streams if stream.fallback is not None), None)
 
 
 def _total(results: Sequence[GenerationResult | None]) -> GenerationResult:

@@ -29,7 +29,7 @@ _TRIES: Final = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Dispatched:
     """A request of any endpoint, on its way to one engine. request_id: empty until it has one."""
 
     principal: Principal
@@ -40,7 +40,7 @@ class Attempt:
     def digest(self) -> str:
         """Return the SHA-256 of what makes a request the same one, to the same model. Whoever reads
         it cannot find out the words by trying: the tenant's salt is in it."""
-        target = self.lease.target
+        target = self.lease.destination
         whole = (
             self.principal.tenant_id, self.principal.cache_salt,
             target.deployment_id, target.model_version_id,
@@ -75,25 +75,27 @@ class QuarantineWatch:
         """Look again before the next request."""
         self._is_stale = True
 
-    async def check(self, attempt: Attempt) -> None:
+    async def check(self, dispatched: Dispatched) -> None:
         """Raises RequestQuarantined where engines died of an equal request. While that cannot be
         read, what was known holds."""
         known = await self._quarantine()
         if not known.refused:
             return
-        until = known.refused.get(attempt.digest())
+        until = known.refused.get(dispatched.digest())
         if until is not None and until > timezone.now():
             raise RequestQuarantined(until=until)
 
-    def over(self, attempt: Attempt, *errors: BaseException | None, is_completed: bool) -> None:
+    def over(
+        self, dispatched: Dispatched, *errors: BaseException | None, is_completed: bool
+    ) -> None:
         """Note how it ended: with its engine, or well, which clears it of what is held against
         it. A remote server is not ours to watch."""
-        if attempt.lease.endpoint.remote is not None:
+        if dispatched.lease.endpoint.remote is not None:
             return
         if any(isinstance(error, EngineDead) for error in errors):
-            self._suspects.append(attempt.suspect())
+            self._suspects.append(dispatched.suspect())
         elif is_completed and self._known is not None and self._known.suspected:
-            digest = attempt.digest()
+            digest = dispatched.digest()
             if digest in self._known.suspected and digest not in self._known.refused:
                 self._cleared.add(digest)
         if (self._suspects or self._cleared) and not self._is_writing:

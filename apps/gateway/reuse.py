@@ -18,8 +18,9 @@ from apps.engines.exceptions import EngineClientError
 from apps.engines.types import AnswerDelta, GenerationResult
 from apps.gateway import admission
 from apps.gateway.admission import Arrival
+from apps.gateway.attempt import fingerprint
 from apps.gateway.exceptions import app_error_of
-from apps.gateway.generation import NOTHING, GenerationStream, fingerprint
+from apps.gateway.generation import NOTHING, GenerationStream, origin
 from apps.gateway.runs import KeptAnswer, Run, decoded
 from apps.gateway.runtime import GatewayRuntime, gateway_runtime
 from apps.gateway.shaping import shaping
@@ -29,7 +30,7 @@ from apps.metering.types import Budget, Ending, Outcome
 from apps.rbac.types import Principal
 from apps.routing.selectors import Generation
 
-_FORM: Final = 2  # of what is kept; raised with it
+_FORM: Final = 3  # of what is kept; raised with it
 
 
 class ToldStream:
@@ -39,7 +40,7 @@ class ToldStream:
         self, *, arrival: Arrival, request_id: str, kept: KeptAnswer, reuse: Reuse
     ) -> None:
         self.request_id = request_id
-        self.model = arrival.lease.target.name
+        self.model = arrival.lease.model.name
         self.created = int(time.time())
         self.n_prompt_tokens = kept.n_prompt_tokens
         self.n_answers = arrival.request.sampling.n
@@ -48,6 +49,7 @@ class ToldStream:
         self.tokens: Budget | None = None
         self.result: GenerationResult | None = None
         self.reuse: Reuse | None = reuse
+        self.fallback: str | None = None
         self._kept = kept
         self._n_seen = 0
 
@@ -90,6 +92,8 @@ class LeadingStream(ToldStream):
         unknown = KeptAnswer((), _NO_RESULT, stream.n_prompt_tokens, stream.system_fingerprint)
         super().__init__(arrival=arrival, request_id=stream.request_id, kept=unknown, reuse="miss")
         self.created, self.tokens = stream.created, stream.tokens
+        self.fallback = stream.fallback
+        self._stream = stream
         self._run = run
         self._is_left = False
 
@@ -99,6 +103,8 @@ class LeadingStream(ToldStream):
                 delta = await self._run.news(self._n_seen)
         except TimeoutError:
             return NOTHING
+        self.request_id, self.fallback = self._stream.request_id, self._stream.fallback
+        self.system_fingerprint = self._stream.system_fingerprint
         if delta is None:
             self.result = self._run.result
         self._n_seen += 1
@@ -133,17 +139,17 @@ async def start(
     arrival = await admission.arrive(
         principal=principal, request=request, door=door, priority=priority
     )
-    if not arrival.lease.target.caches_responses or not is_reusable(request, wish):
+    if not arrival.lease.model.caches_responses or not is_reusable(arrival.request, wish):
         return await admission.dispatch(arrival)
     runtime = gateway_runtime()
     try:
         found = await _kept_or_run(runtime, arrival)
         if isinstance(found, tuple):
             stream = await _told_again(runtime, arrival, *found)
-            arrival.lease.release()
+            arrival.place.release()
             return stream
     except BaseException:
-        arrival.lease.release()
+        arrival.place.release()
         raise
     return await _led(runtime, arrival, found)
 
@@ -178,16 +184,19 @@ async def _kept_or_run(
     """Return what there is of an equal request; else a run that this one is to begin, or None where
     it runs for itself: what it waited for came to nothing."""
     try:
-        client = await runtime.engines.client(arrival.lease.endpoint)
+        client = await arrival.place.client(runtime.engines)
     except EngineClientError as error:
         raise app_error_of(error) from error
-    target, principal = arrival.lease.target, arrival.principal
+    destination, principal = arrival.lease.destination, arrival.principal
+    place = origin(
+        destination.deployment_id, fingerprint(destination.model_version_id, client.info)
+    )
     try:
         stamps = await runtime.stamps()
         generation = Generation.of(
             stamps,
             tenant_id=principal.tenant_id,
-            model_version_id=target.model_version_id,
+            model_version_id=destination.model_version_id,
             person=arrival.person,
         )
     except (DatabaseError, InterfaceError):
@@ -195,7 +204,7 @@ async def _kept_or_run(
     key = response_key(
         arrival.request,
         principal=principal,
-        origin=f"{target.deployment_id}/{fingerprint(target.model_version_id, client.info)}",
+        origin=place,
         max_context_tokens=arrival.admitted.max_context_tokens,
         generation=generation,
     )
@@ -206,7 +215,7 @@ async def _kept_or_run(
         kept = await running.wait()
         runtime.check_admitting()
         return None if kept is None else (kept, "coalesced")
-    run = _run_registered(runtime, key, generation)
+    run = _run_registered(runtime, key, generation, place=place)
     try:
         data = await runtime.responses.fetch(key, generation=generation, stamps=stamps)
     except BaseException:
@@ -218,8 +227,11 @@ async def _kept_or_run(
     return run
 
 
-def _run_registered(runtime: GatewayRuntime, key: str, generation: Generation) -> Run:
-    """Have equal requests find a run from now on, until it has ended."""
+def _run_registered(
+    runtime: GatewayRuntime, key: str, generation: Generation, *, place: str
+) -> Run:
+    """Have equal requests find a run from now on, until it has ended. place: where its answer is
+    made, as its key says."""
 
     async def keep(kept: KeptAnswer) -> None:
         # What was purged meanwhile would only take room: its key leads nowhere.
@@ -230,7 +242,7 @@ def _run_registered(runtime: GatewayRuntime, key: str, generation: Generation) -
         if runtime.runs.get(key) is run:
             del runtime.runs[key]
 
-    run = Run(keep=keep)
+    run = Run(keep=keep, place=place)
     run.ended.add_done_callback(forget)
     runtime.runs[key] = run
     return run

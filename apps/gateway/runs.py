@@ -43,14 +43,16 @@ def decoded(data: bytes) -> KeptAnswer | None:
 class Run:
     """Begins with ``begin``, and ends once: well with an answer, or without one.
 
-    One reader follows it with ``news``; any number of others ``wait`` for the whole answer.
+    One reader follows it with ``news``; any number of others ``wait`` for the whole answer. place:
+    where they expect it to be made; an answer from elsewhere is its reader's alone.
     """
 
-    def __init__(self, *, keep: Callable[[KeptAnswer], Awaitable[None]]) -> None:
+    def __init__(self, *, keep: Callable[[KeptAnswer], Awaitable[None]], place: str) -> None:
         self.deltas: list[AnswerDelta] = []
         self.result: GenerationResult | None = None
         self.ended: asyncio.Future[KeptAnswer | None] = asyncio.get_running_loop().create_future()
         self._keep = keep
+        self._place = place
         self._error: AppError | None = None
         self._n_interested = 0
         self._stream: GenerationStream | None = None
@@ -124,8 +126,11 @@ class Run:
             self.end(None)
 
     def _kept(self, stream: GenerationStream) -> KeptAnswer | None:
-        """Return what may be told again: not what its client or its budget has cut."""
+        """Return what may be told again: not what its client or its budget has cut, and not what
+        was made by another model version after an engine had failed."""
         if self.result is None or self.result.finish_reason == "abort" or stream.is_cut_by_budget:
+            return None
+        if stream.origin != self._place:
             return None
         return KeptAnswer(
             deltas=tuple(self.deltas),

@@ -18,11 +18,12 @@ from apps.gateway.engines import EnginePool
 from apps.gateway.exceptions import Draining
 from apps.gateway.idempotency import KeptAnswer, NamedRequest
 from apps.gateway.ledger_writer import LedgerWriter
-from apps.gateway.limits import LimitCheck
+from apps.gateway.limits import Admitted, LimitCheck
 from apps.gateway.quarantine import QuarantineWatch
 from apps.gateway.refusals import Refusals
 from apps.gateway.revocation import AccessWatch, Held
 from apps.rbac.authentication import TokenCache
+from apps.rbac.types import Principal
 from apps.routing.selectors import ResponseCache, RoutingTable, snapshot
 from apps.routing.types import RESPONSES_STAMP, purged_tag
 
@@ -86,6 +87,19 @@ class GatewayRuntime:
     async def stamps(self) -> Mapping[str, int]:
         """Return how often things have changed, as of a moment ago."""
         return await self._watcher.values()
+
+    async def admit(
+        self, *, principal: Principal, model: str, end_user: str | None, is_counted: bool
+    ) -> Admitted:
+        """Return whose limits hold for a request to ``model``; raises as ``LimitCheck.admit``."""
+        found = self.table.snapshot.named(model)
+        return await self.limits.admit(
+            principal=principal,
+            model=model,
+            route_name=model if found is None else found.name,
+            end_user=end_user,
+            is_counted=is_counted,
+        )
 
     def check_admitting(self) -> None:
         """Raise Draining while this process is stopping."""

@@ -13,6 +13,7 @@ from msgspec import Meta
 from apps.core.exceptions import InvalidRequest
 from apps.engines.client import SamplingParams, TextPrompt, TokenPrompt
 from apps.gateway.types import CompletionRequest
+from apps.routing.types import DEFAULT_NAMES
 
 # The wire to the engine carries 64 bits; what else is wrong with a number, the engine says.
 # Whom the client serves, as it calls them: limits may be theirs.
@@ -58,6 +59,11 @@ class Fields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     metadata: Any = None
     store: Any = None
     service_tier: Any = None
+
+    @property
+    def unsaid(self) -> frozenset[str]:
+        """The fields that a route may have a default for, and that are not given."""
+        return frozenset(name for name in DEFAULT_NAMES if getattr(self, name) is None)
 
     def sampling(
         self, *, logprobs: int | None = None, prompt_logprobs: int | None = None
@@ -128,6 +134,7 @@ def completion_requests(body: CompletionBody) -> tuple[CompletionRequest, ...]:
             prompt=prompt,
             sampling=sampling,
             max_tokens=1 if is_echo_only else max_tokens,
+            unsaid=body.unsaid,
             echo=echo,
             is_echo_only=is_echo_only,
             end_user=body.user or None,

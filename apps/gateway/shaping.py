@@ -6,7 +6,7 @@ from typing import Any, Final
 # What does not; where it leads, whoever makes a key of the rest says in other words. A field that
 # is not named here shapes it.
 WITHOUT_EFFECT: Final = frozenset(
-    {"model", "end_user", "stream", "include_usage", "max_tokens_param"}
+    {"model", "end_user", "stream", "include_usage", "max_tokens_param", "unsaid"}
 )
 
 

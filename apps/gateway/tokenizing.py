@@ -11,6 +11,7 @@ from apps.engines.client import ChatPrompt, TextPrompt
 from apps.engines.exceptions import EngineClientError
 from apps.engines.interface import ReplicaClient
 from apps.gateway.exceptions import app_error_of
+from apps.gateway.places import Place
 from apps.gateway.runtime import gateway_runtime
 from apps.rbac.types import Principal
 
@@ -77,13 +78,11 @@ async def _engine_of(
     runtime = gateway_runtime()
     runtime.check_admitting()
     await runtime.ready()
-    await runtime.limits.admit(
-        principal=principal, model=model, end_user=None, is_counted=is_counted
-    )
-    lease = runtime.table.lease(model, principal=principal)
+    await runtime.admit(principal=principal, model=model, end_user=None, is_counted=is_counted)
+    place = Place(runtime.table, runtime.table.lease(model, principal=principal))
     try:
-        yield await runtime.engines.client(lease.endpoint)
+        yield await place.client(runtime.engines)
     except EngineClientError as error:
         raise app_error_of(error) from error
     finally:
-        lease.release()
+        place.release()

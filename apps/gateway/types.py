@@ -21,7 +21,9 @@ class ChatRequest:
     """A conversation to continue.
 
     max_tokens: None means as much as the context leaves. max_tokens_param: the name under which
-    the client gave it, for errors about it. end_user: whom the client serves, as it calls them.
+    the client gave it, for errors about it. unsaid: the fields that a route may have a default for
+    and of which the client said nothing. length_cap: how long an answer may be at most where the
+    client named no length. end_user: whom the client serves, as it calls them.
     """
 
     endpoint: ClassVar[str] = "chat.completions"
@@ -32,6 +34,8 @@ class ChatRequest:
     sampling: SamplingParams
     max_tokens: int | None
     max_tokens_param: str = "max_tokens"
+    unsaid: frozenset[str] = frozenset()
+    length_cap: int | None = None
     output_format: OutputFormat | None = None
     end_user: str | None = None
     stream: bool = False
@@ -61,7 +65,7 @@ class MessagesRequest(ChatRequest):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """A text to continue, as a string or as token ids.
+    """A text to continue, as a string or as token ids. unsaid, length_cap: as of a conversation.
 
     echo: the answer begins with the prompt. is_echo_only: and is nothing else; the one token that
     an engine makes at least is not shown.
@@ -76,6 +80,8 @@ class CompletionRequest:
     sampling: SamplingParams
     max_tokens: int | None
     max_tokens_param: str = "max_tokens"
+    unsaid: frozenset[str] = frozenset()
+    length_cap: int | None = None
     echo: bool = False
     is_echo_only: bool = False
     end_user: str | None = None

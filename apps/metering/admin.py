@@ -112,7 +112,8 @@ class UsageRecordAdmin(ReadOnlyAdmin, TenantScoped):
                     ("engine_name", "engine_epoch"),
                     ("deployment_id", "model_version_id"),
                     ("api_token_id", "user_id"),
-                    ("attempt", "error_code"),
+                    ("attempt", "is_fallback"),
+                    "error_code",
                 )
             },
         ),

@@ -25,6 +25,11 @@ class UsageRecord(TenantRows):
 
     request_id = models.CharField(max_length=64, unique=True)
     attempt = models.PositiveSmallIntegerField(default=1)
+    is_fallback = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="Its deployment is of the route's chain for overload and failure.",
+    )
     tenant_id = models.BigIntegerField()
     api_token_id = models.BigIntegerField(null=True, blank=True)
     user_id = models.BigIntegerField(null=True, blank=True)

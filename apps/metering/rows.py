@@ -23,6 +23,7 @@ def row_of(reservation: Reservation, *, now: datetime) -> UsageRecord:
     return UsageRecord(
         request_id=reservation.request_id,
         attempt=reservation.attempt,
+        is_fallback=reservation.is_fallback,
         tenant_id=reservation.principal.tenant_id,
         api_token_id=reservation.principal.api_token_id,
         user_id=reservation.principal.user_id,

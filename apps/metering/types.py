@@ -55,13 +55,15 @@ class Reservation:
     where a budget leaves less. scopes: whose limits hold. is_open: it counts among the requests
     that may be open at a time. lifetime_s: after that long a row that nobody settled is an orphan.
     end_user: whom the tenant serves, as it calls them. attempt: 1, unless the request is tried
-    again elsewhere. experiment_arm: of the comparison that it takes part in, if it does.
+    again elsewhere; is_fallback: at a deployment that its route has for that. experiment_arm: of
+    the comparison that it takes part in, if it does.
     """
 
     request_id: str
     principal: Principal
     end_user: str = ""
     attempt: int = 1
+    is_fallback: bool = False
     experiment_arm: str = ""
     door: str
     endpoint: str

@@ -4,14 +4,18 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.db import models
+from django.db.models import Sum, Window
 from django.http import HttpRequest
 
 from apps.audit.selectors import actor_of
 from apps.core.admin import ServiceModelAdmin, action, display
-from apps.core.scoped_admin import GivenInline, ObjectScoped
+from apps.core.scoped_admin import GivenInline, ObjectScoped, ScopedInline
+from apps.deployments.selectors import live_state
+from apps.deployments.types import LIVE_STATE_LABELS
 from apps.rbac.selectors import person_of
 from apps.rbac.services import object_permissions_change
-from apps.routing.models import Route, RouteUserObjectPermission
+from apps.routing.forms import RouteForm, TargetForm, TargetFormSet
+from apps.routing.models import Route, RouteTarget, RouteUserObjectPermission
 from apps.routing.services import (
     remote_responses_purge,
     route_create,
@@ -22,45 +26,79 @@ from apps.routing.services import (
 from apps.routing.types import RouteFields
 
 
+class RouteTargetInline(ScopedInline):
+    """Where the route leads. Whoever may change the route may change it."""
+
+    model = RouteTarget
+    form = TargetForm
+    formset = TargetFormSet
+    fields = ("deployment", "weight", "share", "fallback_order", "state")
+    readonly_fields = ("share", "state")
+    autocomplete_fields = ("deployment",)
+    ordering_field = None
+    extra = 0
+    max_num = 16
+    hide_title = True
+    verbose_name = "deployment"
+    verbose_name_plural = "deployments"
+
+    def get_min_num(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> int:
+        return 0 if obj else 1
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[RouteTarget]:
+        rows: models.QuerySet[RouteTarget] = super().get_queryset(request)
+        return (
+            rows.select_related("deployment", "route")
+            .prefetch_related("deployment__replicas__engine_process")
+            .annotate(weights=Window(Sum("weight"), partition_by="route_id"))
+        )
+
+    @display(description="Share")
+    def share(self, target: Any) -> str:
+        weights = getattr(target, "weights", 0)
+        return f"{100 * target.weight / weights:.1f} %" if weights and target.weight else "-"
+
+    @display(description="State", label=LIVE_STATE_LABELS)
+    def state(self, target: Any) -> str:
+        return live_state(target.deployment).word if target.pk else "-"
+
+
 class RouteGivenInline(GivenInline):
     model = RouteUserObjectPermission
 
 
 @admin.register(Route)
 class RouteAdmin(ObjectScoped, ServiceModelAdmin):
-    list_display = ("name", "deployment", "state", "description", "updated_at")
+    form = RouteForm
+    list_display = ("name", "leads_to", "state", "description", "updated_at")
     list_filter = ("is_active",)
-    list_select_related = ("deployment",)
-    search_fields = ("name", "description", "deployment__name")
+    search_fields = ("name", "description", "aliases__name", "targets__deployment__name")
+    search_help_text = "A name, one of the further names, or a deployment"
     ordering = ("name",)
     fieldsets = (
-        (None, {"fields": (("name", "deployment"), "description", "is_active")}),
+        (None, {"fields": (("name", "further_names"), "description", "is_active")}),
+        ("Requests", {"fields": ("default_values",)}),
         ("Kept answers", {"fields": ("caches_responses",)}),
         ("For whom", {"fields": ("is_restricted", "tenants")}),
     )
     actions = ("purge_selected",)
-    autocomplete_fields = ("deployment", "tenants")
-    inlines = (RouteGivenInline,)
+    autocomplete_fields = ("tenants",)
+    inlines = (RouteTargetInline, RouteGivenInline)
 
-    def service_save(
-        self, request: HttpRequest, obj: Any, *, form: Any, change: bool
-    ) -> models.Model:
-        fields = RouteFields(
-            name=obj.name,
-            deployment=obj.deployment,
-            is_active=obj.is_active,
-            description=obj.description,
-            is_restricted=obj.is_restricted,
-            caches_responses=obj.caches_responses,
-        )
-        tenants = form.cleaned_data["tenants"]
-        if change:
-            return route_update(route=obj, actor=actor_of(request), tenants=tenants, **fields)
-        return route_create(actor=actor_of(request), tenants=tenants, **fields)
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[Route]:
+        return super().get_queryset(request).prefetch_related("targets__deployment")
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """What the route is and where it leads is one change: ``save_related`` has both."""
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        """The service has saved the tenants; what is left is who was given the route."""
+        """Save the route and where it leads, then who was given it."""
+        targets = next(each.specs for each in formsets if isinstance(each, TargetFormSet))
+        saved = self._saved(request, form, targets=targets, change=change)
+        form.instance.__dict__.update(saved.__dict__)
         for formset in formsets:
+            if isinstance(formset, TargetFormSet):
+                continue
             added = formset.save(commit=False)
             object_permissions_change(
                 obj=form.instance,
@@ -70,8 +108,45 @@ class RouteAdmin(ObjectScoped, ServiceModelAdmin):
                 actor=actor_of(request),
             )
 
+    def _saved(self, request: HttpRequest, form: Any, *, targets: Any, change: bool) -> Route:
+        obj, given = form.instance, form.cleaned_data
+        fields = RouteFields(
+            name=obj.name,
+            is_active=obj.is_active,
+            description=obj.description,
+            is_restricted=obj.is_restricted,
+            caches_responses=obj.caches_responses,
+            defaults=given["default_values"],
+        )
+        rest = {"targets": targets, "aliases": given["further_names"], "tenants": given["tenants"]}
+        actor = actor_of(request)
+        if change:
+            return route_update(route=obj, actor=actor, **rest, **fields)
+        return route_create(actor=actor, **rest, **fields)
+
+    def construct_change_message(
+        self, request: HttpRequest, form: Any, formsets: Any, add: bool = False
+    ) -> list[Any]:
+        """The audit event says what has changed."""
+        return []
+
     def service_delete(self, request: HttpRequest, obj: Any) -> None:
         route_delete(route=obj, actor=actor_of(request))
+
+    @display(description="Leads to")
+    def leads_to(self, route: Route) -> str:
+        """The deployments with their shares, then the chain of fallbacks."""
+        targets = list(route.targets.all())
+        weights = sum(target.weight for target in targets)
+        shares = [
+            f"{each.deployment} {100 * each.weight / weights:.0f} %"
+            if len(targets) > 1
+            else str(each.deployment)
+            for each in targets
+            if each.weight
+        ]
+        chain = [str(each.deployment) for each in targets if each.fallback_order is not None]
+        return ", ".join(shares) + (f"; else {', '.join(chain)}" if chain else "")
 
     @display(
         description="State", label={"Active": "success", "Off": "danger"}, ordering="is_active"
@@ -81,10 +156,13 @@ class RouteAdmin(ObjectScoped, ServiceModelAdmin):
 
     @action(description="Forget the kept answers of the selected routes", permissions=["change"])
     def purge_selected(self, request: HttpRequest, queryset: Any) -> None:
-        routes = self.changeable(
-            request, queryset.select_related("deployment__model_version__model")
-        )
-        for version in {route.deployment.model_version for route in routes}:
+        rows = queryset.prefetch_related("targets__deployment__model_version__model")
+        versions = {
+            target.deployment.model_version
+            for route in self.changeable(request, rows)
+            for target in route.targets.all()
+        }
+        for version in versions:
             if version is None:
                 remote_responses_purge(actor=actor_of(request))
             else:

@@ -1,46 +1,77 @@
 """Reads of routes: the snapshot that processes keep, and the table that chooses from it."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from types import MappingProxyType
+
+from django.db.models import Prefetch
 
 from apps.deployments.selectors import replica_endpoints
 from apps.deployments.types import REMOTE_VERSION_ID, ReplicaEndpoint
-from apps.routing.models import Route, RouteUserObjectPermission
+from apps.routing.models import Route, RouteTarget, RouteUserObjectPermission
 from apps.routing.response_cache import Generation, ResponseCache
 from apps.routing.table import Lease, RoutingTable
-from apps.routing.types import Audience, RouteTarget, RoutingSnapshot
+from apps.routing.types import Audience, Destination, PublicModel, RoutingSnapshot
 
 __all__ = ["Generation", "Lease", "ResponseCache", "RoutingTable", "snapshot"]
 
 
 def snapshot() -> RoutingSnapshot:
-    """Return what this moment's routes and ready replicas are, in two queries; in two more where
+    """Return what this moment's routes and ready replicas are, in four queries; in two more where
     routes are restricted."""
+    targets = RouteTarget.objects.select_related("deployment__model_version").defer(
+        "deployment__model_version__manifest"
+    )
     rows = list(
-        Route.objects.filter(is_active=True)
-        .select_related("deployment__model_version")
-        .defer("deployment__model_version__manifest")
+        Route.objects.filter(is_active=True).prefetch_related(
+            Prefetch("targets", queryset=targets), "aliases"
+        )
     )
     audiences = _audiences([route.pk for route in rows if route.is_restricted])
-    routes = {
-        route.name: RouteTarget(
-            name=route.name,
-            deployment_id=route.deployment_id,
-            deployment_name=route.deployment.name,
-            model_version_id=route.deployment.model_version_id or REMOTE_VERSION_ID,
-            created_at=route.created_at,
-            task=route.deployment.task,
-            audience=audiences.get(route.pk),
-            caches_responses=route.caches_responses,
-        )
-        for route in rows
-    }
+    routes = {route.name: _model(route, audiences.get(route.pk)) for route in rows}
     endpoints: defaultdict[int, list[ReplicaEndpoint]] = defaultdict(list)
     for endpoint in replica_endpoints():
         endpoints[endpoint.deployment_id].append(endpoint)
     return RoutingSnapshot(
         routes=MappingProxyType(routes),
+        aliases=MappingProxyType(
+            {alias: model.name for model in routes.values() for alias in model.aliases}
+        ),
         endpoints=MappingProxyType({key: tuple(value) for key, value in endpoints.items()}),
+    )
+
+
+def _model(route: Route, audience: Audience | None) -> PublicModel:
+    """Return what a route means. A deployment whose model has come to do something else since the
+    route was made gets nothing."""
+    targets = list(route.targets.all())
+    heaviest = max(targets, key=lambda target: target.weight, default=None)
+    task = heaviest.deployment.task if heaviest is not None else "generate"
+    fit = [target for target in targets if target.deployment.task == task]
+    chain = [target for target in fit if target.fallback_order is not None]
+    return PublicModel(
+        name=route.name,
+        aliases=tuple(alias.name for alias in route.aliases.all()),
+        destinations=_destinations(target for target in fit if target.weight),
+        fallbacks=_destinations(sorted(chain, key=lambda target: target.fallback_order or 0)),
+        created_at=route.created_at,
+        task=task,
+        audience=audience,
+        caches_responses=route.caches_responses,
+        defaults=MappingProxyType(route.defaults),
+    )
+
+
+def _destinations(targets: Iterable[RouteTarget]) -> tuple[Destination, ...]:
+    return tuple(
+        Destination(
+            deployment_id=target.deployment_id,
+            deployment_name=target.deployment.name,
+            model_version_id=target.deployment.model_version_id or REMOTE_VERSION_ID,
+            context_length=target.deployment.context_length,
+            weight=target.weight,
+        )
+        for target in targets
     )
 
 
@@ -66,10 +97,10 @@ def _audiences(route_ids: list[int]) -> dict[int, Audience]:
 
 
 def route_names_by_deployment() -> dict[int, list[str]]:
-    """Return the active public names of each deployment, in one query."""
+    """Return the active public names that lead to each deployment, in one query."""
     names: defaultdict[int, list[str]] = defaultdict(list)
-    rows = Route.objects.filter(is_active=True).order_by("name")
-    for deployment_id, name in rows.values_list("deployment_id", "name"):
+    rows = RouteTarget.objects.filter(route__is_active=True).order_by("route__name")
+    for deployment_id, name in rows.values_list("deployment_id", "route__name"):
         names[deployment_id].append(name)
     return names
 
@@ -77,3 +108,13 @@ def route_names_by_deployment() -> dict[int, list[str]]:
 def route_id_of(name: str) -> int | None:
     """Return the id of the route that has a name now."""
     return Route.objects.filter(name=name).values_list("pk", flat=True).first()
+
+
+def route_named(name: str) -> Route | None:
+    return Route.objects.filter(name=name).first()
+
+
+def routes_all() -> list[Route]:
+    """Return every route with its targets and further names, in three queries."""
+    targets = RouteTarget.objects.select_related("deployment")
+    return list(Route.objects.prefetch_related(Prefetch("targets", queryset=targets), "aliases"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
 
 from django.db import transaction
@@ -11,11 +11,14 @@ from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.services import change_stamp_bump, fields_set, plain
 from apps.deployments.types import REMOTE_VERSION_ID
+from apps.routing import leads
+from apps.routing.defaults import defaults_said
 from apps.routing.models import Route
 from apps.routing.types import (
     RESPONSES_STAMP,
     ROUTES_STAMP,
     RouteFields,
+    TargetSpec,
     person_digest,
     person_stamp,
     tenant_stamp,
@@ -29,16 +32,28 @@ if TYPE_CHECKING:
 
 @transaction.atomic
 def route_create(
-    *, actor: Actor, tenants: Iterable[Tenant] = (), **fields: Unpack[RouteFields]
+    *,
+    actor: Actor,
+    targets: Sequence[TargetSpec],
+    aliases: Collection[str] = (),
+    tenants: Iterable[Tenant] = (),
+    **fields: Unpack[RouteFields],
 ) -> Route:
-    """Make a route. tenants: for whom it is, if it is restricted."""
+    """Make a route. targets: where it leads. aliases: its further names. tenants: for whom it is,
+    if it is restricted.
+
+    Raises:
+        ValidationError: names the field; ``targets`` and ``aliases`` are such.
+    """
     route = Route(**fields)
     route.full_clean()
     route.save()
-    facts = {name: plain(value) for name, value in fields.items()}
+    change_stamp_bump(ROUTES_STAMP)
+    facts: dict[str, object] = {name: _plain(value) for name, value in fields.items()}
+    facts |= {name: after for name, (_, after) in _leads_change(route, targets, aliases).items()}
+    _leads_write(route, targets, aliases)
     facts |= _tenants_set(route, tenants)
     event_record(action="route.created", actor=actor, obj=route, changes=facts)
-    change_stamp_bump(ROUTES_STAMP)
     return route
 
 
@@ -47,21 +62,28 @@ def route_update(
     *,
     route: Route,
     actor: Actor,
+    targets: Sequence[TargetSpec] | None = None,
+    aliases: Collection[str] | None = None,
     tenants: Iterable[Tenant] | None = None,
     **fields: Unpack[RouteFields],
 ) -> Route:
-    """Set the given fields; running requests keep the engine that they have. tenants: for whom it
-    is, if it is restricted; None leaves them."""
+    """Set the given fields; running requests keep the engine that they have. targets, aliases,
+    tenants: as for ``route_create``; None leaves them. Raises as it does."""
     current = _route_lock(route)
-    changes = fields_set(current, fields)
+    before = current.defaults
+    changes: dict[str, object] = {**fields_set(current, fields)}
+    if "defaults" in changes:
+        changes["defaults"] = [_plain(before), _plain(current.defaults)]
+    changes |= _leads_change(current, targets, aliases)
     if tenants is not None:
         changes |= _tenants_set(current, tenants)
     if not changes:
         return current
     current.full_clean()
     current.save()
-    event_record(action="route.updated", actor=actor, obj=current, changes=changes)
     change_stamp_bump(ROUTES_STAMP)
+    _leads_write(current, targets, aliases)
+    event_record(action="route.updated", actor=actor, obj=current, changes=changes)
     return current
 
 
@@ -112,6 +134,27 @@ def _purged(stamp: str) -> None:
     change_stamp_bump(RESPONSES_STAMP)
 
 
+def _leads_change(
+    route: Route, targets: Sequence[TargetSpec] | None, aliases: Collection[str] | None
+) -> leads.Change:
+    return leads.targets_change(route, targets) | leads.aliases_change(route, aliases)
+
+
+def _leads_write(
+    route: Route, targets: Sequence[TargetSpec] | None, aliases: Collection[str] | None
+) -> None:
+    """Write what is given, after the stamp of routes was moved."""
+    if targets is not None:
+        leads.targets_write(route, targets)
+    if aliases is not None:
+        leads.aliases_write(route, aliases)
+    leads.names_check(route)
+
+
+def _plain(value: object) -> object:
+    return defaults_said(value) if isinstance(value, Mapping) else plain(value)
+
+
 def _tenants_set(route: Route, tenants: Iterable[Tenant]) -> dict[str, list[list[str]]]:
     before = {tenant.slug: tenant for tenant in route.tenants.all()}
     after = {tenant.slug: tenant for tenant in tenants}
@@ -122,6 +165,4 @@ def _tenants_set(route: Route, tenants: Iterable[Tenant]) -> dict[str, list[list
 
 
 def _route_lock(route: Route) -> Route:
-    return (
-        Route.objects.select_for_update(of=("self",)).select_related("deployment").get(pk=route.pk)
-    )
+    return Route.objects.select_for_update().get(pk=route.pk)

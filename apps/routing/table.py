@@ -2,22 +2,37 @@
 without I/O, so that choosing costs nothing and is tested without a database."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from random import Random
 
 from apps.deployments.types import ReplicaEndpoint
 from apps.rbac.types import Principal
 from apps.routing.exceptions import ModelNotFound, NoReplicaReady
-from apps.routing.types import RouteTarget, RoutingSnapshot
+from apps.routing.types import Destination, PublicModel, RoutingSnapshot
 
 
 @dataclass(slots=True)
 class Lease:
-    """One request's place on a replica, held until ``release``."""
+    """One request's place on a replica, held until ``release``. tried: the engines that this
+    request was at before, and is not sent to again."""
 
-    target: RouteTarget
+    model: PublicModel
+    destination: Destination
     endpoint: ReplicaEndpoint
-    _outstanding: Counter[str]
+    tried: frozenset[str]
+    _outstanding: Counter[str] = field(repr=False)
     _released: bool = False
+
+    @property
+    def is_fallback(self) -> bool:
+        return self.destination in self.model.fallbacks
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first place that a request had."""
+        return len(self.tried) + 1
 
     def release(self) -> None:
         """Give the place back; a second call does nothing."""
@@ -30,11 +45,13 @@ class Lease:
 
 
 class RoutingTable:
-    """Chooses the replica with the fewest outstanding requests of this process."""
+    """Draws a deployment by its weight, and of its replicas the one with the fewest outstanding
+    requests of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, random: Random | None = None) -> None:
         self._snapshot = RoutingSnapshot()
         self._outstanding: Counter[str] = Counter()
+        self._random = random or Random()  # noqa: S311 - a share of traffic is no secret
 
     @property
     def snapshot(self) -> RoutingSnapshot:
@@ -44,30 +61,79 @@ class RoutingTable:
         """Use a newer snapshot; leases that are held stay counted."""
         self._snapshot = snapshot
 
-    def targets(self, *, principal: Principal) -> list[RouteTarget]:
+    def models(self, *, principal: Principal) -> list[PublicModel]:
         """Return the active routes that are for a caller, by name."""
         found = (each for each in self._snapshot.routes.values() if each.is_for(principal))
-        return sorted(found, key=lambda target: target.name)
+        return sorted(found, key=lambda model: model.name)
 
-    def target(self, name: str, *, principal: Principal) -> RouteTarget:
-        """Return the active route of that name; raises ModelNotFound where there is none for this
-        caller."""
-        target = self._snapshot.routes.get(name)
-        if target is None or not target.is_for(principal):
+    def model(self, name: str, *, principal: Principal) -> PublicModel:
+        """Return the active route of that name, its own or a further one; raises ModelNotFound
+        where there is none for this caller."""
+        model = self._snapshot.named(name)
+        if model is None or not model.is_for(principal):
             raise ModelNotFound(name)
-        return target
+        return model
 
     def lease(self, name: str, *, principal: Principal) -> Lease:
-        """Take a place on the least loaded replica that ``name`` leads to.
+        """Take a place on a replica that ``name`` leads to. A deployment without one that is ready
+        gets nothing: its share goes to the others.
 
         Raises:
             ModelNotFound: no active route has that name, or none for this caller.
-            NoReplicaReady: it has one, but nothing there takes requests.
+            NoReplicaReady: it has one, but nothing there takes requests, its fallbacks included.
         """
-        target = self.target(name, principal=principal)
-        endpoints = self._snapshot.endpoints.get(target.deployment_id, ())
-        if not endpoints:
+        model = self.model(name, principal=principal)
+        lease = self._lease(model, first=None, tried=frozenset())
+        if lease is None:
             raise NoReplicaReady(name)
-        endpoint = min(endpoints, key=lambda each: self._outstanding[each.engine_name])
-        self._outstanding[endpoint.engine_name] += 1
-        return Lease(target=target, endpoint=endpoint, _outstanding=self._outstanding)
+        return lease
+
+    def lease_elsewhere(self, lease: Lease) -> Lease | None:
+        """Take a place for the same request on a replica where it was not yet: of the same
+        deployment, then of another by weight, then of a fallback; None where there is none."""
+        model = self._snapshot.routes.get(lease.model.name, lease.model)
+        tried = lease.tried | {lease.endpoint.engine_name}
+        return self._lease(model, first=lease.destination, tried=tried)
+
+    def _lease(
+        self, model: PublicModel, *, first: Destination | None, tried: frozenset[str]
+    ) -> Lease | None:
+        for destination in order(model, first=first, random=self._random):
+            endpoints = self._snapshot.endpoints.get(destination.deployment_id, ())
+            endpoint = self._endpoint(endpoints, tried)
+            if endpoint is not None:
+                self._outstanding[endpoint.engine_name] += 1
+                return Lease(
+                    model=model,
+                    destination=destination,
+                    endpoint=endpoint,
+                    tried=tried,
+                    _outstanding=self._outstanding,
+                )
+        return None
+
+    def _endpoint(
+        self, endpoints: Sequence[ReplicaEndpoint], excluded: AbstractSet[str]
+    ) -> ReplicaEndpoint | None:
+        """Choose among a deployment's ready replicas; None where none is left."""
+        left = (each for each in endpoints if each.engine_name not in excluded)
+        return min(left, key=lambda each: self._outstanding[each.engine_name], default=None)
+
+
+def order(
+    model: PublicModel, *, first: Destination | None, random: Random
+) -> Iterator[Destination]:
+    """Yield where a request is to go, the best first: ``first`` if the model still leads there,
+    then those with a weight, each drawn by it among those that are left, then the fallbacks.
+
+    Whoever skips one that cannot answer thereby gives its share to the others, by their weights.
+    """
+    known = {each.deployment_id for each in model.everywhere}
+    if first is not None and first.deployment_id in known:
+        yield first
+    left = [each for each in model.destinations if first is None or each != first]
+    while left:
+        (drawn,) = random.choices(left, weights=[each.weight for each in left])
+        left.remove(drawn)
+        yield drawn
+    yield from (each for each in model.fallbacks if each != first)

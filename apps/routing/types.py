@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from apps.deployments.models import Deployment
 
 ROUTES_STAMP: Final = "routes"
+# Of requests' fields, those that a route may have a default for.
+DEFAULT_NAMES: Final = (
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
+    "repetition_penalty", "max_tokens",
+)  # fmt: skip
 RESPONSES_STAMP: Final = "responses"  # moves with each purge, beside the stamps of what was purged
 
 
@@ -56,17 +61,42 @@ def purged_tag(stamp: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RouteTarget:
-    """An active public name and the deployment that it leads to."""
+class Destination:
+    """A deployment that a public name leads to. weight: 0 in the chain of fallbacks."""
 
-    name: str
     deployment_id: int
     deployment_name: str
     model_version_id: int
+    context_length: int
+    weight: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicModel:
+    """An active public name, and where it leads: its requests are drawn among ``destinations`` by
+    their weights; ``fallbacks`` are asked, in their order, where none of those can answer.
+
+    context_length: the least of them all, so that what fits, fits anywhere. defaults: what holds
+    where a request says nothing.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    destinations: tuple[Destination, ...]
+    fallbacks: tuple[Destination, ...] = ()
     created_at: datetime
     task: Task = "generate"
     audience: "Audience | None" = None
     caches_responses: bool = False
+    defaults: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def everywhere(self) -> tuple[Destination, ...]:
+        return self.destinations + self.fallbacks
+
+    @property
+    def context_length(self) -> int:
+        return min((each.context_length for each in self.everywhere), default=0)
 
     def is_for(self, principal: Principal) -> bool:
         """Return whether it is there for a caller; without an audience it is for everyone."""
@@ -88,20 +118,50 @@ class Audience:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingSnapshot:
-    """Every active route, by name, and the replicas that take requests, by deployment."""
+    """Every active route, by its own name; whose the further names are; and the replicas that take
+    requests, by deployment."""
 
-    routes: Mapping[str, RouteTarget] = field(default_factory=lambda: MappingProxyType({}))
+    routes: Mapping[str, PublicModel] = field(default_factory=lambda: MappingProxyType({}))
+    aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     endpoints: Mapping[int, tuple[ReplicaEndpoint, ...]] = field(
         default_factory=lambda: MappingProxyType({})
     )
+
+    def named(self, name: str) -> PublicModel | None:
+        """Return what a name means, its own or a further one."""
+        return self.routes.get(name) or self.routes.get(self.aliases.get(name, ""))
+
+    def is_ready(self, model: PublicModel) -> bool:
+        """Return whether any replica that it leads to takes requests."""
+        return any(self.endpoints.get(each.deployment_id) for each in model.everywhere)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSpec:
+    """A deployment that a route shall lead to: with a weight, or with a place in the chain of
+    fallbacks, the lowest first."""
+
+    deployment: "Deployment"
+    weight: int = 0
+    fallback_order: int | None = None
+
+    def __str__(self) -> str:
+        if self.fallback_order is not None:
+            return f"{self.deployment} as fallback {self.fallback_order}"
+        return f"{self.deployment}={self.weight}"
+
+
+def all_to(deployment: "Deployment") -> tuple[TargetSpec, ...]:
+    """Return the targets of a route with one deployment, which gets everything."""
+    return (TargetSpec(deployment=deployment, weight=100),)
 
 
 class RouteFields(TypedDict, total=False):
     """What a person may set on a route, by the names of its columns."""
 
     name: str
-    deployment: "Deployment"
     is_active: bool
     description: str
     is_restricted: bool
     caches_responses: bool
+    defaults: Mapping[str, float]

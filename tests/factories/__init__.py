@@ -29,7 +29,7 @@ from tests.factories.registry import (
     RegisteredModelFactory,
     VerificationRunFactory,
 )
-from tests.factories.routing import RouteFactory
+from tests.factories.routing import RouteFactory, RouteTargetFactory
 from tests.factories.samples import EngineSampleFactory
 from tests.factories.sign_in import FailedSignInFactory
 
@@ -58,6 +58,7 @@ __all__ = [
     "ReplicaFactory",
     "RoleFactory",
     "RouteFactory",
+    "RouteTargetFactory",
     "TenantFactory",
     "TokenFamilyFactory",
     "UploadedFileFactory",

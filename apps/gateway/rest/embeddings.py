@@ -15,6 +15,7 @@ from apps.engines.client import MAX_TOKENIZE_INPUTS, EmbedInput, TextPrompt, Tok
 from apps.gateway.embedding import EmbeddingAnswer, EmbeddingRequest, embed
 from apps.gateway.limits import rate_headers
 from apps.gateway.rest.base import AnsweringView
+from apps.gateway.rest.generation import FALLBACK
 from apps.gateway.rest.operations import Operation
 from apps.gateway.schemas import EndUser
 
@@ -75,6 +76,8 @@ class EmbeddingView(AnsweringView):
             answer_parts(answer, is_base64=body.encoding_format == "base64"), answer
         )
         response["X-Request-Id"] = answer.request_id
+        if answer.fallback is not None:
+            response[FALLBACK] = answer.fallback
         for name, value in rate_headers(requests=answer.requests, tokens=answer.tokens).items():
             response[name] = value
         return response

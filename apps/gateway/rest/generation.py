@@ -18,6 +18,7 @@ from apps.gateway.reuse import SingleStream
 from apps.gateway.types import GenerationRequest, ReuseWish
 
 RESPONSE_CACHE: Final = "X-Response-Cache"
+FALLBACK: Final = "X-Fallback-Deployment"
 
 
 class Gatherer(Protocol):
@@ -83,6 +84,8 @@ def _identified(response: HttpResponseBase, stream: Stream) -> HttpResponseBase:
     response["X-Request-Id"] = stream.request_id
     if stream.reuse is not None:
         response[RESPONSE_CACHE] = stream.reuse
+    if stream.fallback is not None:
+        response[FALLBACK] = stream.fallback
     for name, value in rate_headers(requests=stream.requests, tokens=stream.tokens).items():
         response[name] = value
     return response

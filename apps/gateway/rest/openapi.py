@@ -19,8 +19,8 @@ from uritemplate import variables
 from apps.core.exceptions import AppError, AuthenticationFailed
 from apps.gateway import chat_schemas, messages_schemas, responses_schemas, schemas
 from apps.gateway.exceptions import IDEMPOTENCY_KEY, IdempotencyKeyInUse
-from apps.gateway.rest.base import InferenceView
-from apps.gateway.rest.generation import RESPONSE_CACHE
+from apps.gateway.rest.base import AnsweringView, InferenceView
+from apps.gateway.rest.generation import FALLBACK, RESPONSE_CACHE
 from apps.gateway.rest.idempotent import MAX_KEY_CHARS, REPLAYED
 from apps.gateway.rest.operations import (
     ERRORS,
@@ -76,6 +76,11 @@ HEADERS: Final[dict[str, Schema]] = {
     REPLAYED: {
         "description": "The request ran before, under the same key; this is its answer again.",
         "schema": {"const": "true"},
+    },
+    FALLBACK: {
+        "description": "The deployment that answered, where those that this model leads to were "
+        "overloaded or gone.",
+        "schema": {"type": "string"},
     },
     RESPONSE_CACHE: {
         "description": "On routes that keep answers: whether this one was kept, was made for an "
@@ -220,6 +225,7 @@ class DeclaredSchema(AutoSchema):
             }
         headers = [*ALWAYS]
         headers += [REPLAYED] if self._takes_key else []
+        headers += [FALLBACK] if isinstance(self.view, AnsweringView) else []
         headers += [RESPONSE_CACHE] if self._reuses else []
         return self._response("The answer.", headers, content)
 

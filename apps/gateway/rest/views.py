@@ -11,7 +11,7 @@ from apps.gateway.rest.base import InferenceView
 from apps.gateway.rest.operations import Operation
 from apps.gateway.runtime import gateway_runtime
 from apps.routing.exceptions import ModelNotFound
-from apps.routing.types import RouteTarget
+from apps.routing.types import PublicModel
 
 
 class ModelListView(InferenceView):
@@ -30,9 +30,10 @@ class ModelListView(InferenceView):
         return Response(
             wire.ModelList(
                 data=tuple(
-                    _card(each)
-                    for each in runtime.table.targets(principal=self.principal)
+                    _card(each, name=name)
+                    for each in runtime.table.models(principal=self.principal)
                     if is_allowed(self.principal, each.name)
+                    for name in (each.name, *each.aliases)
                 )
             )
         )
@@ -51,13 +52,18 @@ class ModelView(InferenceView):
     async def get(self, request: Request, name: str) -> Response:
         runtime = gateway_runtime()
         await runtime.ready()
-        target = runtime.table.target(name, principal=self.principal)
-        if not is_allowed(self.principal, name):
+        model = runtime.table.model(name, principal=self.principal)
+        if not is_allowed(self.principal, model.name):
             raise ModelNotFound(name)
-        return Response(_card(target))
+        return Response(_card(model, name=name))
 
 
-def _card(target: RouteTarget) -> wire.ModelCard:
+def _card(model: PublicModel, *, name: str) -> wire.ModelCard:
+    """name: the one of its names that is asked about."""
+    heaviest = max(model.destinations, key=lambda each: each.weight, default=None)
     return wire.ModelCard(
-        id=target.name, created=int(target.created_at.timestamp()), owned_by=target.deployment_name
+        id=name,
+        created=int(model.created_at.timestamp()),
+        owned_by=heaviest.deployment_name if heaviest is not None else "",
+        max_model_len=model.context_length or None,
     )

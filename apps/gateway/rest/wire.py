@@ -145,6 +145,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     object: str = "model"
     created: int
     owned_by: str
+    max_model_len: int | None
 
 
 class ModelList(msgspec.Struct, kw_only=True):

@@ -13,7 +13,7 @@ from apps.audit.models import AuditEvent
 from apps.core.sealing import unseal
 from apps.deployments.models import Deployment, RemoteServer
 from apps.engines.types import REMOTE_KEY_PURPOSE
-from apps.routing.models import Route
+from apps.routing.models import Route, RouteTarget
 from tests.processes import ROOT
 from tests.rows import all_of
 
@@ -36,7 +36,7 @@ def test_the_command_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     assert words[:2] == [".venv/bin/python", "manage.py"]
     monkeypatch.setattr("sys.stdin", io.StringIO(shlex.split(said)[1] + "\n"))
     assert run(*words[2:]) == "Made the remote server cluster and the route qwen3-32b to it.\n"
-    deployment = Route.objects.get(name="qwen3-32b").deployment
+    deployment = RouteTarget.objects.get(route__name="qwen3-32b").deployment
     server = deployment.remote
     assert server is not None
     assert unseal(server.api_key_sealed, purpose=REMOTE_KEY_PURPOSE) == b"sk-their-key"

@@ -20,7 +20,7 @@ from tests.factories import (
     UsageRecordFactory,
     UserFactory,
 )
-from tests.integration.console.pages import actions, inline, messages, staff
+from tests.integration.console.pages import actions, inline, messages, staff, targets_form
 from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
@@ -281,11 +281,13 @@ def test_records_are_read_only_for_superusers_too(name: str, admin_client: Clien
 def test_route_is_added_changed_and_deleted(admin_client: Client) -> None:
     route = RouteFactory(name="old")
     form = {
-        "name": "new", "deployment": route.deployment_id, "description": "", "is_active": "on",
+        "name": "new", "description": "", "is_active": "on",
         **inline("routeuserobjectpermission_set"),
     }  # fmt: skip
-    admin_client.post(reverse("admin:routing_route_change", args=[route.pk]), form)
-    admin_client.post(reverse("admin:routing_route_add"), {**form, "name": "second"})
+    leads = targets_form(route)
+    admin_client.post(reverse("admin:routing_route_change", args=[route.pk]), {**form, **leads})
+    leads = targets_form({"deployment": route.deployment.pk, "weight": 1})
+    admin_client.post(reverse("admin:routing_route_add"), {**form, **leads, "name": "second"})
     admin_client.post(reverse("admin:routing_route_delete", args=[route.pk]), {"post": "yes"})
     assert list(all_of(type(route)).values_list("name", flat=True)) == ["second"]
     assert actions() == ["route.updated", "route.created", "route.deleted"]

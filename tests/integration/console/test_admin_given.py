@@ -10,7 +10,7 @@ from guardian.shortcuts import assign_perm
 
 from apps.deployments.models import Deployment
 from apps.rbac.models import User
-from apps.routing.models import Route
+from apps.routing.models import Route, RouteTarget
 from tests.factories import (
     DeploymentFactory,
     ModelVersionFactory,
@@ -18,7 +18,7 @@ from tests.factories import (
     TenantFactory,
     UserFactory,
 )
-from tests.integration.console.pages import actions, inline
+from tests.integration.console.pages import actions, inline, targets_form
 
 pytestmark = pytest.mark.django_db
 
@@ -38,13 +38,17 @@ def page(bob: User) -> Client:
 def route_form(route: Route, **changed: Any) -> dict[str, Any]:
     return {
         "name": route.name,
-        "deployment": route.deployment_id,
         "description": "changed",
         "is_active": "on",
         "tenants": [tenant.pk for tenant in route.tenants.all()],
         **inline("routeuserobjectpermission_set"),
+        **targets_form(route),
         **changed,
     }
+
+
+def leads_to() -> list[int]:
+    return list(RouteTarget.objects.values_list("deployment_id", flat=True))
 
 
 def url_of(obj: Any) -> str:
@@ -56,13 +60,16 @@ def test_a_route_that_was_given_leads_nowhere_else(bob: User, page: Client) -> N
     route, secret = RouteFactory(), DeploymentFactory(name="for-others")
     other = TenantFactory()
     assign_perm("change_route", bob, route)
-    for changed in ({"deployment": secret.pk}, {"tenants": [other.pk]}):
+    answer = page.post(url_of(route), route_form(route, tenants=[other.pk]))
+    assert list(answer.context["adminform"].form.errors) == ["tenants"]
+    beside = targets_form(route, {"deployment": secret.pk, "weight": 1})
+    for changed in ({"targets-0-deployment": secret.pk}, beside):
         answer = page.post(url_of(route), route_form(route, **changed))
         assert answer.status_code == 200
-        assert list(answer.context["adminform"].form.errors) == list(changed)
-    kept = Route.objects.get()
-    assert (kept.deployment_id, kept.description) == (route.deployment_id, route.description)
-    assert not kept.tenants.exists()
+        (errors,) = [each.formset.errors for each in answer.context["inline_admin_formsets"]]
+        assert [list(each) for each in errors if each] == [["deployment"]]
+    assert (leads_to(), Route.objects.get().description) == ([route.deployment.pk], "")
+    assert not Route.objects.get().tenants.exists()
     assert actions() == []
 
 
@@ -79,8 +86,11 @@ def test_it_leads_to_what_else_was_given(bob: User, page: Client) -> None:
     route, mine = RouteFactory(), DeploymentFactory()
     assign_perm("change_route", bob, route)
     assign_perm("view_deployment", bob, mine)
-    assert page.post(url_of(route), route_form(route, deployment=mine.pk)).status_code == 302
-    assert Route.objects.get().deployment_id == mine.pk
+    assert (
+        page.post(url_of(route), route_form(route, **{"targets-0-deployment": mine.pk})).status_code
+        == 302
+    )
+    assert leads_to() == [mine.pk]
 
 
 def test_a_deployment_that_was_given_runs_no_other_model(bob: User, page: Client) -> None:
@@ -116,5 +126,10 @@ def test_who_may_change_all_routes_chooses_from_all_that_they_see() -> None:
     user.user_permissions.set(Permission.objects.filter(codename__in=names))
     client = Client()
     client.force_login(user)
-    assert client.post(url_of(route), route_form(route, deployment=other.pk)).status_code == 302
-    assert Route.objects.get().deployment_id == other.pk
+    assert (
+        client.post(
+            url_of(route), route_form(route, **{"targets-0-deployment": other.pk})
+        ).status_code
+        == 302
+    )
+    assert leads_to() == [other.pk]

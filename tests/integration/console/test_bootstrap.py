@@ -39,7 +39,7 @@ def start(tmp_path: Path) -> list[str]:
 
 
 def deployed() -> list[tuple[str, str]]:
-    return list(Route.objects.order_by("name").values_list("name", "deployment__name"))
+    return list(Route.objects.order_by("name").values_list("name", "targets__deployment__name"))
 
 
 def test_both_are_deployed_once(tmp_path: Path) -> None:

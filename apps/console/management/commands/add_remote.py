@@ -11,6 +11,7 @@ from apps.audit.types import SYSTEM
 from apps.console.options import refusals
 from apps.deployments.services import deployment_create, remote_server_create
 from apps.routing.services import route_create
+from apps.routing.types import all_to
 
 
 class Command(BaseCommand):
@@ -56,7 +57,7 @@ class Command(BaseCommand):
                 max_model_len=options["context"],
                 actor=SYSTEM,
             )
-            route_create(name=route, deployment=deployment, actor=SYSTEM)
+            route_create(name=route, targets=all_to(deployment), actor=SYSTEM)
         self.stdout.write(f"Made the remote server {name} and the route {route} to it.")
 
 

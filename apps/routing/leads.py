@@ -1,0 +1,119 @@
+"""Where a route leads and what else it is called: the rows beside a route, as its services write
+them. Each change is told as [before, after]."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from django.core.exceptions import ValidationError
+
+from apps.routing.models import Route, RouteAlias, RouteTarget
+from apps.routing.types import TargetSpec
+
+Change = dict[str, list[list[str]]]
+
+
+def targets_change(route: Route, targets: Sequence[TargetSpec] | None) -> Change:
+    """Return how the targets differ from those that there are; nothing where they do not."""
+    if targets is None:
+        return {}
+    before, after = _said(targets_of(route)), _said(targets)
+    return {} if before == after else {"targets": [before, after]}
+
+
+def targets_write(route: Route, targets: Sequence[TargetSpec]) -> None:
+    """Put these in place of those that there are.
+
+    Raises:
+        ValidationError: of ``targets``; says what is wrong with them.
+    """
+    if problem := targets_problem(targets):
+        raise ValidationError({"targets": problem})
+    RouteTarget.objects.filter(route=route).delete()
+    for target in targets:
+        row = RouteTarget(
+            route=route,
+            deployment=target.deployment,
+            weight=target.weight,
+            fallback_order=target.fallback_order,
+        )
+        try:
+            row.full_clean()
+        except ValidationError as error:
+            said = " ".join(error.messages)
+            raise ValidationError({"targets": f"{target.deployment}: {said}"}) from None
+        row.save()
+
+
+def targets_problem(targets: Sequence[TargetSpec]) -> str | None:
+    """Return why a route cannot lead to these together; None where it can."""
+    names = Counter(str(target.deployment) for target in targets)
+    twice = sorted(name for name, n in names.items() if n > 1)
+    if twice:
+        return f"{twice[0]} is there twice."
+    orders = Counter(each.fallback_order for each in targets if each.fallback_order is not None)
+    if any(n > 1 for n in orders.values()):
+        return "Two fallbacks have the same place."
+    if not any(target.weight > 0 for target in targets):
+        return "At least one deployment needs a weight above 0."
+    if len({target.deployment.task for target in targets}) > 1:
+        makers = sorted(str(each.deployment) for each in targets if each.deployment.task == "embed")
+        return f"Some generate text and some make embeddings ({', '.join(makers)}); give one kind."
+    return None
+
+
+def aliases_change(route: Route, aliases: Collection[str] | None) -> Change:
+    """Return how the further names differ from those that there are."""
+    if aliases is None:
+        return {}
+    before = sorted(RouteAlias.objects.filter(route=route).values_list("name", flat=True))
+    after = sorted(aliases)
+    return {} if before == after else {"aliases": [before, after]}
+
+
+def aliases_write(route: Route, aliases: Collection[str]) -> None:
+    """Put these in place of those that there are.
+
+    Raises:
+        ValidationError: of ``aliases``; says which is no name, or is taken.
+    """
+    RouteAlias.objects.filter(route=route).exclude(name__in=aliases).delete()
+    kept = set(RouteAlias.objects.filter(route=route).values_list("name", flat=True))
+    for name in aliases:
+        if name in kept:
+            continue
+        kept.add(name)
+        row = RouteAlias(route=route, name=name)
+        try:
+            row.full_clean()
+        except ValidationError as error:
+            said = " ".join(error.messages)
+            raise ValidationError({"aliases": f"{name[:120]!r}: {said}"}) from None
+        row.save()
+
+
+def names_check(route: Route) -> None:
+    """Check that what is now a name of this route is no name of another. Right also beside others
+    who write, if it comes after the stamp of routes was moved: they then wait for each other.
+
+    Raises:
+        ValidationError: of ``name`` or ``aliases``.
+    """
+    own = list(RouteAlias.objects.filter(route=route).values_list("name", flat=True))
+    if taken := Route.objects.filter(name__in=own).values_list("name", flat=True).first():
+        raise ValidationError({"aliases": f"{taken!r} is the name of a route."})
+    other = RouteAlias.objects.filter(name=route.name).select_related("route").first()
+    if other is not None:
+        raise ValidationError({"name": f"This is a further name of the route {other.route}."})
+
+
+def targets_of(route: Route) -> list[TargetSpec]:
+    """Return where a route leads now."""
+    rows = RouteTarget.objects.filter(route=route).select_related("deployment")
+    return [
+        TargetSpec(deployment=row.deployment, weight=row.weight, fallback_order=row.fallback_order)
+        for row in rows
+    ]
+
+
+def _said(targets: Sequence[TargetSpec]) -> list[str]:
+    return sorted(map(str, targets))
