@@ -2,6 +2,9 @@
 
 import secrets
 import time
+from typing import Final
+
+MAX_ATTEMPTS: Final = 4  # places that one request is tried at
 
 
 def new_id(prefix: str) -> str:

@@ -137,6 +137,11 @@ def _with_replicas() -> "QuerySet[Deployment]":
     )
 
 
+def deployment_named(name: str) -> Deployment | None:
+    """Return the deployment of that name with its model version and remote server."""
+    return Deployment.objects.filter(name=name).select_related("model_version", "remote").first()
+
+
 def deployment_name(deployment_id: int) -> str | None:
     return Deployment.objects.filter(pk=deployment_id).values_list("name", flat=True).first()
 

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from apps.core.ids import MAX_ATTEMPTS
 from apps.engines.exceptions import (
     EngineClientError,
     EngineDead,
@@ -12,9 +13,7 @@ from apps.engines.interface import ReplicaClient
 from apps.gateway.engines import EnginePool
 from apps.routing.selectors import Lease, RoutingTable
 
-# Places that a request is tried at; and engines that may fail at it once it had begun there: it may
-# be what they fail at.
-MAX_ATTEMPTS: Final = 4
+# Engines that may fail at a request once it had begun there: it may be what they fail at.
 MAX_FAILED: Final = 2
 
 

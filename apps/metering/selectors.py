@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from django.db.models import Count, Min, Sum
 
+from apps.core.ids import MAX_ATTEMPTS, attempt_id
 from apps.core.limits import UNLIMITED, Limits
 from apps.core.tenancy import every_tenant
 from apps.metering.models import Meter, UsageRecord, UsageRollup
@@ -82,12 +83,18 @@ def usage_record_get(*, request_id: str, within: Collection[int] | None) -> Usag
 
 @every_tenant("the ledger is compared, whosever it is")
 def tokens_of(request_ids: Iterable[str], *, endpoints: Collection[str]) -> dict[str, Tokens]:
-    """Return what the ledger says of those requests that are settled and came to ``endpoints``."""
+    """Return what the ledger says of those requests that are settled and came to ``endpoints``: of
+    one that was moved, its last row."""
+    asked = {
+        attempt_id(request_id, attempt): request_id
+        for request_id in request_ids
+        for attempt in range(1, MAX_ATTEMPTS + 1)
+    }
     rows = UsageRecord.objects.filter(
-        request_id__in=request_ids, endpoint__in=endpoints, state=UsageRecord.State.SETTLED
-    )
+        request_id__in=asked, endpoint__in=endpoints, state=UsageRecord.State.SETTLED
+    ).order_by("attempt")
     return {
-        request_id: Tokens(n_prompt=n_prompt, n_completion=n_completion)
+        asked[request_id]: Tokens(n_prompt=n_prompt, n_completion=n_completion)
         for request_id, n_prompt, n_completion in rows.values_list(
             "request_id", "n_prompt_tokens", "n_completion_tokens"
         )

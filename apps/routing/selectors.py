@@ -8,12 +8,15 @@ from django.db.models import Prefetch
 
 from apps.deployments.selectors import replica_endpoints
 from apps.deployments.types import REMOTE_VERSION_ID, ReplicaEndpoint
+from apps.routing.defaults import defaults_read
+from apps.routing.leads import targets_of
 from apps.routing.models import Route, RouteTarget, RouteUserObjectPermission
 from apps.routing.response_cache import Generation, ResponseCache
 from apps.routing.table import Lease, RoutingTable
 from apps.routing.types import Audience, Destination, PublicModel, RoutingSnapshot
 
-__all__ = ["Generation", "Lease", "ResponseCache", "RoutingTable", "snapshot"]
+__all__ = ["Generation", "Lease", "ResponseCache", "RoutingTable", "defaults_read", "snapshot"]
+__all__ += ["targets_of"]
 
 
 def snapshot() -> RoutingSnapshot:
