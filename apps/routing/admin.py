@@ -6,12 +6,13 @@ from django.contrib import admin, messages
 from django.db import models
 from django.db.models import Sum, Window
 from django.http import HttpRequest
+from django.utils.html import format_html
 
 from apps.audit.selectors import actor_of
 from apps.core.admin import ServiceModelAdmin, action, display
 from apps.core.scoped_admin import GivenInline, ObjectScoped, ScopedInline
 from apps.deployments.selectors import live_state
-from apps.deployments.types import LIVE_STATE_LABELS
+from apps.deployments.types import LIVE_STATE_TONES
 from apps.rbac.selectors import person_of
 from apps.rbac.services import object_permissions_change
 from apps.routing.forms import RouteForm, TargetForm, TargetFormSet
@@ -58,9 +59,14 @@ class RouteTargetInline(ScopedInline):
         weights = getattr(target, "weights", 0)
         return f"{100 * target.weight / weights:.1f} %" if weights and target.weight else "-"
 
-    @display(description="State", label=LIVE_STATE_LABELS)
+    @display(description="State")
     def state(self, target: Any) -> str:
-        return live_state(target.deployment).word if target.pk else "-"
+        if not target.pk:
+            return "-"
+        word = live_state(target.deployment).word
+        return format_html(
+            '<span class="co-badge" data-tone="{}">{}</span>', LIVE_STATE_TONES[word], word
+        )
 
 
 class RouteGivenInline(GivenInline):
