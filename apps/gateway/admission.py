@@ -15,15 +15,16 @@ from apps.core.ids import attempt_id, new_id
 from apps.engines.client import Standing
 from apps.engines.exceptions import EngineDead
 from apps.gateway.attempt import Attempt
+from apps.gateway.demand import generation_demand, outcome_note
 from apps.gateway.generation import GenerationStream
 from apps.gateway.limits import Admitted
-from apps.gateway.places import Place
+from apps.gateway.places import MovableLease
 from apps.gateway.quarantine import Dispatched
 from apps.gateway.runtime import gateway_runtime
 from apps.gateway.types import WEBSOCKET, GenerationRequest
 from apps.metering.types import UNHURRIED_DOORS, Reservation
 from apps.rbac.types import Principal
-from apps.routing.selectors import Lease
+from apps.routing.selectors import Lease, counted_new_tokens
 from apps.routing.types import cache_tags, person_digest
 
 PREPARE_TIMEOUT_S: Final = 30.0
@@ -46,7 +47,7 @@ class Arrival:
     door: str
     priority: int
     admitted: Admitted
-    place: Place
+    place: MovableLease
     access_generation: int
     started_s: float
     deadline_s: float
@@ -71,7 +72,8 @@ class Arrival:
         lease = self.lease
         try:
             return await _prepare(self)
-        except BaseException:
+        except BaseException as error:
+            outcome_note(lease.place, error)
             lease.release()
             raise
 
@@ -136,7 +138,9 @@ async def arrive(
         end_user=request.end_user,
         is_counted=door not in UNHURRIED_DOORS,
     )
-    lease = runtime.table.lease(request.model, principal=principal)
+    lease = runtime.table.lease(
+        request.model, principal=principal, demand=generation_demand(request, principal=principal)
+    )
     timeout_s = float(settings.GATEWAY_REQUEST_TIMEOUT_S)
     return Arrival(
         principal=principal,
@@ -145,7 +149,7 @@ async def arrive(
         door=door,
         priority=priority,
         admitted=admitted,
-        place=Place(runtime.table, lease),
+        place=MovableLease(runtime.table, lease),
         access_generation=access_generation,
         started_s=started_s,
         deadline_s=asyncio.get_running_loop().time() + timeout_s,
@@ -221,6 +225,10 @@ async def _prepare(arrival: Arrival) -> Attempt:
     except InvalidRequest:
         client.discard(request_id)  # an engine keeps a bounded number of prompts that wait
         raise
+    arrival.lease.place.resize(
+        n_prompt_tokens=n_prompt_tokens,
+        n_new_tokens=counted_new_tokens(max_new_tokens, n_answers=request.sampling.n),
+    )
     arrival.n_rows += 1
     return Attempt(
         runtime=runtime,

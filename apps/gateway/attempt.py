@@ -9,6 +9,7 @@ from apps.core.exceptions import AppError
 from apps.engines.client import EngineStream
 from apps.engines.interface import ReplicaClient
 from apps.engines.types import EngineInfo
+from apps.gateway.demand import outcome_note
 from apps.gateway.exceptions import app_error_of
 from apps.gateway.ledger import LedgerEntry
 from apps.gateway.quarantine import Dispatched
@@ -110,6 +111,7 @@ class Attempt:
                 await self._engine.abort()
             else:
                 self._client.discard(self.reservation.request_id)
+            outcome_note(self.lease.place, self._engine.error if self._engine else fault)
             ending = self._ending(fault, is_moved=is_moved)
             self._runtime.quarantine.over(
                 self._dispatched,

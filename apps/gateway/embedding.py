@@ -18,10 +18,11 @@ from apps.engines.client import MAX_EMBED_INPUTS, EmbedInput
 from apps.engines.exceptions import EngineClientError, EngineRequestError
 from apps.engines.interface import ReplicaClient
 from apps.engines.types import EngineInfo
+from apps.gateway.demand import embedding_demand, outcome_note
 from apps.gateway.exceptions import WRONG_TASK, RequestTimedOut, app_error_of
 from apps.gateway.ledger import LedgerEntry
 from apps.gateway.limits import Admitted
-from apps.gateway.places import Place
+from apps.gateway.places import MovableLease
 from apps.gateway.quarantine import Dispatched
 from apps.gateway.runtime import GatewayRuntime, gateway_runtime
 from apps.metering.types import UNHURRIED_DOORS, Budget, Ending, Outcome, Reservation
@@ -83,10 +84,13 @@ async def embed(*, principal: Principal, request: EmbeddingRequest, door: str) -
         end_user=request.end_user,
         is_counted=door not in UNHURRIED_DOORS,
     )
+    lease = runtime.table.lease(
+        request.model, principal=principal, demand=embedding_demand(request.inputs)
+    )
     return await _Embedding(
         runtime=runtime,
         admitted=admitted,
-        place=Place(runtime.table, runtime.table.lease(request.model, principal=principal)),
+        place=MovableLease(runtime.table, lease),
         principal=principal,
         request=request,
         door=door,
@@ -103,7 +107,7 @@ class _Embedding:
         *,
         runtime: GatewayRuntime,
         admitted: Admitted,
-        place: Place,
+        place: MovableLease,
         principal: Principal,
         request: EmbeddingRequest,
         door: str,
@@ -161,6 +165,7 @@ class _Embedding:
             try:
                 return await self._attempt()
             except EngineClientError as error:
+                outcome_note(self._place.lease.place, error)
                 if not await self._moved(error):
                     raise
 
@@ -206,6 +211,7 @@ class _Embedding:
         grant = await self._entry.reserve()
         await self._runtime.access.confirm(self.principal, since=self._access_generation)
         vectors = await self._vectors(client, measured.inputs)
+        outcome_note(self._place.lease.place, None)
         size = len(vectors[0]) // VECTOR_NUMBER_BYTES
         _check_size(size, request=self._request)
         lease = self._place.lease

@@ -12,8 +12,9 @@ from apps.core.exceptions import AppError
 from apps.engines.exceptions import EngineClientError
 from apps.engines.types import AnswerDelta, GenerationResult
 from apps.gateway.attempt import Attempt, interrupted
+from apps.gateway.demand import outcome_note
 from apps.gateway.exceptions import RequestTimedOut, app_error_of
-from apps.gateway.places import Place
+from apps.gateway.places import MovableLease
 from apps.gateway.runtime import GatewayRuntime
 from apps.gateway.types import Reuse
 from apps.metering.types import Budget
@@ -29,7 +30,7 @@ class Attempts(Protocol):
     def principal(self) -> Principal: ...
 
     @property
-    def place(self) -> Place: ...
+    def place(self) -> MovableLease: ...
 
     async def prepared(self) -> Attempt:
         """Have the engine where it is prepare its prompt; its place is given back where that
@@ -242,6 +243,7 @@ class GenerationStream:
             self._raise_interruption()
             if self.attempt.first_token_s is None:
                 self.attempt.first_token_s = time.monotonic()
+                outcome_note(self.attempt.lease.place, None)
             return delta
 
     async def _begin_again(self) -> None:

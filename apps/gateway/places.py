@@ -10,6 +10,7 @@ from apps.engines.exceptions import (
     EngineRequestError,
 )
 from apps.engines.interface import ReplicaClient
+from apps.gateway.demand import outcome_note
 from apps.gateway.engines import EnginePool
 from apps.routing.selectors import Lease, RoutingTable
 
@@ -17,7 +18,7 @@ from apps.routing.selectors import Lease, RoutingTable
 MAX_FAILED: Final = 2
 
 
-class Place:
+class MovableLease:
     """A lease that is exchanged for another. Whoever holds it releases it."""
 
     def __init__(self, table: RoutingTable, lease: Lease) -> None:
@@ -61,5 +62,6 @@ class Place:
                 return await engines.client(lease.endpoint)
             except EngineClientError as error:
                 if not self.move(error, is_begun=False):
-                    raise
+                    raise  # whoever holds it says how the last one did
+                outcome_note(lease.place, error)
                 lease.release()

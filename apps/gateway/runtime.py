@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Coroutine, Iterable, Mapping
+from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db import DatabaseError, InterfaceError
@@ -24,7 +25,7 @@ from apps.gateway.refusals import Refusals
 from apps.gateway.revocation import AccessWatch, Held
 from apps.rbac.authentication import TokenCache
 from apps.rbac.types import Principal
-from apps.routing.selectors import ResponseCache, RoutingTable, snapshot
+from apps.routing.selectors import Balancer, ResponseCache, RoutingTable, snapshot
 from apps.routing.types import RESPONSES_STAMP, purged_tag
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class GatewayRuntime:
     def __init__(self) -> None:
         self.tokens = TokenCache()
         self.limits = LimitCheck(spawn=self.spawn)
-        self.table = RoutingTable()
+        self.table = RoutingTable(balancer=Balancer(random=Random()))  # noqa: S311
         self.engines = EnginePool(name=f"gateway-{os.getpid()}")
         self.live: set[Held] = set()  # requests: an engine works on them, or answers are sent
         self.connections: set[Held] = set()  # that wait for requests

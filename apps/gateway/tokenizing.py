@@ -10,8 +10,9 @@ from apps.core.ids import new_id
 from apps.engines.client import ChatPrompt, TextPrompt
 from apps.engines.exceptions import EngineClientError
 from apps.engines.interface import ReplicaClient
+from apps.gateway.demand import outcome_note
 from apps.gateway.exceptions import app_error_of
-from apps.gateway.places import Place
+from apps.gateway.places import MovableLease
 from apps.gateway.runtime import gateway_runtime
 from apps.rbac.types import Principal
 
@@ -79,10 +80,11 @@ async def _engine_of(
     runtime.check_admitting()
     await runtime.ready()
     await runtime.admit(principal=principal, model=model, end_user=None, is_counted=is_counted)
-    place = Place(runtime.table, runtime.table.lease(model, principal=principal))
+    place = MovableLease(runtime.table, runtime.table.lease(model, principal=principal))
     try:
         yield await place.client(runtime.engines)
     except EngineClientError as error:
+        outcome_note(place.lease.place, error)
         raise app_error_of(error) from error
     finally:
         place.release()

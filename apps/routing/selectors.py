@@ -8,14 +8,29 @@ from django.db.models import Prefetch
 
 from apps.deployments.selectors import replica_endpoints
 from apps.deployments.types import REMOTE_VERSION_ID, ReplicaEndpoint
+from apps.routing.balancer import Balancer, Demand, Place, counted_new_tokens
 from apps.routing.defaults import defaults_read
 from apps.routing.leads import targets_of
 from apps.routing.models import Route, RouteTarget, RouteUserObjectPermission
+from apps.routing.prefixes import MAX_PREFIX_CHARS, prompt_prefix
 from apps.routing.response_cache import Generation, ResponseCache
 from apps.routing.table import Lease, RoutingTable
 from apps.routing.types import Audience, Destination, PublicModel, RoutingSnapshot
 
-__all__ = ["Generation", "Lease", "ResponseCache", "RoutingTable", "defaults_read", "snapshot"]
+__all__ = [
+    "MAX_PREFIX_CHARS",
+    "Balancer",
+    "Demand",
+    "Generation",
+    "Lease",
+    "Place",
+    "ResponseCache",
+    "RoutingTable",
+    "counted_new_tokens",
+    "defaults_read",
+    "prompt_prefix",
+    "snapshot",
+]
 __all__ += ["targets_of"]
 
 

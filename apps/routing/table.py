@@ -1,29 +1,31 @@
 """The routing table of one process: which engine a public name leads to right now. In memory and
 without I/O, so that choosing costs nothing and is tested without a database."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from random import Random
 
 from apps.deployments.types import ReplicaEndpoint
 from apps.rbac.types import Principal
+from apps.routing.balancer import NO_DEMAND, Balancer, Demand, Place
 from apps.routing.exceptions import ModelNotFound, NoReplicaReady
 from apps.routing.types import Destination, PublicModel, RoutingSnapshot
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Lease:
     """One request's place on a replica, held until ``release``. tried: the engines that this
     request was at before, and is not sent to again."""
 
     model: PublicModel
     destination: Destination
-    endpoint: ReplicaEndpoint
+    place: Place
+    demand: Demand
     tried: frozenset[str]
-    _outstanding: Counter[str] = field(repr=False)
-    _released: bool = False
+
+    @property
+    def endpoint(self) -> ReplicaEndpoint:
+        return self.place.endpoint
 
     @property
     def is_fallback(self) -> bool:
@@ -36,21 +38,15 @@ class Lease:
 
     def release(self) -> None:
         """Give the place back; a second call does nothing."""
-        if not self._released:
-            self._released = True
-            name = self.endpoint.engine_name
-            self._outstanding[name] -= 1
-            if not self._outstanding[name]:
-                del self._outstanding[name]
+        self.place.release()
 
 
 class RoutingTable:
-    """Draws a deployment by its weight, and of its replicas the one with the fewest outstanding
-    requests of this process."""
+    """Draws a deployment by its weight, and has a balancer choose among its replicas."""
 
-    def __init__(self, *, random: Random | None = None) -> None:
+    def __init__(self, *, balancer: Balancer | None = None, random: Random | None = None) -> None:
         self._snapshot = RoutingSnapshot()
-        self._outstanding: Counter[str] = Counter()
+        self.balancer = Balancer() if balancer is None else balancer
         self._random = random or Random()  # noqa: S311 - a share of traffic is no secret
 
     @property
@@ -60,6 +56,7 @@ class RoutingTable:
     def replace(self, snapshot: RoutingSnapshot) -> None:
         """Use a newer snapshot; leases that are held stay counted."""
         self._snapshot = snapshot
+        self.balancer.retain(each for group in snapshot.endpoints.values() for each in group)
 
     def models(self, *, principal: Principal) -> list[PublicModel]:
         """Return the active routes that are for a caller, by name."""
@@ -74,7 +71,7 @@ class RoutingTable:
             raise ModelNotFound(name)
         return model
 
-    def lease(self, name: str, *, principal: Principal) -> Lease:
+    def lease(self, name: str, *, principal: Principal, demand: Demand = NO_DEMAND) -> Lease:
         """Take a place on a replica that ``name`` leads to. A deployment without one that is ready
         gets nothing: its share goes to the others.
 
@@ -83,7 +80,7 @@ class RoutingTable:
             NoReplicaReady: it has one, but nothing there takes requests, its fallbacks included.
         """
         model = self.model(name, principal=principal)
-        lease = self._lease(model, first=None, tried=frozenset())
+        lease = self._lease(model, demand=demand, first=None, tried=frozenset())
         if lease is None:
             raise NoReplicaReady(name)
         return lease
@@ -93,31 +90,23 @@ class RoutingTable:
         deployment, then of another by weight, then of a fallback; None where there is none."""
         model = self._snapshot.routes.get(lease.model.name, lease.model)
         tried = lease.tried | {lease.endpoint.engine_name}
-        return self._lease(model, first=lease.destination, tried=tried)
+        return self._lease(model, demand=lease.demand, first=lease.destination, tried=tried)
 
     def _lease(
-        self, model: PublicModel, *, first: Destination | None, tried: frozenset[str]
+        self,
+        model: PublicModel,
+        *,
+        demand: Demand,
+        first: Destination | None,
+        tried: frozenset[str],
     ) -> Lease | None:
         for destination in order(model, first=first, random=self._random):
             endpoints = self._snapshot.endpoints.get(destination.deployment_id, ())
-            endpoint = self._endpoint(endpoints, tried)
+            endpoint = self.balancer.choose(endpoints, demand=demand, excluded=tried)
             if endpoint is not None:
-                self._outstanding[endpoint.engine_name] += 1
-                return Lease(
-                    model=model,
-                    destination=destination,
-                    endpoint=endpoint,
-                    tried=tried,
-                    _outstanding=self._outstanding,
-                )
+                place = self.balancer.hold(endpoint, demand=demand)
+                return Lease(model, destination, place, demand, tried)
         return None
-
-    def _endpoint(
-        self, endpoints: Sequence[ReplicaEndpoint], excluded: AbstractSet[str]
-    ) -> ReplicaEndpoint | None:
-        """Choose among a deployment's ready replicas; None where none is left."""
-        left = (each for each in endpoints if each.engine_name not in excluded)
-        return min(left, key=lambda each: self._outstanding[each.engine_name], default=None)
 
 
 def order(
