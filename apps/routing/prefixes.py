@@ -68,24 +68,34 @@ class PrefixIndex:
     def matches(self, prefix: Prefix) -> dict[Holder, int]:
         """Return how many pieces, from the first, each replica has read of such a prompt."""
         found: dict[Holder, int] = {}
-        for n_before, piece in enumerate(prefix.chain):
-            goes_on = False
-            for holder in self._holders.get(piece, ()):
-                if found.get(holder, 0) == n_before:
-                    found[holder] = n_before + 1
-                    goes_on = True
-            if not goes_on:
-                break
+        n_matched = 0
+        reading: tuple[Holder, ...] = ()
+        last: tuple[Holder, ...] | None = None
+        for piece in prefix.chain:
+            holders = self._holders.get(piece, ())
+            if holders is not last:  # as they mostly are from piece to piece
+                left = reading
+                reading = tuple(h for h in left if h in holders) if n_matched else holders
+                found.update((holder, n_matched) for holder in left if holder not in reading)
+                if not reading:
+                    break
+                last = holders
+            n_matched += 1
+        found.update((holder, n_matched) for holder in reading)
         return found
 
     def add(self, prefix: Prefix, holder: Holder) -> None:
         """Note that a replica reads this prompt now."""
+        last: tuple[Holder, ...] = ()
+        joined: tuple[Holder, ...] = (holder,)
         # From its end: so that the end is forgotten before what others may share.
         for piece in reversed(prefix.chain):
             holders = self._holders.get(piece, ())
-            if holder not in holders:
-                holders = (holder, *holders[: MAX_HOLDERS - 1])
-            self._holders[piece] = holders
+            if holders is not last:  # pieces with the same holders share one tuple
+                is_known = holder in holders
+                joined = holders if is_known else (holder, *holders[: MAX_HOLDERS - 1])
+                last = holders
+            self._holders[piece] = joined
             self._holders.move_to_end(piece)
         while len(self._holders) > self._max_pieces:
             self._holders.popitem(last=False)
