@@ -30,7 +30,10 @@ def _engine(state: str = "ready", *, pong_age_s: float | None = 1.0, **fields: A
 
 
 def _card(*engines: Any, desired: str = "running", n_replicas: int = 1, name: str = "d") -> Any:
-    replicas = [SimpleNamespace(engine_process=engine) for engine in engines]
+    replicas = [
+        SimpleNamespace(engine_process=engine, index=index, refusal="")
+        for index, engine in enumerate(engines)
+    ]
     row = SimpleNamespace(
         pk=1,
         name=name,

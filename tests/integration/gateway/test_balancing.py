@@ -45,7 +45,7 @@ async def replica_add(runtime: GatewayRuntime, engine: EngineRun) -> None:
             ready=True, name=SECOND, epoch=engine.epoch, socket_path=str(engine.socket_path)
         )
         deployment = Deployment.objects.get(name="tiny")
-        Deployment.objects.filter(pk=deployment.pk).update(n_replicas=2)
+        Deployment.objects.filter(pk=deployment.pk).update(n_replicas=2, max_replicas=2)
         ReplicaFactory(deployment=deployment, index=1, engine_process=process)
         change_stamp_bump("replicas")
 
