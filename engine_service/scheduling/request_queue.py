@@ -15,7 +15,8 @@ which the paper has here, bounds nothing where what was preempted keeps its toke
 import math
 from bisect import insort
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from heapq import heappop, heappush, heapreplace
 
 from engine_service.errors import Overloaded
@@ -49,6 +50,11 @@ class RequestQueue:
             for line in members.lines.values():
                 yield from line.values()
 
+    @property
+    def by_tenant(self) -> Mapping[str, int]:
+        """How many of each tenant's wait that were never admitted."""
+        return self._n_waiting
+
     def append(self, sequence: Sequence) -> None:
         """Queue a new sequence; raises Overloaded where the queue or its tenant's part is full."""
         tenant = sequence.standing.tenant
@@ -77,8 +83,9 @@ class RequestQueue:
         insort(self._preempted, sequence, key=_rank)
         self._first_expiry_s = min(self._first_expiry_s, sequence.expires_at_s)
 
-    def head(self) -> Sequence:
-        """Return who is next; there must be one."""
+    def head(self, *, first: AbstractSet[str] = frozenset()) -> Sequence:
+        """Return who is next; there must be one. first: tenants who go before the others of the
+        same priority."""
         priority = max(self._classes, default=None)
         if self._preempted and (
             priority is None or self._preempted[0].standing.priority >= priority
@@ -86,7 +93,7 @@ class RequestQueue:
             return self._preempted[0]
         if priority is None:
             raise IndexError("nothing waits")
-        return self._classes[priority].head()
+        return self._classes[priority].head(first)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands."""
@@ -177,7 +184,10 @@ class _PriorityClass:
         if not line:
             del self.lines[sequence.standing.tenant]
 
-    def head(self) -> Sequence:
+    def head(self, first: AbstractSet[str]) -> Sequence:
+        if here := [tenant for tenant in first if tenant in self.lines]:
+            tenant = min(here, key=lambda each: (self.counters[each], each))
+            return next(iter(self.lines[tenant].values()))
         self._settle_top()
         line = self.lines[self._heap[0][2]]
         return line[next(iter(line))]

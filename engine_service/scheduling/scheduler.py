@@ -8,7 +8,7 @@
    knows shared; until then nobody else is. One that has forks needs a place for each: they start
    when its prompt's last token is computed.
 3. While one tenant floods and another asks for little, not everyone has a row in every step:
-   ``sharing`` says who.
+   ``sharing`` says who, and who is admitted first.
 4. When a decode needs a block and none is free, the last in rank gives up all of its blocks and
    waits before all of its priority that were never admitted; it is computed again later, from the
    prefix cache if that still knows it. Rank is priority, then order of first admission.
@@ -150,8 +150,11 @@ class Scheduler:
         for sequence in self._waiting.expired(self._scheduled_at_s):
             if sequence.state is SequenceState.WAITING:  # else it went with one of its family
                 self._fail(sequence, DeadlineExceeded("the request waited beyond its deadline"))
-        next_up = self._waiting.head() if self._waiting else None
-        turn = self._sharing.turn(self._running, next_up=next_up, now_s=self._scheduled_at_s)
+        self._sharing.look(
+            self._running, waiting=self._waiting.by_tenant, now_s=self._scheduled_at_s
+        )
+        next_up = self._waiting.head(first=self._sharing.first) if self._waiting else None
+        turn = self._sharing.turn(self._running, next_up=next_up)
         rows = self._rows(turn)
         if not rows and turn.left_out:  # the prompt that the others stood aside for has no room
             rows = self._rows(Turn())
@@ -291,7 +294,7 @@ class Scheduler:
         n_places = self._max_sequences - len(self._running)
         n_places -= sum(len(sequence.pending_forks) for sequence in prefills)
         while self._waiting:
-            self.suspect = sequence = self._waiting.head()
+            self.suspect = sequence = self._waiting.head(first=self._sharing.first)
             n_places -= 1 + len(sequence.pending_forks)
             if n_places < 0 or not self._sharing.may_enter(sequence, running=self._running):
                 break

@@ -2,15 +2,18 @@
 
 Who is admitted next is the queue's to say (``request_queue``), and fair. But what a flooding tenant
 has in the batch makes every step long for the others, and takes the places that they would come to.
-So while somebody is here, or was some seconds ago, who has less than half of their share of the
-batch,
+So while somebody is here, or was some seconds ago, who has less than half of their share of what
+runs and waits,
 
-1. a step decodes only so many rows as take about as long as its fixed part; each tenant has its
-   share of them by weight, what one leaves is the others', and of one's own those are next whose
-   last step is the longest ago. Where rows cost hardly anything, there is no such bound;
+1. a step decodes all of their rows, and of the others only so many as take about as long as its
+   fixed part; each tenant has its share of these by weight, what one leaves is the others', and of
+   one's own those are next whose last step is the longest ago. Where rows cost hardly anything,
+   there is no such bound;
 2. a prompt of such a tenant has the next step without the rows and prompts of who has more than
    their share, though never two steps in a row;
-3. an eighth of the places is kept for others.
+3. such a tenant is admitted first. What the others are held back is not counted as service, so
+   that by the queue's count who asks for little would soon be the one who had most;
+4. an eighth of the places is kept for those who have no more than their share.
 
 Whoever floods pays with some of their throughput for steps that others need not wait for; where all
 flood, or one is alone, nothing is held back. Everybody with rows has one in every other step at
@@ -18,8 +21,9 @@ least.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,6 +58,10 @@ class Sharing:
         self._weights: dict[str, float] = {}
         self._n_steps = 0
         self._had_guests = False
+        self._decoding: list[Sequence] = []
+        self._n_rows = _MIN_ROWS
+        self._greedy: set[str] = set()
+        self._little: set[str] = set()
 
     def note(self, sequence: Sequence, *, now_s: float) -> None:
         """Remember that a tenant is here."""
@@ -62,41 +70,49 @@ class Sharing:
 
     def may_enter(self, sequence: Sequence, *, running: SequenceOf[Sequence]) -> bool:
         """Return whether its tenant may take one more place."""
-        if len(self._seen_s) < 2 or len(running) < self._most_places:
-            return True
-        tenant = sequence.standing.tenant
-        return sum(each.standing.tenant == tenant for each in running) < self._most_places
+        return len(running) < self._most_places or sequence.standing.tenant not in self._greedy
 
-    def turn(
-        self, running: SequenceOf[Sequence], *, next_up: Sequence | None, now_s: float
-    ) -> Turn:
-        """Return what the next step computes of what runs. next_up: is admitted next."""
+    def look(
+        self, running: SequenceOf[Sequence], *, waiting: Mapping[str, int], now_s: float
+    ) -> None:
+        """Judge who floods and who asks for little, for the step to come. waiting: how many of each
+        tenant's."""
         self._n_steps += 1
-        self._look(running, now_s=now_s)
-        if len(self._seen_s) < 2:
-            return Turn()
-        decoding = [each for each in running if each.is_decoding]
-        counts = Counter(each.standing.tenant for each in decoding)
-        total = sum(self._weights.values())
-        shares = {name: len(decoding) * w / total for name, w in self._weights.items()}
-        little = {name for name, share in shares.items() if counts[name] < _LITTLE * share}
-        n_rows = max(_MIN_ROWS, round(self._cost.fixed_tokens))
-        greedy = {name for name in counts if counts[name] > max(shares[name], n_rows)}
-        if not little or not greedy:
+        self._forget(running, now_s=now_s)
+        self._decoding = [each for each in running if each.is_decoding]
+        counts = Counter(each.standing.tenant for each in running) + Counter(waiting)
+        each_weighs = counts.total() / sum(self._weights.values()) if self._weights else 0.0
+        shares = {name: each_weighs * weight for name, weight in self._weights.items()}
+        self._n_rows = max(_MIN_ROWS, round(self._cost.fixed_tokens))
+        self._greedy = {n for n, share in shares.items() if counts[n] > max(share, self._n_rows)}
+        self._little = {n for n, share in shares.items() if counts[n] < _LITTLE * share}
+        if not self._little or not self._greedy:
+            self._greedy, self._little = set(), set()
+
+    @property
+    def first(self) -> AbstractSet[str]:
+        """Who is admitted before the others."""
+        return self._little
+
+    def turn(self, running: SequenceOf[Sequence], *, next_up: Sequence | None) -> Turn:
+        """Return what the next step computes of what runs, as ``look`` judged it. next_up: is
+        admitted next."""
+        if not self._greedy:
             self._had_guests = False
             return Turn()
         prompts = [each for each in (*running, next_up) if each and not each.is_decoding]
-        guests = little & {each.standing.tenant for each in prompts}
+        guests = self._little & {each.standing.tenant for each in prompts}
         if guests and not self._had_guests:
             self._had_guests = True
-            chosen = [each for each in decoding if each.standing.tenant not in greedy]
-            return Turn(self._left_out(decoding, chosen), frozenset(guests))
+            chosen = [each for each in self._decoding if each.standing.tenant not in self._greedy]
+            return Turn(self._left_out(chosen), frozenset(guests))
         self._had_guests = False
-        if self._cost.fixed_tokens >= MAX_FIXED_TOKENS or len(decoding) <= n_rows:
+        is_cheap = self._cost.fixed_tokens >= MAX_FIXED_TOKENS
+        if is_cheap or len(self._decoding) <= self._n_rows:
             return Turn()
-        return Turn(self._left_out(decoding, self._in_turn(decoding, n_rows=n_rows)))
+        return Turn(self._left_out(self._in_turn()))
 
-    def _look(self, running: Iterable[Sequence], *, now_s: float) -> None:
+    def _forget(self, running: Iterable[Sequence], *, now_s: float) -> None:
         for sequence in running:
             self.note(sequence, now_s=now_s)
         if len(self._seen_s) > 1:
@@ -104,17 +120,17 @@ class Sharing:
             for name in gone:
                 del self._seen_s[name], self._weights[name]
 
-    def _left_out(self, decoding: Iterable[Sequence], chosen: Iterable[Sequence]) -> frozenset[int]:
+    def _left_out(self, chosen: Iterable[Sequence]) -> frozenset[int]:
         for sequence in chosen:
             sequence.stepped_at = self._n_steps
-        return frozenset(id(each) for each in decoding if each.stepped_at != self._n_steps)
+        return frozenset(id(each) for each in self._decoding if each.stepped_at != self._n_steps)
 
-    def _in_turn(self, decoding: Iterable[Sequence], *, n_rows: int) -> list[Sequence]:
+    def _in_turn(self) -> list[Sequence]:
         lines: dict[str, list[Sequence]] = {}
-        for sequence in decoding:
+        for sequence in self._decoding:
             lines.setdefault(sequence.standing.tenant, []).append(sequence)
-        chosen: list[Sequence] = []
-        left, weight = float(n_rows), sum(self._weights[name] for name in lines)
+        chosen = [each for name in self._little for each in lines.pop(name, ())]
+        left, weight = float(self._n_rows), sum(self._weights[name] for name in lines)
         # Who needs least for their weight first: what they leave is known then.
         for name in sorted(lines, key=lambda each: len(lines[each]) / self._weights[each]):
             n_own = max(1, round(left * self._weights[name] / weight))

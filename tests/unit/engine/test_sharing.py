@@ -33,6 +33,18 @@ def make_sharing(*, fixed_tokens: float = N_CHEAP, max_sequences: int = 64) -> S
     return Sharing(cost=cost, max_sequences=max_sequences)
 
 
+def turn_of(
+    sharing: Sharing,
+    running: list[Sequence],
+    *,
+    next_up: Sequence | None = None,
+    now_s: float = 0.0,
+) -> Turn:
+    waiting = {} if next_up is None else {next_up.standing.tenant: 1}
+    sharing.look(running, waiting=waiting, now_s=now_s)
+    return sharing.turn(running, next_up=next_up)
+
+
 def flood(n: int, *, tenant: str = "loud", start: int = 0) -> list[Sequence]:
     return [running(start + index, tenant) for index in range(n)]
 
@@ -43,13 +55,13 @@ def stepping(sequences: list[Sequence], turn: Turn) -> list[Sequence]:
 
 def test_a_tenant_alone_has_the_whole_step() -> None:
     sharing, loud = make_sharing(), flood(60)
-    assert sharing.turn(loud, next_up=running(99, "loud"), now_s=0.0) == Turn()
+    assert sharing.turn(loud, next_up=running(99, "loud")) == Turn()
 
 
 def test_two_that_flood_hold_each_other_back_in_nothing() -> None:
     sharing = make_sharing()
     both = flood(30) + flood(30, tenant="other", start=30)
-    assert sharing.turn(both, next_up=None, now_s=0.0) == Turn()
+    assert turn_of(sharing, both) == Turn()
 
 
 def test_many_that_ask_for_little_are_never_held_back() -> None:
@@ -57,7 +69,7 @@ def test_many_that_ask_for_little_are_never_held_back() -> None:
     crowd = [running(index, f"tenant-{index}") for index in range(60)]
     newcomer = running(99, "newcomer", is_decoding=False)
     for _ in range(4):
-        assert sharing.turn(crowd, next_up=newcomer, now_s=0.0).left_out == frozenset()
+        assert turn_of(sharing, crowd, next_up=newcomer).left_out == frozenset()
 
 
 def test_steps_are_short_while_somebody_asks_for_little_and_all_go_on() -> None:
@@ -65,59 +77,71 @@ def test_steps_are_short_while_somebody_asks_for_little_and_all_go_on() -> None:
     everyone = [*flood(50), running(50, "quiet")]
     n_steps: Counter[int] = Counter()
     for _ in range(50):
-        chosen = stepping(everyone, sharing.turn(everyone, next_up=None, now_s=0.0))
-        assert len(chosen) == N_CHEAP
+        chosen = stepping(everyone, turn_of(sharing, everyone))
+        assert len(chosen) == N_CHEAP + 1
         n_steps.update(each.key for each in chosen)
     assert n_steps[50] == 50  # the quiet one has its row in every step
-    # Of 350 rows each of 50 has about seven.
-    assert {n_steps[key] for key in range(50)} <= {6, 7, 8}
+    assert {n_steps[key] for key in range(50)} <= {7, 8, 9}  # of 400 rows
 
 
 def test_a_heavier_weight_has_more_of_the_rows() -> None:
     sharing = make_sharing()
-    everyone = [*flood(40), *(running(40 + n, "paying", weight=3.0) for n in range(7))]
+    everyone = [*flood(40), *(running(40 + n, "paying", weight=3.0) for n in range(20))]
     everyone.append(running(60, "quiet"))
-    chosen = stepping(everyone, sharing.turn(everyone, next_up=None, now_s=0.0))
+    chosen = stepping(everyone, turn_of(sharing, everyone))
     counts = Counter(each.standing.tenant for each in chosen)
     assert counts["paying"] > counts["loud"] > 0
     assert counts["quiet"] == 1
+    assert counts["paying"] + counts["loud"] == N_CHEAP
 
 
 def test_where_rows_cost_hardly_anything_none_is_left_out() -> None:
     sharing = make_sharing(fixed_tokens=MAX_FIXED_TOKENS, max_sequences=256)
     everyone = [*flood(200), running(200, "quiet")]
-    assert sharing.turn(everyone, next_up=None, now_s=0.0) == Turn()
+    assert turn_of(sharing, everyone) == Turn()
 
 
 def test_a_prompt_of_the_quiet_one_has_a_step_but_not_two_in_a_row() -> None:
     sharing = make_sharing()
     everyone = [*flood(50), running(50, "loud", is_decoding=False), running(51, "quiet")]
     prompt = running(52, "quiet", is_decoding=False)
-    first = sharing.turn(everyone, next_up=prompt, now_s=0.0)
+    first = turn_of(sharing, everyone, next_up=prompt)
     assert [each.key for each in stepping(everyone, first) if each.is_decoding] == [51]
     assert first.takes_prompt(prompt)
     assert not first.takes_prompt(everyone[50])
-    second = sharing.turn(everyone, next_up=prompt, now_s=0.0)
+    second = turn_of(sharing, everyone, next_up=prompt)
     assert second.guests is None
-    assert len(stepping(everyone, second)) == N_CHEAP + 1  # and the prompt that runs
-    assert sharing.turn(everyone, next_up=prompt, now_s=0.0).guests == {"quiet"}
+    assert len(stepping(everyone, second)) == N_CHEAP + 2  # and the prompt that runs
+    assert turn_of(sharing, everyone, next_up=prompt).guests == {"quiet"}
 
 
 def test_whoever_is_gone_for_some_seconds_holds_nobody_back() -> None:
     sharing, loud = make_sharing(), flood(60)
     sharing.note(running(99, "quiet"), now_s=0.0)
-    assert sharing.turn(loud, next_up=None, now_s=4.9).left_out
-    assert sharing.turn(loud, next_up=None, now_s=5.1) == Turn()
+    assert turn_of(sharing, loud, now_s=4.9).left_out
+    assert turn_of(sharing, loud, now_s=5.1) == Turn()
 
 
 def test_some_places_are_kept_for_others() -> None:
     sharing, loud = make_sharing(), flood(56)
     assert sharing.may_enter(running(90, "loud"), running=loud)  # nobody else is here
-    for sequence in (*loud, running(99, "quiet")):
-        sharing.note(sequence, now_s=0.0)
+    sharing.note(running(99, "quiet"), now_s=0.0)
+    turn_of(sharing, loud)
     assert not sharing.may_enter(running(90, "loud"), running=loud)
     assert sharing.may_enter(running(91, "quiet"), running=loud)
     assert sharing.may_enter(running(90, "loud"), running=loud[:55])
+
+
+def test_who_asks_for_little_is_admitted_first_whatever_they_had() -> None:
+    scheduler = make_scheduler(n_blocks=256, block_size=4, max_sequences=64, max_batched_tokens=128)
+    for key in range(60):
+        scheduler.add(make_sequence(key, prompt=(key, 1), standing=Standing(tenant="loud")))
+    quiet = make_sequence(99, prompt=(7, 8), standing=Standing(tenant="quiet"))
+    scheduler.add(quiet)
+    # More than all that the flood is going to have had.
+    scheduler._waiting.charge(quiet, n_tokens=10_000)
+    batch = scheduler.schedule()
+    assert [row.sequence.key for row in batch.rows] == [99]
 
 
 def test_nobody_stands_aside_for_a_prompt_that_has_no_room() -> None:
