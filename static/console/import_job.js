@@ -77,6 +77,9 @@ async function send(file) {
   return "The server does not answer. Choose the file again to go on.";
 }
 
+// The theme's own listener wants a text field beside it.
+if (upload) upload.querySelector("input").hasChangeListener = true;
+
 upload?.querySelector("input").addEventListener("change", async (event) => {
   const input = event.target;
   const [file] = input.files;
