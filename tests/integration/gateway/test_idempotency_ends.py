@@ -3,6 +3,7 @@ with the client. What another process does is done by its own functions, on the 
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -69,17 +70,24 @@ async def test_what_failed_before_it_was_done_runs_again(
     assert await n_charged() == 1
 
 
+def is_charged(n: int) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        return await n_charged() == n
+
+    return look
+
+
 async def test_a_stream_that_fails_on_its_way_runs_again(
     http: httpx.AsyncClient, runtime: GatewayRuntime
 ) -> None:
     body = chat(stream=True, max_tokens=LONG_ANSWER, ignore_eos=True)
     asking = asyncio.create_task(http.post(CHAT, json=body, headers=KEY))
-    await wait_until_async("the request to run", lambda: bool(runtime.live))
+    await wait_until_async("the request to run", is_charged(1))
     waiting = asyncio.create_task(http.post(CHAT, json=body, headers=KEY))
     await asyncio.sleep(0)
     runtime.interrupt_all()
     assert "server_shutting_down" in (await asking).text
-    await wait_until_async("the one that waited to run", lambda: bool(runtime.live))
+    await wait_until_async("the one that waited to run", is_charged(2))
     runtime.interrupt_all()
     assert not is_replayed(await waiting)
     assert (await rows(), await n_charged(), runtime.named) == ([], 2, {})
@@ -216,9 +224,6 @@ async def test_a_server_answers_for_another_and_may_be_killed(
 ) -> None:
     """The server runs; this process waits, and takes over."""
 
-    async def is_second_charged() -> bool:
-        return await n_charged() == 2
-
     headers = {**KEY, "Authorization": f"Bearer {token.secret}"}  # type: ignore[attr-defined]
     async with httpx.AsyncClient(base_url=server.base_url, timeout=60) as there:
         body = chat(max_tokens=1000, ignore_eos=True)
@@ -232,7 +237,7 @@ async def test_a_server_answers_for_another_and_may_be_killed(
         await database_hop(all_of(IdempotentRequest).all().delete)
         body = chat(max_tokens=LONG_ANSWER, ignore_eos=True)
         running = asyncio.create_task(there.post(CHAT, json=body, headers=headers))
-        await wait_until_async("the server to run another", is_second_charged)
+        await wait_until_async("the server to run another", is_charged(2))
         server.process.kill()
         with pytest.raises(httpx.RemoteProtocolError):
             await running
@@ -240,7 +245,7 @@ async def test_a_server_answers_for_another_and_may_be_killed(
     assert (await http.post(CHAT, json=body, headers=KEY)).status_code == 409
     await changed(lease_until=timezone.now())
     running = asyncio.create_task(http.post(CHAT, json=body, headers=KEY))
-    await wait_until_async("it to run here", lambda: bool(runtime.live))
+    await wait_until_async("it to run here", is_charged(3))
     running.cancel()
     await asyncio.wait({running})
     assert (await rows(), await n_charged()) == ([], 3)

@@ -245,7 +245,7 @@ async def test_the_last_one_to_leave_ends_it_and_nothing_is_kept(
     task = asyncio.create_task(http.post(CHAT, json=body))
 
     async def runs() -> bool:
-        return bool(runtime.live)
+        return len(await ledger()) == 1
 
     async def is_settled() -> bool:
         return [row.state for row in await ledger()] == ["settled"]

@@ -17,7 +17,7 @@ from apps.core.selectors import change_stamps
 from apps.deployments.types import ReplicaEndpoint
 from apps.gateway.runtime import GatewayRuntime
 from apps.rbac.models import ApiToken
-from apps.routing.models import Route
+from apps.routing.models import RouteTarget
 from apps.routing.services import (
     person_responses_purge,
     tenant_responses_purge,
@@ -43,8 +43,10 @@ async def test_purges_reach_what_they_are_of_and_nothing_else(
 ) -> None:
     other = await database_hop(ApiTokenFactory)
     headers = {"Authorization": f"Bearer {other.secret}"}
-    route = await database_hop(
-        lambda: Route.objects.select_related("deployment__model_version").get(name=MODEL)
+    target = await database_hop(
+        lambda: RouteTarget.objects.select_related("deployment__model_version").get(
+            route__name=MODEL
+        )
     )
 
     async def filled() -> None:
@@ -60,7 +62,7 @@ async def test_purges_reach_what_they_are_of_and_nothing_else(
     await wait_until_async("the purge to be heard of", is_one, timeout_s=1)
     assert (await told(http), await told(http, **headers)) == ("miss", "hit")
     await database_hop(
-        version_responses_purge, model_version=route.deployment.model_version, actor=SYSTEM
+        version_responses_purge, model_version=target.deployment.model_version, actor=SYSTEM
     )
 
     async def is_empty() -> bool:

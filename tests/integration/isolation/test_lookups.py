@@ -16,6 +16,8 @@ pytestmark = pytest.mark.django_db
 
 # Of any table that has such a column.
 SECRET = {"password", "digest", "cache_salt", "private_sealed", "refresh_jti", "key"}
+# Of a request, and its page shows it: nobody gets in by it.
+SHOWN = {("QuarantinedRequest", "digest")}
 
 
 def lists() -> Iterator[tuple[type[Model], str]]:
@@ -28,6 +30,8 @@ def test_no_list_is_filtered_by_a_secret(admin_client: Client) -> None:
     tried = set()
     for model, url in lists():
         for name in SECRET & {field.name for field in model._meta.get_fields()}:
+            if (model.__name__, name) in SHOWN:
+                continue
             tried.add((model.__name__, name))
             for lookup in (f"{name}__startswith", f"{name}__gt", name):
                 assert admin_client.get(url, {lookup: "a"}).status_code == 400, (model, lookup)

@@ -103,7 +103,7 @@ def test_a_retired_version_is_neither_deployed_nor_started(actor: Actor) -> None
         lambda: deployment_restart(deployment=running, actor=actor),
         lambda: deployment_update(deployment=other, actor=actor, model_version=retired),
         lambda: deployment_update(deployment=stopped, actor=actor, desired_state="running"),
-        lambda: deployment_update(deployment=running, actor=actor, n_replicas=2),
+        lambda: deployment_update(deployment=running, actor=actor, min_replicas=2, max_replicas=2),
     ):
         with pytest.raises(StageNotDeployable) as caught:
             refused()

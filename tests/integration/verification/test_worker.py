@@ -239,7 +239,7 @@ def worker_process(var: Path) -> "subprocess.Popen[bytes]":
 
 @pytest.mark.parametrize(
     ("step", "is_engine_frozen"),
-    [("files", False), ("loading", False), ("answers", True), ("latency", False)],
+    [("files", False), ("loading", False), ("loading", True), ("latency", False)],
 )
 def test_a_killed_worker_leaves_nothing_and_the_next_one_finishes(
     make_version: MakeVersion,
