@@ -102,7 +102,18 @@ def check_end(transcript: Transcript) -> None:
         assert transcript.finish_reasons == []
 
 
+async def both_take_requests(product: RunningProduct, tag: str) -> None:
+    """The server hears of a replica a moment after the agent has recorded it."""
+
+    async def do() -> bool:
+        await many_streams(product, tag=tag, n=N_STREAMS // 4, n_tokens=4)
+        return len(requests_of(product, tag)) == 2
+
+    await wait_until_async("both to take requests", do, timeout_s=60)
+
+
 async def check_balance(product: RunningProduct, tag: str) -> None:
+    await both_take_requests(product, f"found-{tag}")
     transcripts = await many_streams(product, tag=tag, n=N_STREAMS // 2, n_tokens=16)
     assert [is_whole(each) for each in transcripts] == [True] * (N_STREAMS // 2)
     found = requests_of(product, tag)
@@ -116,6 +127,7 @@ async def test_a_replica_that_is_lost_takes_only_its_own_with_it(
 ) -> None:
     """Half of the streams have sent text by then; the others have just been taken on."""
     tag, lost = f"lost-{fault.name}", two.engine(SECOND_ENGINE)
+    await both_take_requests(two, f"before-{tag}")
     started = [asyncio.Event() for _ in range(N_STREAMS // 2)]
     early = [
         asyncio.create_task(one_stream(two, tag=tag, n_tokens=150, started=event))
@@ -172,6 +184,7 @@ async def slowed_down(pid: int) -> AsyncIterator[None]:
 
 async def test_a_replica_that_is_slow_gets_less(two: RunningProduct) -> None:
     tag, slow = "slowed", two.engine(SECOND_ENGINE)
+    await both_take_requests(two, f"before-{tag}")
     transcripts: list[Transcript] = []
     waiting = iter(range(3 * N_STREAMS))
 
