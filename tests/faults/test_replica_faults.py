@@ -15,12 +15,12 @@ from tests.faults.streaming import Transcript, connection, long_answer, read_str
 from tests.serve import CHAT_ENGINE, EngineRow, RunningProduct, in_django
 from tests.waiting import wait_until, wait_until_async
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.prove, pytest.mark.timeout(600)]
 
 SECOND_ENGINE = CHAT_ENGINE.removesuffix("0") + "1"
 N_STREAMS = 32
 BACK_S = 120.0
-STOPPED_S, RUNNING_S = 0.4, 0.1  # of a replica that is slowed down, by turns
+STOPPED_S, RUNNING_S = 0.2, 0.1  # of a replica that is slowed down, by turns
 SCALE = """
 import sys
 from apps.audit.types import SYSTEM
