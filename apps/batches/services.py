@@ -1,11 +1,9 @@
 """Writes that people and programs ask for: files, batches. What workers write is in running.py."""
 
-import logging
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
 
-from celery import current_app
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Sum
@@ -20,9 +18,8 @@ from apps.batches.selectors import is_id
 from apps.batches.types import WAKE, Upload
 from apps.core.exceptions import PermissionDenied
 from apps.core.ids import new_id
+from apps.core.services import worker_wake
 from apps.rbac.types import Principal
-
-logger = logging.getLogger(__name__)
 
 _WINDOW: Final = timedelta(hours=24)
 # A message that nobody read in time is worth nothing: the reaper sends another one.
@@ -166,9 +163,4 @@ def batch_cancel(*, batch: Batch, actor: Actor) -> Batch:
 
 
 def wake() -> None:
-    """Tell a worker that there is something to do. That it cannot be told costs a few seconds and
-    nothing else: the reaper looks as well."""
-    try:
-        current_app.send_task(WAKE, expires=WAKE_LIFE_S, retry=False)
-    except Exception as error:  # noqa: BLE001 - each broker's client has errors of its own
-        logger.warning("No worker could be told of a batch: %s", error)
+    worker_wake(WAKE, expires_s=WAKE_LIFE_S)

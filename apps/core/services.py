@@ -1,14 +1,18 @@
 """Writes of the core room."""
 
+import logging
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
 
+from celery import current_app
 from django.db import models
 from django.db.models import F
 from django.utils import timezone
 
 from apps.core.models import ChangeStamp, Heartbeat
+
+logger = logging.getLogger(__name__)
 
 # By which Celery's processes are known to be at work.
 WORKER: Final = "worker"
@@ -58,3 +62,12 @@ def heartbeat_note(name: str) -> None:
     now = timezone.now()
     if not Heartbeat.objects.filter(name=name, at__gt=now - _BEAT_EVERY).exists():
         Heartbeat.objects.update_or_create(name=name, defaults={"at": now})
+
+
+def worker_wake(task: str, *, expires_s: float) -> None:
+    """Tell a worker that there is something to do. That it cannot be told costs a few seconds and
+    nothing else: the reapers look as well."""
+    try:
+        current_app.send_task(task, expires=expires_s, retry=False)
+    except Exception as error:  # noqa: BLE001 - each broker's client has errors of its own
+        logger.warning("No worker could be told of %s: %s", task, error)

@@ -1,12 +1,10 @@
 """Writes that people ask for: a job, the pieces of its upload, its end. What a worker writes is in
 import_running.py."""
 
-import logging
 import os
 from datetime import timedelta
 from typing import Final
 
-from celery import current_app
 from django.db import transaction
 from django.db.models import F, QuerySet, Sum
 from django.utils import timezone
@@ -15,12 +13,11 @@ from apps.audit.services import event_record
 from apps.audit.types import SYSTEM, Actor
 from apps.core.exceptions import InvalidRequest
 from apps.core.ids import new_id
+from apps.core.services import worker_wake
 from apps.registry import import_sources
 from apps.registry.exceptions import ImportNotCancellable, UploadOutOfStep
 from apps.registry.models import ImportJob
 from apps.registry.types import WAKE_IMPORTS
-
-logger = logging.getLogger(__name__)
 
 _UPLOAD_LIFE: Final = timedelta(hours=1)
 _WAKE_LIFE_S: Final = 10
@@ -200,9 +197,4 @@ def _uploads_fail(job: ImportJob, *, error: str, param: str, source_sha256: str 
 
 
 def imports_wake() -> None:
-    """Tell a worker that there is something to do. That it cannot be told costs a few seconds and
-    nothing else: the reaper looks as well."""
-    try:
-        current_app.send_task(WAKE_IMPORTS, expires=_WAKE_LIFE_S, retry=False)
-    except Exception as error:  # noqa: BLE001 - each broker's client has errors of its own
-        logger.warning("No worker could be told of an import: %s", error)
+    worker_wake(WAKE_IMPORTS, expires_s=_WAKE_LIFE_S)

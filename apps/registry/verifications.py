@@ -1,18 +1,17 @@
 """Writes of verifications: asked for, taken under a lease, ended. Each write of a worker names its
 lease in its own condition, so that one that was thought dead and comes back changes nothing."""
 
-import logging
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, Final, cast
 
-from celery import current_app
 from django.db import models, transaction
 from django.db.models import F
 from django.utils import timezone
 
 from apps.audit.services import event_record
 from apps.audit.types import Actor
+from apps.core.services import worker_wake
 from apps.registry.exceptions import VerificationLost, VerificationRefused
 from apps.registry.models import ModelVersion, VerificationRun
 from apps.registry.selectors import verifications_claimable
@@ -25,8 +24,6 @@ from apps.registry.types import (
     VerificationStep,
 )
 from apps.registry.versions import stage_set, version_lock
-
-logger = logging.getLogger(__name__)
 
 _WAKE_LIFE_S: Final = 60
 _CANDIDATES: Final = 8
@@ -160,12 +157,7 @@ def verification_end(*, claim: VerificationClaim, outcome: VerificationOutcome) 
 
 
 def verifications_wake() -> None:
-    """Tell a worker that there is something to do. That it cannot be told costs a few seconds and
-    nothing else: the reaper looks as well."""
-    try:
-        current_app.send_task(VERIFY_WORK, expires=_WAKE_LIFE_S, retry=False)
-    except Exception as error:  # noqa: BLE001 - each broker's client has errors of its own
-        logger.warning("No worker could be told of a verification: %s", error)
+    worker_wake(VERIFY_WORK, expires_s=_WAKE_LIFE_S)
 
 
 def _status(outcome: VerificationOutcome) -> VerificationStatus:

@@ -79,9 +79,12 @@ class Sharing:
         tenant's."""
         self._n_steps += 1
         self._forget(running, now_s=now_s)
+        if len(self._seen_s) < 2:
+            self._greedy, self._little = set(), set()
+            return
         self._decoding = [each for each in running if each.is_decoding]
         counts = Counter(each.standing.tenant for each in running) + Counter(waiting)
-        each_weighs = counts.total() / sum(self._weights.values()) if self._weights else 0.0
+        each_weighs = counts.total() / sum(self._weights.values())
         shares = {name: each_weighs * weight for name, weight in self._weights.items()}
         self._n_rows = max(_MIN_ROWS, round(self._cost.fixed_tokens))
         self._greedy = {n for n, share in shares.items() if counts[n] > max(share, self._n_rows)}
