@@ -70,7 +70,8 @@ def group_mapping_delete(*, mapping: GroupMapping, by: User | None, actor: Actor
 @transaction.atomic
 def mapped_grants_apply(*, user: User, groups: Collection[str], actor: Actor) -> None:
     """Let a person have by their groups exactly what the mappings say now. What was given by hand
-    stays; a membership that is left without any role ends."""
+    stays; a membership that is left without any role ends. In the order of the mappings, so that
+    the audit log of a sign-in reads the same wherever."""
     User.objects.select_for_update().get(pk=user.pk)  # of two sign-ins at once one after the other
     mappings = GroupMapping.objects.filter(group__in=groups).select_related("role", "tenant")
     wanted = {row.pk: row for row in mappings.select_for_update(of=("self",)).order_by("pk")}
@@ -78,10 +79,12 @@ def mapped_grants_apply(*, user: User, groups: Collection[str], actor: Actor) ->
         Q(user=user) | Q(membership__user=user), mapping__isnull=False
     ).select_related(*_GRANT_ROWS)
     held = {grant.mapping_id: grant for grant in grants.order_by("pk")}
-    for key in held.keys() - wanted.keys():
-        _withdraw(held[key], actor=actor)
-    for key in wanted.keys() - held.keys():
-        _give(wanted[key], user=user, actor=actor)
+    for key, grant in held.items():
+        if key not in wanted:
+            _withdraw(grant, actor=actor)
+    for key, mapping in wanted.items():
+        if key not in held:
+            _give(mapping, user=user, actor=actor)
     if held.keys() != wanted.keys():
         change_stamp_bump("access")
         user.__dict__.pop("_access", None)  # read anew by whoever asks next

@@ -10,7 +10,7 @@ from django.test import Client
 from apps.audit.models import AuditEvent
 from apps.rbac.models import RoleGrant, User
 from apps.sign_in.models import ProviderIdentity
-from tests.factories import TenantFactory, UserFactory
+from tests.factories import GroupMappingFactory, TenantFactory, UserFactory
 from tests.identity_provider.running import IdentityProvider
 from tests.integration.console.pages import actions
 from tests.integration.isolation.urls import walk
@@ -78,6 +78,16 @@ class TestComingIn:
         assert all_of(AuditEvent).latest("id").changes == {
             "second_factor": None, "by": "single sign-on",
         }  # fmt: skip
+
+    def test_roles_are_given_in_the_order_of_their_mappings(
+        self, idp: IdentityProvider, client: Client
+    ) -> None:
+        for pk, role in ((9, "developer"), (16, "viewer")):  # a set of these begins with 16
+            GroupMappingFactory(pk=pk, group="engineers", role=role)
+        idp.person("s-1b", preferred_username="fay", groups=["engineers"])
+        come_in(idp, "s-1b", client)
+        given = all_of(AuditEvent).filter(action="role.granted").order_by("id")
+        assert [event.changes["role"] for event in given] == ["developer", "viewer"]
 
     def test_the_same_subject_is_the_same_person_whatever_it_is_called(
         self, idp: IdentityProvider
