@@ -48,10 +48,13 @@ class _RequestFrame(msgspec.Struct, kw_only=True):
 
 
 class StartedFrame(_RequestFrame, tag_field="type", tag="started", kw_only=True):
+    """``fallback`` names the deployment, where it is one of the route's fallback chain."""
+
     id: str
     request_id: str
     model: str
     n_prompt_tokens: int
+    fallback: str | UnsetType = UNSET
 
 
 class DeltaFrame(_RequestFrame, tag_field="type", tag="delta", kw_only=True, omit_defaults=True):

@@ -5,6 +5,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from msgspec import UNSET
+
 from apps.core.exceptions import AppError
 from apps.engines.types import GenerationResult
 from apps.gateway import admission
@@ -126,6 +128,7 @@ class LiveRequests:
                     request_id=stream.request_id,
                     model=stream.model,
                     n_prompt_tokens=stream.n_prompt_tokens,
+                    fallback=UNSET if stream.fallback is None else stream.fallback,
                 )
             )
             callers, finish_reason = Callers(), None

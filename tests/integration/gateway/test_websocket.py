@@ -5,6 +5,7 @@ import contextlib
 import json
 import signal
 import socket
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,11 +15,16 @@ from websockets.exceptions import InvalidStatus
 
 from apps.audit.types import SYSTEM
 from apps.core.hop import database_hop
+from apps.deployments.models import Deployment
 from apps.metering.models import UsageRecord
 from apps.rbac.models import ApiToken
 from apps.rbac.services import api_token_update
+from apps.routing.models import RouteTarget
 from apps.tenants.models import Tenant
+from tests.factories.deployments import DeploymentFactory, EngineProcessFactory, ReplicaFactory
+from tests.factories.routing import RouteFactory
 from tests.integration.gateway.conftest import chat
+from tests.integration.gateway.failing_over import said
 from tests.integration.gateway.streams import closed_with, ends, opened, receive, send, until
 from tests.processes import LONG_ANSWER, EngineRun, ServerRun
 from tests.rows import all_of
@@ -40,6 +46,7 @@ async def test_one_request(server: ServerRun, token: ApiToken) -> None:
     whole = response.json()
     assert started["type"] == "started"
     assert started["n_prompt_tokens"] == whole["usage"]["prompt_tokens"]
+    assert "fallback" not in started
     assert {frame["type"] for frame in deltas} == {"delta"}
     text = "".join(frame["text"] for frame in deltas)
     assert text == whole["choices"][0]["message"]["content"]
@@ -47,6 +54,34 @@ async def test_one_request(server: ServerRun, token: ApiToken) -> None:
     assert finished["usage"]["completion_tokens"] == 8
     row = await database_hop(lambda: all_of(UsageRecord).get(door="websocket"))
     assert (row.request_id, row.outcome) == (started["request_id"], "completed")
+
+
+async def test_it_says_which_fallback_answers(
+    server: ServerRun, token: ApiToken, tmp_path: Path
+) -> None:
+    await database_hop(_gone_but_for_a_fallback, tmp_path / "nothing.sock")
+    url = f"{server.base_url}/v1/models/lab/gone"
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token.secret}"}) as http:
+
+        async def is_seen() -> bool:
+            return (await http.get(url)).status_code == 200
+
+        await wait_until_async("the server to see the route", is_seen)
+    async with opened(server, token) as ws:
+        await send(ws, type="start", id="c1", **chat() | {"model": "lab/gone"})
+        started, *_, finished = await until(ws, ends("c1"))
+    assert (started["type"], started["fallback"]) == ("started", "tiny")
+    assert finished["finish_reason"] == "length"
+
+
+def _gone_but_for_a_fallback(socket_path: Path) -> None:
+    gone = DeploymentFactory(name="gone")
+    process = EngineProcessFactory(ready=True, name="gone-0", socket_path=str(socket_path))
+    ReplicaFactory(deployment=gone, index=0, engine_process=process)
+    route = RouteFactory(name="lab/gone", deployment=gone)
+    tiny = Deployment.objects.get(name="tiny")
+    RouteTarget.objects.create(route=route, deployment=tiny, fallback_order=1)
+    said()
 
 
 async def test_token_in_the_first_frame(server: ServerRun, token: ApiToken) -> None:
