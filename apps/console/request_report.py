@@ -16,7 +16,7 @@ from apps.deployments.types import REMOTE_VERSION_ID
 from apps.engines.selectors import journal_of
 from apps.gateway.selectors import kept_request_of
 from apps.gateway.types import KeptRequest
-from apps.metering.selectors import meters_of
+from apps.metering.selectors import attempts_of, meters_of
 from apps.metering.types import MeterState
 from apps.rbac.selectors import token_get, username_of
 from apps.registry.selectors import model_version_get
@@ -54,9 +54,11 @@ class Span:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestReport:
     """token, owner, user: None where there is none. batches: those that it may belong to. engine:
-    what its engine recorded, in as many parts as it was sent in."""
+    what its engine recorded, in as many parts as it was sent in. attempts: with this row, those of
+    every place that the request was tried at."""
 
     record: "UsageRecord"
+    attempts: "tuple[UsageRecord, ...]"
     tenant: Link
     token: Link | None
     owner: Link | None
@@ -83,6 +85,7 @@ def request_report(record: "UsageRecord", *, access: Access) -> RequestReport:
     tenant = tenant_names({record.tenant_id}).get(record.tenant_id, f"#{record.tenant_id}")
     return RequestReport(
         record=record,
+        attempts=tuple(attempts_of(record)),
         tenant=Link(text=tenant, url=links.url("tenants_tenant", record.tenant_id)),
         token=token,
         owner=owner,

@@ -16,3 +16,9 @@ def new_id(prefix: str) -> str:
 def attempt_id(request_id: str, attempt: int) -> str:
     """Return the id of a request's row for one of its attempts; the first has its own."""
     return request_id if attempt == 1 else f"{request_id}-{attempt}"
+
+
+def attempt_ids(row_id: str, attempt: int) -> list[str]:
+    """Return what the rows of all attempts of a request are called, where one of them is this."""
+    first = row_id if attempt == 1 else row_id.removesuffix(f"-{attempt}")
+    return [attempt_id(first, number) for number in range(1, MAX_ATTEMPTS + 1)]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from django.db.models import Count, Min, Sum
 
-from apps.core.ids import MAX_ATTEMPTS, attempt_id
+from apps.core.ids import MAX_ATTEMPTS, attempt_id, attempt_ids
 from apps.core.limits import UNLIMITED, Limits
 from apps.core.tenancy import every_tenant
 from apps.metering.models import Meter, UsageRecord, UsageRollup
@@ -79,6 +79,14 @@ def usage_record_get(*, request_id: str, within: Collection[int] | None) -> Usag
     """Return a request's row. within: ids of tenants that may be seen, None for all; a row of
     another one is not there."""
     return UsageRecord.objects.of_tenants(within).filter(request_id=request_id).first()
+
+
+def attempts_of(record: UsageRecord) -> list[UsageRecord]:
+    """Return the rows of a request that was tried at several places, in that order; else itself."""
+    rows = UsageRecord.objects.filter(
+        tenant_id=record.tenant_id, request_id__in=attempt_ids(record.request_id, record.attempt)
+    )
+    return list(rows.order_by("attempt"))
 
 
 @every_tenant("the ledger is compared, whosever it is")

@@ -114,6 +114,20 @@ def test_a_request_to_a_remote_server(admin_client: Client, token: ApiToken) -> 
     assert report.deployment.text == "far"
 
 
+def test_the_places_it_was_tried_at(admin_client: Client, token: ApiToken) -> None:
+    first = request_of(token, outcome="failed", error_code="engine_died")
+    again = {"request_id": f"{first.request_id}-2", "attempt": 2, "is_fallback": True}
+    second = request_of(token, engine_name="other/0", **again)
+    other = request_of(token, request_id=f"{first.request_id}1")
+    for record, links in ((first, [second]), (second, [first])):
+        answer = admin_client.get(url(record))
+        assert list(answer.context["report"].attempts) == [first, second]
+        page = answer.content.decode()
+        assert "engine_died" in page and "other/0, a fallback" in page
+        assert all(f'href="{url(each)}"' in page for each in links)
+    assert "Tried at" not in admin_client.get(url(other)).content.decode()
+
+
 def test_times_of_a_request() -> None:
     """900 ms in all, of which 700 with a row; the first token after 450."""
     values: dict[str, Any] = {
