@@ -18,7 +18,7 @@ from apps.gateway.attempt import Attempt
 from apps.gateway.demand import generation_demand, outcome_note
 from apps.gateway.generation import GenerationStream
 from apps.gateway.limits import Admitted
-from apps.gateway.places import MovableLease
+from apps.gateway.moving import MovableLease
 from apps.gateway.quarantine import Dispatched
 from apps.gateway.runtime import gateway_runtime
 from apps.gateway.types import WEBSOCKET, GenerationRequest
@@ -47,7 +47,7 @@ class Arrival:
     door: str
     priority: int
     admitted: Admitted
-    place: MovableLease
+    movable: MovableLease
     access_generation: int
     started_s: float
     deadline_s: float
@@ -65,7 +65,7 @@ class Arrival:
 
     @property
     def lease(self) -> Lease:
-        return self.place.lease
+        return self.movable.lease
 
     async def prepared(self) -> Attempt:
         """As ``Attempts``; the lease is given back where it raises."""
@@ -149,7 +149,7 @@ async def arrive(
         door=door,
         priority=priority,
         admitted=admitted,
-        place=MovableLease(runtime.table, lease),
+        movable=MovableLease(runtime.table, lease),
         access_generation=access_generation,
         started_s=started_s,
         deadline_s=asyncio.get_running_loop().time() + timeout_s,

@@ -22,7 +22,7 @@ from apps.gateway.demand import embedding_demand, outcome_note
 from apps.gateway.exceptions import WRONG_TASK, RequestTimedOut, app_error_of
 from apps.gateway.ledger import LedgerEntry
 from apps.gateway.limits import Admitted
-from apps.gateway.places import MovableLease
+from apps.gateway.moving import MovableLease
 from apps.gateway.quarantine import Dispatched
 from apps.gateway.runtime import GatewayRuntime, gateway_runtime
 from apps.metering.types import UNHURRIED_DOORS, Budget, Ending, Outcome, Reservation
@@ -90,7 +90,7 @@ async def embed(*, principal: Principal, request: EmbeddingRequest, door: str) -
     return await _Embedding(
         runtime=runtime,
         admitted=admitted,
-        place=MovableLease(runtime.table, lease),
+        movable=MovableLease(runtime.table, lease),
         principal=principal,
         request=request,
         door=door,
@@ -107,7 +107,7 @@ class _Embedding:
         *,
         runtime: GatewayRuntime,
         admitted: Admitted,
-        place: MovableLease,
+        movable: MovableLease,
         principal: Principal,
         request: EmbeddingRequest,
         door: str,
@@ -117,7 +117,7 @@ class _Embedding:
         self.principal = principal
         self._runtime = runtime
         self._admitted = admitted
-        self._place = place
+        self._movable = movable
         self._request = request
         self._door = door
         self._access_generation = access_generation
@@ -165,14 +165,14 @@ class _Embedding:
             try:
                 return await self._attempt()
             except EngineClientError as error:
-                outcome_note(self._place.lease.place, error)
+                outcome_note(self._movable.lease.place, error)
                 if not await self._moved(error):
                     raise
 
     async def _moved(self, error: EngineClientError) -> bool:
         """Settle what failed, and go elsewhere; False where that is not to be."""
-        lease, entry = self._place.lease, self._entry
-        if not self._place.move(error, is_begun=entry is not None):
+        lease, entry = self._movable.lease, self._entry
+        if not self._movable.move(error, is_begun=entry is not None):
             return False
         self._entry, self._n_used_tokens = None, 0
         self._note_end(error, is_completed=False)
@@ -192,11 +192,11 @@ class _Embedding:
         dispatched = Dispatched(
             principal=self.principal,
             request=self._request,
-            lease=self._place.lease,
+            lease=self._movable.lease,
             request_id=self.request_id,
         )
         await self._runtime.quarantine.check(dispatched)
-        client = await self._runtime.engines.client(self._place.lease.endpoint)
+        client = await self._runtime.engines.client(self._movable.lease.endpoint)
         _check_task(client.info, request=self._request)
         self._dispatched = dispatched
         measured = await client.measure_inputs(
@@ -211,10 +211,10 @@ class _Embedding:
         grant = await self._entry.reserve()
         await self._runtime.access.confirm(self.principal, since=self._access_generation)
         vectors = await self._vectors(client, measured.inputs)
-        outcome_note(self._place.lease.place, None)
+        outcome_note(self._movable.lease.place, None)
         size = len(vectors[0]) // VECTOR_NUMBER_BYTES
         _check_size(size, request=self._request)
-        lease = self._place.lease
+        lease = self._movable.lease
         return EmbeddingAnswer(
             request_id=self.request_id,
             model=lease.model.name,
@@ -257,7 +257,7 @@ class _Embedding:
             if self._entry is not None:
                 await self._entry.settle(self._ending(failure))
         finally:
-            self._place.release()
+            self._movable.release()
 
     def _note_end(self, error: EngineClientError | None, *, is_completed: bool) -> None:
         if self._dispatched is not None:
@@ -265,7 +265,7 @@ class _Embedding:
             self._dispatched = None
 
     def _reservation(self, n_prompt_tokens: int) -> Reservation:
-        lease = self._place.lease
+        lease = self._movable.lease
         return Reservation(
             request_id=self.request_id,
             principal=self.principal,

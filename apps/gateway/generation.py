@@ -14,7 +14,7 @@ from apps.engines.types import AnswerDelta, GenerationResult
 from apps.gateway.attempt import Attempt, interrupted
 from apps.gateway.demand import outcome_note
 from apps.gateway.exceptions import RequestTimedOut, app_error_of
-from apps.gateway.places import MovableLease
+from apps.gateway.moving import MovableLease
 from apps.gateway.runtime import GatewayRuntime
 from apps.gateway.types import Reuse
 from apps.metering.types import Budget
@@ -30,7 +30,7 @@ class Attempts(Protocol):
     def principal(self) -> Principal: ...
 
     @property
-    def place(self) -> MovableLease: ...
+    def movable(self) -> MovableLease: ...
 
     async def prepared(self) -> Attempt:
         """Have the engine where it is prepare its prompt; its place is given back where that
@@ -208,13 +208,13 @@ class GenerationStream:
         be."""
         is_begun = attempt is not None and attempt.is_begun
         self._raise_interruption()
-        if self._is_cancelled or not self._attempts.place.move(error, is_begun=is_begun):
+        if self._is_cancelled or not self._attempts.movable.move(error, is_begun=is_begun):
             return False
         if attempt is not None:
             try:
                 await attempt.end(error, is_moved=True)
             except BaseException:
-                self._attempts.place.release()
+                self._attempts.movable.release()
                 raise
         return True
 

@@ -146,10 +146,10 @@ async def start(
         found = await _kept_or_run(runtime, arrival)
         if isinstance(found, tuple):
             stream = await _told_again(runtime, arrival, *found)
-            arrival.place.release()
+            arrival.movable.release()
             return stream
     except BaseException:
-        arrival.place.release()
+        arrival.movable.release()
         raise
     return await _led(runtime, arrival, found)
 
@@ -184,7 +184,7 @@ async def _kept_or_run(
     """Return what there is of an equal request; else a run that this one is to begin, or None where
     it runs for itself: what it waited for came to nothing."""
     try:
-        client = await arrival.place.client(runtime.engines)
+        client = await arrival.movable.client(runtime.engines)
     except EngineClientError as error:
         raise app_error_of(error) from error
     destination, principal = arrival.lease.destination, arrival.principal

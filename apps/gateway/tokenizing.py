@@ -12,7 +12,7 @@ from apps.engines.exceptions import EngineClientError
 from apps.engines.interface import ReplicaClient
 from apps.gateway.demand import outcome_note
 from apps.gateway.exceptions import app_error_of
-from apps.gateway.places import MovableLease
+from apps.gateway.moving import MovableLease
 from apps.gateway.runtime import gateway_runtime
 from apps.rbac.types import Principal
 
@@ -80,11 +80,11 @@ async def _engine_of(
     runtime.check_admitting()
     await runtime.ready()
     await runtime.admit(principal=principal, model=model, end_user=None, is_counted=is_counted)
-    place = MovableLease(runtime.table, runtime.table.lease(model, principal=principal))
+    movable = MovableLease(runtime.table, runtime.table.lease(model, principal=principal))
     try:
-        yield await place.client(runtime.engines)
+        yield await movable.client(runtime.engines)
     except EngineClientError as error:
-        outcome_note(place.lease.place, error)
+        outcome_note(movable.lease.place, error)
         raise app_error_of(error) from error
     finally:
-        place.release()
+        movable.release()
