@@ -6,6 +6,7 @@ from typing import Any
 
 from celery import Celery, Task
 from celery.signals import setup_logging
+from kombu.transport import TRANSPORT_ALIASES
 
 from apps.core.tenancy import every_tenant
 
@@ -19,6 +20,8 @@ class PlatformTask(Task):  # type: ignore[type-arg]
         with every_tenant("work in the background"):
             return super().__call__(*args, **kwargs)
 
+
+TRANSPORT_ALIASES["filesystem"] = "config.broker:Transport"
 
 app = Celery("nano-llm", task_cls=PlatformTask)
 app.config_from_object("django.conf:settings", namespace="CELERY")
