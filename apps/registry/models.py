@@ -8,6 +8,7 @@ from django.db import models
 from django.db.models import Q
 
 from apps.core.models import TimestampedModel
+from apps.registry.progress import import_progress
 from apps.registry.types import (
     EMBEDDING_ARCHITECTURES,
     Lineage,
@@ -293,3 +294,8 @@ class ImportJob(TimestampedModel):
         if self.status == self.Status.UPLOADING:
             return 100 * self.n_received_bytes // max(1, self.size_bytes)
         return 100 * self.stage_done // max(1, self.stage_total)
+
+    @property
+    def progress(self) -> str:
+        """What is being done with it, in words."""
+        return import_progress(self)

@@ -9,7 +9,15 @@ from typing import Final
 from django.conf import settings
 from django.db.models import Q, QuerySet
 
-from apps.registry.models import MAX_CARD_CHARS, ModelVersion, VerificationRun, VersionTag
+from apps.registry.import_sources import sources_below_roots
+from apps.registry.models import (
+    MAX_CARD_CHARS,
+    ImportJob,
+    ModelVersion,
+    VerificationRun,
+    VersionTag,
+)
+from apps.registry.progress import import_progress, verification_progress
 from apps.registry.shapes import shape_read
 from apps.registry.types import ModelShape, VerificationStatus
 from apps.registry.wording import figure_lines, figure_texts
@@ -18,6 +26,8 @@ __all__ = [
     "chat_template",
     "figure_lines",
     "figure_texts",
+    "import_jobs_of",
+    "import_progress",
     "model_card_in",
     "model_shape",
     "model_version_get",
@@ -26,9 +36,14 @@ __all__ = [
     "model_version_of",
     "model_versions_all",
     "model_versions_described",
+    "sources_below_roots",
+    "stage_refusal",
     "tags_in_use",
     "verification_get",
+    "verification_latest",
+    "verification_progress",
     "verifications_claimable",
+    "verifications_of",
     "verifications_passed",
 ]
 
@@ -111,6 +126,31 @@ def verifications_claimable(now: datetime) -> "QuerySet[VerificationRun]":
     """Return the open verifications that no worker has in hand, who waited longest first."""
     free = Q(lease_until=None) | Q(lease_until__lt=now)
     return VerificationRun.objects.filter(free, status__in=VerificationRun.OPEN).order_by("id")
+
+
+def verification_latest(version_id: int) -> VerificationRun | None:
+    """Return the newest verification of a version, however it went."""
+    return VerificationRun.objects.filter(version_id=version_id).order_by("-id").first()
+
+
+def verifications_of(run_ids: Collection[int]) -> list[VerificationRun]:
+    """Return these verifications as they stand, in one query, without what they found."""
+    rows = VerificationRun.objects.filter(pk__in=run_ids)
+    return list(rows.only("status", "step", "percent"))
+
+
+def import_jobs_of(job_ids: Collection[int]) -> list[ImportJob]:
+    """Return these imports as they stand, in one query, without their logs."""
+    return list(ImportJob.objects.filter(pk__in=job_ids).defer("log", "error"))
+
+
+def stage_refusal(version: ModelVersion) -> str:
+    """Say why no deployment may be made or started of a version in its stage; empty where one
+    may."""
+    if version.stage in settings.DEPLOY_STAGES:
+        return ""
+    allowed = " or ".join(settings.DEPLOY_STAGES)
+    return f"{version} is {version.stage}; a deployment needs a version that is {allowed}."
 
 
 def verification_get(run_id: int) -> VerificationRun:

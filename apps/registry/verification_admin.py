@@ -15,6 +15,7 @@ from apps.core.access import access_in
 from apps.core.admin import ReadOnlyAdmin, ReadOnlyInline, action, dialog_redirect, display, refused
 from apps.core.exceptions import AppError
 from apps.registry.models import VerificationRun
+from apps.registry.progress import verification_progress
 from apps.registry.services import verification_cancel
 from apps.registry.wording import figure_texts
 
@@ -43,12 +44,6 @@ def _rows(pairs: list[tuple[str, str]]) -> SafeString:
     return format_html("<table><tbody>{}</tbody></table>", rows)
 
 
-def _progress(run: VerificationRun) -> str:
-    if not run.is_open:
-        return "-"
-    return f"{run.get_step_display()}, {run.percent} %" if run.step else "Waits for the worker"
-
-
 class VerificationInline(ReadOnlyInline):
     model = VerificationRun
     fields = ("id", "status_badge", "progress", "error", "asked_by_label", "created_at")
@@ -62,7 +57,7 @@ class VerificationInline(ReadOnlyInline):
 
     @display(description="Progress")
     def progress(self, run: VerificationRun) -> str:
-        return _progress(run)
+        return verification_progress(run)
 
 
 @admin.register(VerificationRun)
@@ -129,7 +124,7 @@ class VerificationRunAdmin(ReadOnlyAdmin):
 
     @display(description="Progress")
     def progress(self, run: VerificationRun) -> str:
-        return _progress(run)
+        return verification_progress(run)
 
     @display(description="Measured")
     def figures_text(self, run: VerificationRun) -> SafeString:
