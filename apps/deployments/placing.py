@@ -2,9 +2,10 @@
 ``placement`` decides, ``estimates`` reckons."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from django.template.defaultfilters import filesizeformat
 
@@ -12,12 +13,15 @@ from apps.deployments.estimates import EngineSizes, Estimate, estimate
 from apps.deployments.models import Deployment, Replica
 from apps.deployments.placement import Claim, Refused, Room, Verdict, place
 from apps.deployments.selectors import deployments_all, replicas_of
+from apps.deployments.types import Fit
 from apps.engines.selectors import EngineState, devices_seen
 from apps.engines.types import ENGINE_DEVICES
 from apps.registry.selectors import model_shape
 
 if TYPE_CHECKING:
     from apps.engines.models import Device
+
+_LEAST_KV_TOKENS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,19 +57,71 @@ def replica_estimate(
 def refusal_of(deployment: Deployment, *, now: datetime) -> str:
     """Say why its fewest replicas cannot run beside what should run already; empty where they can,
     and where no agent has said yet what there is."""
+    return _refusal(deployment, around=_surroundings(deployment, now=now))
+
+
+def fit_of(deployment: Deployment, *, now: datetime) -> Fit:
+    """Say what a deployment that runs here would take, before it is saved or after."""
+    around = _surroundings(deployment, now=now)
+    return Fit(
+        needs=_needs_text(deployment, devices=around.devices),
+        refusal=_refusal(deployment, around=around),
+        is_known=bool(around.devices),
+    )
+
+
+def kv_cache_proposed(deployment: Deployment, *, now: datetime) -> int:
+    """Return how many tokens its cache should hold: one request of the whole context, so far as
+    deployments hold that many unless they are told to; where that does not fit, half as many, and
+    so on. Where nothing fits, the first of these. Of one that makes embeddings, its own."""
+    most = deployment.kv_cache_tokens
+    if deployment.task == "embed":
+        return most
+    first = max(_LEAST_KV_TOKENS, min(deployment.context_length, most))
+    around = _surroundings(deployment, now=now)
+    tried, n_tokens = copy(deployment), first
+    while n_tokens >= _LEAST_KV_TOKENS:
+        tried.kv_cache_tokens = n_tokens
+        if not _refusal(tried, around=around):
+            return n_tokens
+        n_tokens //= 2
+    return first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Surroundings:
+    """What a deployment is to run beside. own: its replicas that there are."""
+
+    devices: list["Device"]
+    own: list[Replica]
+    others: list[Wanted]
+
+
+def _surroundings(deployment: Deployment, *, now: datetime) -> _Surroundings:
+    """Read them, in at most four queries."""
     devices = devices_seen(now)
     if deployment.model_version is None or not devices:
-        return ""
-    # It comes behind the others: nothing that should run already is to make room for it.
-    wanted = _wanted(deployment, n_replicas=deployment.min_replicas, n_first=0)
+        return _Surroundings(devices=devices, own=[], others=[])
+    others: list[Wanted] = []
     for other in deployments_all():
         is_running = other.desired_state == Deployment.DesiredState.RUNNING
         if is_running and other.pk != deployment.pk and other.model_version is not None:
-            wanted += _wanted(other, n_replicas=other.n_replicas, n_first=other.min_replicas)
-    verdicts = placed(wanted, devices=devices, is_alive=_is_alive)
+            rows = list(other.replicas.all())
+            others += _wanted(other, rows, n_replicas=other.n_replicas, n_first=other.min_replicas)
+    own = [] if deployment.pk is None else replicas_of(deployment)
+    return _Surroundings(devices=devices, own=own, others=others)
+
+
+def _refusal(deployment: Deployment, *, around: _Surroundings) -> str:
+    if deployment.model_version is None or not around.devices:
+        return ""
+    # It comes behind the others: nothing that should run already is to make room for it.
+    wanted = _wanted(deployment, around.own, n_replicas=deployment.min_replicas, n_first=0)
+    wanted += around.others
+    verdicts = placed(wanted, devices=around.devices, is_alive=_is_alive)
     for each, verdict in zip(wanted, verdicts, strict=True):
         if each.deployment is deployment and isinstance(verdict, Refused):
-            return refusal_text(verdict, deployment=deployment, devices=devices)
+            return refusal_text(verdict, deployment=deployment, devices=around.devices)
     return ""
 
 
@@ -83,8 +139,10 @@ def placed(
     return place(rooms, claims)
 
 
-def _wanted(deployment: Deployment, *, n_replicas: int, n_first: int) -> list[Wanted]:
-    rows = {} if deployment.pk is None else {row.index: row for row in replicas_of(deployment)}
+def _wanted(
+    deployment: Deployment, replicas: Iterable[Replica], *, n_replicas: int, n_first: int
+) -> list[Wanted]:
+    rows = {row.index: row for row in replicas}
     return [
         Wanted(deployment=deployment, replica=rows.get(index), is_extra=index >= n_first)
         for index in range(n_replicas)
@@ -106,9 +164,13 @@ def refusal_text(refused: Refused, *, deployment: Deployment, devices: Iterable[
 
 def needs_text(deployment: Deployment, *, now: datetime) -> str:
     """Say to a person what memory one replica takes, and of what it is made."""
+    return _needs_text(deployment, devices=devices_seen(now))
+
+
+def _needs_text(deployment: Deployment, *, devices: Iterable["Device"]) -> str:
     if deployment.model_version is None:
         return "-"
-    parts = replica_estimate(deployment, devices=devices_seen(now))
+    parts = replica_estimate(deployment, devices=devices)
     return (
         f"{filesizeformat(parts.total)}: {filesizeformat(parts.weights)} of weights, "
         f"{filesizeformat(parts.kv_cache)} of KV cache, {filesizeformat(parts.steps)} for steps, "

@@ -142,6 +142,14 @@ def deployment_named(name: str) -> Deployment | None:
     return Deployment.objects.filter(name=name).select_related("model_version", "remote").first()
 
 
+def deployment_name_free(wanted: str) -> str:
+    """Return it, or with a number behind it, as no deployment is called yet."""
+    rows = Deployment.objects.filter(name__startswith=wanted)
+    taken = set(rows.values_list("name", flat=True))
+    numbered = (f"{wanted}-{number}" for number in range(2, len(taken) + 3))
+    return wanted if wanted not in taken else next(each for each in numbered if each not in taken)
+
+
 def deployment_name(deployment_id: int) -> str | None:
     return Deployment.objects.filter(pk=deployment_id).values_list("name", flat=True).first()
 

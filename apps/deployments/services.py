@@ -13,7 +13,7 @@ from apps.audit.types import Actor
 from apps.core.exceptions import Conflict
 from apps.core.services import change_stamp_bump, fields_set, plain
 from apps.deployments.models import Deployment
-from apps.deployments.placing import refusal_of
+from apps.deployments.placing import fit_of, kv_cache_proposed, refusal_of
 from apps.deployments.reconciling import replicas_reconcile
 from apps.deployments.remote_servers import (
     remote_server_create,
@@ -31,6 +31,8 @@ __all__ = [
     "deployment_start",
     "deployment_stop",
     "deployment_update",
+    "fit_of",
+    "kv_cache_proposed",
     "remote_server_create",
     "remote_server_delete",
     "remote_server_update",

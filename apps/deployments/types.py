@@ -70,6 +70,17 @@ class Reconciled:
     is_short: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Whether a deployment can run beside what should run already. needs: what a replica takes, in
+    words. refusal: why it cannot, with the missing bytes; empty where it can. is_known: whether any
+    agent has said what there is; else nothing is refused."""
+
+    needs: str
+    refusal: str
+    is_known: bool
+
+
 # How bad each state is, in the names of the console's badges.
 LIVE_STATE_TONES: Final[dict[str, Literal["good", "busy", "warn", "bad", "off"]]] = {
     "Ready": "good",

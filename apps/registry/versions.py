@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from typing import Any, Final, Unpack
 
-from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
@@ -14,6 +13,7 @@ from apps.core.exceptions import PermissionDenied
 from apps.core.services import fields_set
 from apps.registry.exceptions import StageNotDeployable
 from apps.registry.models import ModelVersion, StageMove, VersionTag
+from apps.registry.selectors import stage_refusal
 from apps.registry.stages import move_permission
 from apps.registry.types import Stage, VersionFields
 
@@ -96,13 +96,9 @@ def deployable_check(version: ModelVersion) -> None:
     Raises:
         StageNotDeployable: no deployment may be made or started of a version in its stage.
     """
-    current = ModelVersion.objects.select_for_update().get(pk=version.pk)
-    if current.stage in settings.DEPLOY_STAGES:
-        return
-    allowed = " or ".join(settings.DEPLOY_STAGES)
-    raise StageNotDeployable(
-        f"{version} is {current.stage}; a deployment needs a version that is {allowed}."
-    )
+    rows = ModelVersion.objects.select_for_update(of=("self",)).select_related("model")
+    if refusal := stage_refusal(rows.get(pk=version.pk)):
+        raise StageNotDeployable(refusal)
 
 
 def version_lock(version: ModelVersion) -> ModelVersion:
