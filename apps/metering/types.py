@@ -22,6 +22,18 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RouteTraffic:
+    """What a deployment had of a route's requests. n_open: those that still run,
+    whenever they came."""
+
+    route_name: str
+    deployment_id: int
+    n_requests: int
+    n_open: int
+    n_failed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
     """Whose limits, what they are, and how an error speaks of whom they bind.
 

@@ -5,10 +5,12 @@ from typing import Any
 from django.contrib import admin, messages
 from django.db import models
 from django.db.models import Sum, Window
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 from django.utils.html import format_html
 
 from apps.audit.selectors import actor_of
+from apps.core.access import access_in
 from apps.core.admin import ServiceModelAdmin, action, display
 from apps.core.scoped_admin import GivenInline, ObjectScoped, ScopedInline
 from apps.deployments.selectors import live_state
@@ -24,7 +26,8 @@ from apps.routing.services import (
     route_update,
     version_responses_purge,
 )
-from apps.routing.types import RouteFields
+from apps.routing.splits import route_splits
+from apps.routing.types import SEE_SPLIT, RouteFields
 
 
 class RouteTargetInline(ScopedInline):
@@ -90,6 +93,24 @@ class RouteAdmin(ObjectScoped, ServiceModelAdmin):
     actions = ("purge_selected",)
     autocomplete_fields = ("tenants",)
     inlines = (RouteTargetInline, RouteGivenInline)
+    change_form_outer_before_template = "console/route_split.html"
+
+    class Media:
+        js = ("console/live.js",)
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """With how its requests are shared, for who may see the requests of all."""
+        context = dict(extra_context or {})
+        route = self.get_object(request, object_id)
+        if route is not None and all(access_in(request).may(each) for each in SEE_SPLIT):
+            context["split"] = next(iter(route_splits([route.pk], now=timezone.now())), None)
+        return super().change_view(request, object_id, form_url, context)  # type: ignore[no-any-return]
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Route]:
         return super().get_queryset(request).prefetch_related("targets__deployment")

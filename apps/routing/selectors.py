@@ -14,6 +14,7 @@ from apps.routing.leads import targets_of
 from apps.routing.models import Route, RouteTarget, RouteUserObjectPermission
 from apps.routing.prefixes import MAX_PREFIX_CHARS, prompt_prefix
 from apps.routing.response_cache import Generation, ResponseCache
+from apps.routing.splits import route_splits
 from apps.routing.table import Lease, RoutingTable
 from apps.routing.types import Audience, Destination, PublicModel, RoutingSnapshot
 
@@ -31,7 +32,7 @@ __all__ = [
     "prompt_prefix",
     "snapshot",
 ]
-__all__ += ["targets_of"]
+__all__ += ["route_splits", "targets_of"]
 
 
 def snapshot() -> RoutingSnapshot:

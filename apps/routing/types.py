@@ -20,6 +20,8 @@ DEFAULT_NAMES: Final = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
     "repetition_penalty", "max_tokens",
 )  # fmt: skip
+# What somebody has to hold to be told how a route's requests are shared, whosever they are.
+SEE_SPLIT: Final = ("routing.view_route", "metering.view_usagerecord")
 RESPONSES_STAMP: Final = "responses"  # moves with each purge, beside the stamps of what was purged
 
 
@@ -134,6 +136,71 @@ class RoutingSnapshot:
     def is_ready(self, model: PublicModel) -> bool:
         """Return whether any replica that it leads to takes requests."""
         return any(self.endpoints.get(each.deployment_id) for each in model.everywhere)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitLine:
+    """A deployment of a route. key: by which pages mark its words. weight, n_requests, n_open,
+    n_failed: its own; shares are in percent of all, None where there is nothing to share.
+    is_fallback: it is of the chain."""
+
+    key: str
+    deployment_id: int
+    name: str
+    word: str
+    tone: str
+    weight: int
+    is_fallback: bool
+    wanted_percent: float | None
+    got_percent: float | None
+    n_requests: int = 0
+    n_open: int = 0
+    n_failed: int = 0
+
+    @property
+    def wanted(self) -> str:
+        if self.is_fallback:
+            return "fallback"
+        return _percent(self.wanted_percent)
+
+    @property
+    def got(self) -> str:
+        return _percent(self.got_percent)
+
+    @property
+    def wanted_width(self) -> str:
+        return f"{self.wanted_percent or 0:.1f}"
+
+    @property
+    def got_width(self) -> str:
+        return f"{self.got_percent or 0:.1f}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSplit:
+    """since: from when on requests are counted."""
+
+    route_id: int
+    name: str
+    since: datetime
+    lines: tuple[SplitLine, ...]
+
+    @property
+    def n_requests(self) -> int:
+        return sum(line.n_requests for line in self.lines)
+
+    @property
+    def n_weighted(self) -> int:
+        return sum(line.weight > 0 for line in self.lines)
+
+    @property
+    def shape(self) -> str:
+        """What changes when a page has to be made anew: where the route leads, and how."""
+        return " ".join(f"{line.deployment_id}:{line.weight}" for line in self.lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1f} %"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
