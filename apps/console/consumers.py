@@ -11,6 +11,7 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from django.db import DatabaseError, InterfaceError
 
 from apps.console.live import Sight, View, live_hub, sight_of
+from apps.console.topics import number_in, topics_in
 from apps.core.exceptions import PermissionDenied
 from apps.core.hop import database_hop
 from apps.core.origins import check_origin
@@ -22,11 +23,13 @@ CLOSE_AWAY: Final = 1013
 
 
 class LiveConsumer(AsyncWebsocketConsumer):
-    """One open page of somebody who is signed in. ``?log=ID``: with the logs of a deployment."""
+    """One open page of somebody who is signed in. ``?log=ID``: with the logs of a deployment, and
+    with what ``topics_in`` reads."""
 
     async def connect(self) -> None:
         self.session_key = str(self.scope["session"].session_key or "")
         self.log_of = _deployment_in(self.scope["query_string"])
+        self.topics = topics_in(self.scope["query_string"])
         self.sight = Sight(deployments=frozenset(), logs=False)
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -90,6 +93,11 @@ class LiveConsumer(AsyncWebsocketConsumer):
 
     def _seen(self, view: View) -> dict[str, dict[str, str]]:
         seen = [words for pk, words in view.words.items() if self.sight.sees(pk)]
+        seen += [
+            view.topics[topic]
+            for topic in self.topics
+            if topic[0] in self.sight.kinds and topic in view.topics
+        ]
         logs = {}
         if self.log_of is not None and self.sight.logs and self.sight.sees(self.log_of):
             logs = dict(view.logs.get(self.log_of, {}))
@@ -101,5 +109,4 @@ class LiveConsumer(AsyncWebsocketConsumer):
 
 
 def _deployment_in(query: bytes) -> int | None:
-    text = parse_qs(query.decode("latin1")).get("log", [""])[0]
-    return int(text) if text.isdecimal() and len(text) < 19 else None
+    return number_in(parse_qs(query.decode("latin1")).get("log", [""])[0])

@@ -13,6 +13,7 @@ from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 
 from apps.console.health import deployment_card
+from apps.console.topics import Topic, kinds_open_to, topics_words
 from apps.console.watching import LOG_PERMISSION, Words, words_of
 from apps.core.hop import database_hop
 from apps.core.selectors import change_stamps
@@ -36,10 +37,11 @@ _ACCESS: Final = "access"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sight:
-    """What a person may watch. deployments: None is all of them."""
+    """What a person may watch. deployments: None is all of them. kinds: of topics."""
 
     deployments: frozenset[int] | None
     logs: bool
+    kinds: frozenset[str] = frozenset()
 
     def sees(self, deployment_id: int) -> bool:
         return self.deployments is None or deployment_id in self.deployments
@@ -48,18 +50,20 @@ class Sight:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """How everything is. words: of each deployment. logs: the ends of its engines' logs, of those
-    deployments whose logs somebody reads."""
+    deployments whose logs somebody reads. topics: the words of what else somebody asked for."""
 
     words: Mapping[int, Words]
     logs: Mapping[int, Mapping[str, str]]
+    topics: Mapping[Topic, Words]
 
 
 class Watcher(Protocol):
-    """An open page. log_of: the deployment whose logs it shows."""
+    """An open page. log_of: the deployment whose logs it shows. topics: what else it shows."""
 
     session_key: str
     sight: Sight
     log_of: int | None
+    topics: frozenset[Topic]
 
     def end(self) -> None:
         """Its person may watch no more. Idempotent."""
@@ -71,10 +75,10 @@ def sight_of(session_key: str) -> Sight | None:
     user = session_onlooker(session_key)
     if user is None or not user.is_staff:
         return None
-    visible = deployments_visible_to(user)
-    if visible is not None and not visible:
+    visible, kinds = deployments_visible_to(user), kinds_open_to(user.access)
+    if visible is not None and not visible and not kinds:
         return None
-    return Sight(deployments=visible, logs=user.access.may(LOG_PERMISSION))
+    return Sight(deployments=visible, logs=user.access.may(LOG_PERMISSION), kinds=kinds)
 
 
 class LiveHub:
@@ -124,7 +128,15 @@ class LiveHub:
 
     async def _tick(self) -> None:
         log_of = {each.log_of for each in self._watchers if each.sight.logs}
-        stamps, view = await database_hop(self._look, frozenset(log_of), now=timezone.now())
+        topics = {
+            topic
+            for each in self._watchers
+            for topic in each.topics
+            if topic[0] in each.sight.kinds
+        }
+        stamps, view = await database_hop(
+            self._look, frozenset(log_of), frozenset(topics), now=timezone.now()
+        )
         is_due = time.monotonic() - self._checked_s >= RECHECK_S
         if is_due or stamps.get(_ACCESS) != self._access:
             self._access, self._checked_s = stamps.get(_ACCESS), time.monotonic()
@@ -133,8 +145,10 @@ class LiveHub:
             self.view = view
             self._changed.notify_all()
 
-    def _look(self, log_of: frozenset[int | None], *, now: datetime) -> tuple[dict[str, int], View]:
-        """Three queries, however many watch."""
+    def _look(
+        self, log_of: frozenset[int | None], topics: frozenset[Topic], *, now: datetime
+    ) -> tuple[dict[str, int], View]:
+        """Three queries, however many watch, and those of ``topics_words``."""
         stamps = change_stamps()
         words: dict[int, Words] = {}
         logs: dict[int, dict[str, str]] = {}
@@ -147,7 +161,7 @@ class LiveHub:
                     f"e{engine.pk}": "\n".join(engine_log_tail(engine, n_lines=LOG_LINES))
                     for engine in engines
                 }
-        return stamps, View(words=words, logs=logs)
+        return stamps, View(words=words, logs=logs, topics=topics_words(topics, now=now))
 
     async def _recheck(self) -> None:
         """End what its person may not see any more, and widen or narrow the rest."""

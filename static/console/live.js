@@ -1,8 +1,12 @@
-// Renews what a page says of deployments: words over a WebSocket as they change, and plots every
-// ten seconds. Without either the page stays as it was loaded, and says so.
+// Renews what a page says of deployments and of the topics that it marks: words over a WebSocket as
+// they change, and plots every ten seconds. Without either the page stays as it was loaded, and says
+// so. A page that marks words as its shape (data-shape) is loaded anew when they are others, unless
+// somebody has begun to fill in one of its forms.
 (() => {
   "use strict";
   const PLOTS_MS = 10000;
+  const SHAPE_MS = 1500;
+  const NEWS = "Something has changed: load the page again";
   const AGAIN_MS = [1000, 2000, 5000, 15000];
   const FINAL_CODES = new Set([4401, 4403]);
   let failures = 0;
@@ -10,15 +14,43 @@
   let range = "hour";
   let plotsTimer = 0;
   const logs = {};
+  const shapes = {};
+  let shapeTimer = 0;
+  let hasNews = false;
 
   function each(name, value, act) {
     document.querySelectorAll(`[${name}="${CSS.escape(value)}"]`).forEach(act);
   }
 
   function say(text, isStale) {
-    const link = watch?.querySelector("[data-live-link]");
-    if (link) link.textContent = text;
-    if (watch) watch.dataset.stale = isStale ? "1" : "";
+    document.querySelectorAll("[data-live-link]").forEach((link) => {
+      link.textContent = text;
+      const place = link.closest(".co");
+      if (place) place.dataset.stale = isStale ? "1" : "";
+    });
+  }
+
+  function isOther() {
+    return [...document.querySelectorAll("[data-shape]")].some((element) => {
+      const text = shapes[element.dataset.shape];
+      return text !== undefined && text !== element.dataset.shapeNow;
+    });
+  }
+
+  // The page may be newer than the first that is heard: hence the pause.
+  function checkShape(texts) {
+    Object.assign(shapes, texts);
+    if (shapeTimer || !isOther()) return;
+    shapeTimer = setTimeout(() => {
+      shapeTimer = 0;
+      if (!isOther()) return;
+      if (!document.querySelector("[data-filled]")) {
+        location.replace(location.href);
+        return;
+      }
+      hasNews = true;
+      say(NEWS, true);
+    }, SHAPE_MS);
   }
 
   function showLog(element, text) {
@@ -30,6 +62,7 @@
   function take(news) {
     for (const [key, text] of Object.entries(news.texts)) {
       each("data-live", key, (element) => { element.textContent = text; });
+      each("data-live-width", key, (element) => { element.setAttribute("width", text); });
     }
     for (const [key, tone] of Object.entries(news.tones)) {
       each("data-live-tone", key, (element) => { element.dataset.tone = tone; });
@@ -38,15 +71,18 @@
       logs[key] = text;
       each("data-live-log", key, (element) => showLog(element, text));
     }
+    checkShape(news.texts);
   }
 
   function connect() {
     const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const query = watch ? `?log=${watch.dataset.deployment}` : "";
-    const socket = new WebSocket(`${scheme}://${location.host}/admin/live${query}`);
+    const topics = [...document.querySelectorAll("[data-live-topic]")];
+    const asked = topics.map((element) => element.dataset.liveTopic);
+    if (watch) asked.push(`log=${watch.dataset.deployment}`);
+    const socket = new WebSocket(`${scheme}://${location.host}/admin/live?${asked.join("&")}`);
     socket.addEventListener("message", (event) => {
       failures = 0;
-      say("Live", false);
+      say(hasNews ? NEWS : "Live", hasNews);
       take(JSON.parse(event.data));
     });
     socket.addEventListener("close", (event) => {
@@ -106,6 +142,9 @@
         if (log) log.scrollTop = log.scrollHeight;
       }, true);
     }
+    document.querySelectorAll("form[data-keep]").forEach((form) => {
+      form.addEventListener("input", () => { form.dataset.filled = "1"; });
+    });
     if (watch || document.querySelector("[data-live]")) connect();
   }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from django.contrib.auth.models import Permission
 from django.db import connections
 from django.utils import timezone
 from playwright.sync_api import expect
@@ -26,7 +27,11 @@ from tests.factories import (
     DeploymentFactory,
     EngineProcessFactory,
     EngineSampleFactory,
+    ImportJobFactory,
     ReplicaFactory,
+    RouteFactory,
+    UsageRecordFactory,
+    VerificationRunFactory,
 )
 from tests.factories.access import UserFactory
 from tests.integration.gateway.conftest import shared_server
@@ -97,6 +102,14 @@ async def heard(socket: ClientConnection) -> dict[str, dict[str, str]]:
     return found
 
 
+async def heard_until(socket: ClientConnection, key: str) -> dict[str, str]:
+    """What was said up to a word: the first view may be older than what was asked for."""
+    texts: dict[str, str] = {}
+    while key not in texts:
+        texts |= (await heard(socket))["texts"]
+    return texts
+
+
 async def closed_with(socket: ClientConnection) -> int:
     with pytest.raises(ConnectionClosed):
         while True:
@@ -151,6 +164,72 @@ async def test_a_page_hears_everything_once_and_then_what_is_new(
         assert await heard(socket) == {
             "texts": {}, "tones": {}, "logs": {e: "loading\nready\nmore"},
         }  # fmt: skip
+
+
+async def test_a_page_hears_of_the_topics_that_it_asks_for(
+    server: ServerRun, deployment: Deployment
+) -> None:
+    await database_hop(UserFactory, admin=True, username="ann")
+    job, run, route = await database_hop(topics_made, deployment)
+    query = f"?job={job.pk}&run={run.pk}&route={route.pk}"
+    r = f"r{route.pk}"
+    async with opened(server, session_of(server, "ann"), query=query) as socket:
+        texts = await heard_until(socket, f"{r}.total")
+        assert {key: text for key, text in texts.items() if key[0] in "jv"} == {
+            f"j{job.pk}.open": "open", f"j{job.pk}.progress": "Converting: 5 of 20 tensors",
+            f"j{job.pk}.percent": "25",
+            f"v{run.pk}.open": "open", f"v{run.pk}.progress": "Asking it, 40 %",
+            f"v{run.pk}.percent": "40",
+        }  # fmt: skip
+        assert {key: text for key, text in texts.items() if key[0] == "r"} == {
+            f"{r}.total": "1", f"{r}.shape": f"{deployment.pk}:100",
+            f"{r}.since": f"{route.updated_at:%H:%M:%S}",
+            f"{r}.d{deployment.pk}.got": "100.0 %", f"{r}.d{deployment.pk}.width": "100.0",
+            f"{r}.d{deployment.pk}.n": "1", f"{r}.d{deployment.pk}.open": "0",
+            f"{r}.d{deployment.pk}.failed": "0",
+        }  # fmt: skip
+
+        await database_hop(asked_once_more, route, deployment)
+        assert (await heard(socket))["texts"] == {
+            f"{r}.total": "2", f"{r}.d{deployment.pk}.n": "2",
+        }  # fmt: skip
+
+
+async def test_nobody_hears_of_a_topic_whose_rows_they_may_not_see(
+    server: ServerRun, deployment: Deployment, engine: EngineProcess
+) -> None:
+    def bob() -> None:
+        user: User = UserFactory(is_staff=True, username="bob")
+        held = ("view_deployment", "view_route", "view_modelversion")
+        user.user_permissions.set(Permission.objects.filter(codename__in=held))
+
+    await database_hop(bob)
+    await database_hop(UserFactory, admin=True, username="ann")
+    job, run, route = await database_hop(topics_made, deployment)
+    query = f"?job={job.pk}&run={run.pk}&route={route.pk}"
+    cookies = [session_of(server, name) for name in ("ann", "bob")]
+    async with opened(server, cookies[0], query=query) as anns:
+        await heard_until(anns, f"r{route.pk}.total")  # it is looked at, then
+        async with opened(server, cookies[1], query=query) as socket:
+            texts = (await heard(socket))["texts"]
+            await database_hop(asked_once_more, route, deployment)
+            await database_hop(engine_set, engine, n_restarts=7)
+            texts |= await heard_until(socket, f"d{deployment.pk}.restarts")
+    assert texts[f"d{deployment.pk}.restarts"] == "7"
+    assert {key[0] for key in texts} == {"d", "e"}
+
+
+def topics_made(deployment: Deployment) -> tuple[Any, Any, Any]:
+    """An import and a verification under way, and a route with a request."""
+    job = ImportJobFactory(status="running", stage="convert", stage_done=5, stage_total=20)
+    run = VerificationRunFactory(status="running", step="answers", percent=40)
+    route = RouteFactory(name="chat", deployment=deployment)
+    asked_once_more(route, deployment)
+    return job, run, route
+
+
+def asked_once_more(route: Any, deployment: Deployment) -> None:
+    UsageRecordFactory(route_name=route.name, deployment_id=deployment.pk)
 
 
 async def test_signing_out_ends_it_within_seconds(
