@@ -2,6 +2,7 @@
 ``.venv/bin/python -m docs.screenshots [var/bootstrap.json]``."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -29,8 +30,19 @@ def main(bootstrap_file: Path) -> None:
         page.goto(f"{origin}/admin/")
         expect(page.locator("[data-deployment]").first).to_be_visible()
         page.screenshot(path=IMAGES / "admin.png")
+        guide(page, origin)
         if browser.complaints:
             raise SystemExit("\n".join(browser.complaints))
+
+
+def guide(page: Page, origin: str) -> None:
+    """The newest version of the model to chat with; the picture of docs/guide.md has a second one,
+    rolled out there before."""
+    page.goto(f"{origin}/admin/guide/")
+    page.get_by_role("link", name=re.compile("smollm2")).first.click()
+    expect(page.locator("[data-split]")).to_be_visible()
+    expect(page.locator("[data-live-link]").first).to_have_text("Live")
+    page.screenshot(path=IMAGES / "guide.png", full_page=True)
 
 
 def chat(page: Page) -> None:

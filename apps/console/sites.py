@@ -18,6 +18,7 @@ from unfold.sites import UnfoldAdminSite
 from apps.console.access_review import access_review_urls
 from apps.console.account import account_urls
 from apps.console.forms import OwnPasswordForm
+from apps.console.guide.page import guide_urls
 from apps.console.playground import playground_urls
 from apps.console.request_page import request_urls
 from apps.console.selectors import dashboard
@@ -100,6 +101,7 @@ class ConsoleAdminSite(UnfoldAdminSite):
             *request_urls(self),
             *access_review_urls(self),
             *watch_urls(self),
+            *guide_urls(self),
             *super().get_urls(),
         ]
 

@@ -107,7 +107,7 @@ class ModelVersionAdmin(ServiceModelAdmin):
     sortable_by = ("created_at",)
     autocomplete_fields = ("parent",)
     actions = ("compare_selected",)
-    actions_detail = ("verify", "approve", "withdraw", "retire", "back_to_draft")
+    actions_detail = ("rollout", "verify", "approve", "withdraw", "retire", "back_to_draft")
     inlines = (VerificationInline, StageMoveInline)
     fieldsets = (
         (
@@ -178,6 +178,10 @@ class ModelVersionAdmin(ServiceModelAdmin):
             model_card=obj.model_card,
         )
         return model_version_describe(version=obj, actor=actor_of(request), **fields)
+
+    @action(description="Guided rollout", permissions=["view"], icon="conversion_path")
+    def rollout(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return HttpResponseRedirect(f"{reverse('admin:guide')}?{urlencode({'version': object_id})}")
 
     @action(
         description="Verify",

@@ -23,6 +23,7 @@ JUNK = ["\0", "9" * 30]
 NAMES = [
     "q", "p", "o", "tenant", "plan", "token", "first", "route", "page", "user", "permission",
     "id__exact", "state", "object_type", "object_id", "tenant_id", "actor_id", "action", "term",
+    "version", "import", "deployment", "share", "model",
 ]  # fmt: skip
 
 

@@ -97,6 +97,12 @@ UNFOLD: dict[str, Any] = {
                 "title": "Models",
                 "separator": True,
                 "items": [
+                    {
+                        **_page("Guided rollout", "conversion_path", "guide"),
+                        "permission": lambda request: access_in(request).may(
+                            "registry.view_modelversion"
+                        ),
+                    },
                     _list("Registered models", "deployed_code", "registry", "registeredmodel"),
                     _list("Versions", "inventory_2", "registry", "modelversion"),
                     _list("Verifications", "fact_check", "registry", "verificationrun"),
