@@ -54,7 +54,7 @@ def upload(request: HttpRequest, *, object_id: str, page: "BaseAdmin") -> HttpRe
     if not access_in(request).may("registry.add_importjob"):
         raise PermissionDenied
     job = _job(request, object_id, page=page)
-    if job.actor_id != request.user.pk:
+    if (job.actor_kind, job.actor_id) != ("user", request.user.pk):
         raise PermissionDenied("Only who began an import uploads its file.")
     try:
         if request.content_type == "application/json":

@@ -153,8 +153,14 @@ def test_who_may_nothing_sees_nothing(places: Places) -> None:
     assert client.get(reverse("admin:registry_importjob_changelist")).status_code == 403
 
 
-def test_an_upload_is_whose_it_is(places: Places, admin_client: Client) -> None:
+@pytest.mark.parametrize("whose", ["another person's", "a token's of the same number"])
+def test_an_upload_is_whose_it_is(
+    whose: str, places: Places, admin_user: User, admin_client: Client
+) -> None:
     job = ImportJobFactory(kind="upload", status="uploading", source="", actor_id=0)
+    if whose.startswith("a token"):
+        job.actor_kind, job.actor_id = "token", admin_user.pk
+        job.save()
     before = state()
     assert begin(admin_client, job).status_code == 403
     assert piece(admin_client, job, b"x", offset=0).status_code == 403
