@@ -1,13 +1,15 @@
-"""``manage.py deploy list|start|stop|restart|scale``: deployments without the admin."""
+"""``manage.py deploy list|start|stop|drain|restart|scale``: deployments without the admin."""
 
-from typing import Any
+import time
+from typing import Any, Final
 
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from apps.audit.types import SYSTEM
+from apps.core.exceptions import AppError
 from apps.deployments.models import Deployment
-from apps.deployments.selectors import deployments_all, live_state
+from apps.deployments.selectors import deployment_watched, deployments_all, live_state
 from apps.deployments.services import (
     deployment_restart,
     deployment_start,
@@ -21,16 +23,20 @@ _SERVICES = {
     "stop": (deployment_stop, "drains, then stops."),
     "restart": (deployment_restart, "gets new engines."),
 }
+_LOOK_S: Final = 0.25
 
 
 class Command(BaseCommand):
-    help = "List, start, stop, restart or scale deployments."
+    help = "List, start, stop, drain, restart or scale deployments."
 
     def add_arguments(self, parser: CommandParser) -> None:
         verbs = parser.add_subparsers(dest="verb", required=True)
         verbs.add_parser("list", help="what runs, beside what should")
         for verb in _SERVICES:
             verbs.add_parser(verb).add_argument("name")
+        drain = verbs.add_parser("drain", help="stop it, and wait until its engines have ended")
+        drain.add_argument("name")
+        drain.add_argument("--timeout-s", type=float, default=60.0, help="the longest wait")
         scale = verbs.add_parser("scale", help="set how many replicas may run")
         scale.add_argument("name")
         scale.add_argument("--min", type=int, help="so many always run")
@@ -46,6 +52,8 @@ class Command(BaseCommand):
         try:
             if options["verb"] == "scale":
                 self._scale(deployment, options)
+            elif options["verb"] == "drain":
+                self._drain(deployment, timeout_s=options["timeout_s"])
             else:
                 service, said = _SERVICES[options["verb"]]
                 service(deployment=deployment, actor=SYSTEM)
@@ -55,6 +63,21 @@ class Command(BaseCommand):
                 f"{field}: {' '.join(texts)}" for field, texts in error.message_dict.items()
             )
             raise CommandError(wrong) from None
+        except AppError as error:
+            raise CommandError(error.message) from error
+
+    def _drain(self, deployment: Deployment, *, timeout_s: float) -> None:
+        """Stop it; it gets no new requests, and its engines finish those that they have."""
+        deployment_stop(deployment=deployment, actor=SYSTEM)
+        until_s = time.monotonic() + timeout_s
+        while (state := live_state(deployment_watched(str(deployment.pk)))).word != "Stopped":
+            if time.monotonic() >= until_s:
+                raise CommandError(
+                    f"{deployment} is told to stop, and after {timeout_s:g} s it is "
+                    f"{state.word.lower()}; `deploy list` shows it. Is the agent running?"
+                )
+            time.sleep(_LOOK_S)
+        self.stdout.write(f"{deployment} has stopped.")
 
     def _scale(self, deployment: Deployment, options: dict[str, Any]) -> None:
         names = {"min_replicas": "min", "max_replicas": "max", "target_wait_ms": "target_wait_ms"}
