@@ -18,7 +18,7 @@ from unfold.widgets import (
 from apps.audit.types import Actor
 from apps.rbac.models import ApiToken, Role, User
 from apps.rbac.services import MAX_OVERLAP, user_password_set
-from apps.rbac.types import SCOPES
+from apps.rbac.types import DEFAULT_SCOPES, SCOPES
 
 
 class UserAddForm(UnfoldUserCreationForm):  # type: ignore[misc]
@@ -79,9 +79,9 @@ class ServiceAccountForm(forms.Form):
 class TokenForm(forms.ModelForm):  # type: ignore[type-arg]
     scopes = forms.MultipleChoiceField(
         choices=[(scope, scope.capitalize()) for scope in SCOPES],
-        initial=list(SCOPES),
+        initial=list(DEFAULT_SCOPES),
         widget=UnfoldAdminCheckboxSelectMultipleWidget,
-        help_text="What the token may be used for.",
+        help_text="What the token may be used for. To manage, it must have an owner.",
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -13,7 +13,7 @@ from apps.core.limits import LimitFields
 from apps.core.models import TimestampedModel
 from apps.core.tenant_rows import TenantRows
 from apps.rbac.permissions import access_of
-from apps.rbac.types import JWT_ALGORITHM, SCOPES, networks_of
+from apps.rbac.types import DEFAULT_SCOPES, JWT_ALGORITHM, SCOPES, networks_of
 
 
 class User(AbstractUser):
@@ -175,8 +175,11 @@ class RoleGrant(TenantRows, TimestampedModel):
         return None if self.membership is None else self.membership.tenant_id
 
 
-def all_scopes() -> list[str]:
-    return list(SCOPES)
+def default_scopes() -> list[str]:
+    return list(DEFAULT_SCOPES)
+
+
+all_scopes = default_scopes  # as a migration calls it
 
 
 def validate_scopes(value: Any) -> None:
@@ -219,7 +222,7 @@ class ApiToken(TenantRows, TimestampedModel, LimitFields):
         related_name="api_tokens",
         help_text="Whose token it is: it never does more than they may. Empty: the tenant's own.",
     )
-    scopes = models.JSONField(default=all_scopes, validators=[validate_scopes])
+    scopes = models.JSONField(default=default_scopes, validators=[validate_scopes])
     allowed_networks = models.TextField(
         blank=True,
         validators=[validate_networks],

@@ -1,16 +1,15 @@
 """The access review: who may do what, where, and why. Told from the rows that the checks read."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from django.contrib.auth.models import Permission
 from django.db.models import QuerySet
-from guardian.models import UserObjectPermissionBase
 
 from apps.core.tenancy import every_tenant
 from apps.rbac.models import ApiToken, Role, RoleGrant, User
 from apps.rbac.permissions import TENANT_PERMISSIONS, holders_of
-from apps.rbac.types import SCOPES, AccessEntry, scope_permissions
+from apps.rbac.powers import object_permission_tables
+from apps.rbac.types import OWNED_SCOPES, SCOPES, AccessEntry, scope_permissions
 
 EVERYTHING = "*"
 
@@ -80,24 +79,18 @@ def _of_grant(grant: RoleGrant, role: Role) -> Iterator[AccessEntry]:
 
 def _of_objects(people: Iterable[User]) -> Iterator[AccessEntry]:
     holders = {person.pk for person in people}
-    tables = (each for each in _subclasses(UserObjectPermissionBase) if not each._meta.abstract)
-    for table in sorted(tables, key=lambda each: str(each._meta.label)):
+    for table in object_permission_tables():
         rows = table._default_manager.select_related("user", "permission__content_type")
         for row in rows.filter(user__in=holders).prefetch_related("content_object").order_by("id"):
             where = f"{row.permission.content_type.model}:{row.content_object}"
             yield _entry(row.user, _name(row.permission), where=where, why="given on this object")
 
 
-def _subclasses(cls: Any) -> Iterator[Any]:
-    for each in cls.__subclasses__():
-        yield each
-        yield from _subclasses(each)
-
-
 def _of_tokens(tokens: list[ApiToken]) -> Iterator[AccessEntry]:
     owners = {token.owner_id for token in tokens if token.owner_id is not None}
     holders = {name: holders_of(name, owners) for name in sorted(scope_permissions(SCOPES))}
     for token in tokens:
+        yield from _of_managing(token)
         is_effective = token.is_live and token.tenant.is_active
         for name in sorted(scope_permissions(token.scopes)):
             may = token.owner_id is None or holders[name].include(
@@ -110,6 +103,21 @@ def _of_tokens(tokens: list[ApiToken]) -> Iterator[AccessEntry]:
                 where=f"tenant:{token.tenant.slug}",
                 why=f"token of {token.owner}" if token.owner else "the tenant's own token",
                 is_effective=is_effective and may,
+            )
+
+
+def _of_managing(token: ApiToken) -> Iterator[AccessEntry]:
+    """A token that is somebody's whole power: what that is, their own entries tell."""
+    owner = token.owner
+    if owner is not None:
+        for scope in sorted(OWNED_SCOPES.intersection(token.scopes)):
+            yield AccessEntry(
+                kind="token",
+                subject=str(token),
+                permission=scope,
+                where="everywhere",
+                why=f"token of {owner}, for whatever they may",
+                is_effective=token.is_live and token.tenant.is_active and owner.is_active,
             )
 
 

@@ -18,7 +18,15 @@ from apps.core.tenancy import every_tenant
 from apps.rbac.models import ApiToken, GroupMapping, TokenFamily, User
 from apps.rbac.permissions import held_by, holders_of
 from apps.rbac.review import access_review as access_review
-from apps.rbac.types import SCOPES, SECRET_MARK, USE_ROUTE, Identity, Principal, networks_of
+from apps.rbac.types import (
+    OWNED_SCOPES,
+    SCOPES,
+    SECRET_MARK,
+    USE_ROUTE,
+    Identity,
+    Principal,
+    networks_of,
+)
 from apps.tenants.selectors import tenant_limits, tenant_of_user
 
 TOUCH_EVERY = timedelta(minutes=5)
@@ -86,7 +94,9 @@ def principal_of_live(token: ApiToken, *, now: datetime) -> Principal:
     if not token.tenant.is_active:
         raise AuthenticationFailed("The tenant of this API key is not active.")
     scopes, access = frozenset(token.scopes), None
-    if token.owner is not None:
+    if token.owner is None:
+        scopes -= OWNED_SCOPES
+    else:
         access = _access_of_member(token.owner, tenant_id=token.tenant_id)
         scopes &= _scopes_of(access, tenant_id=token.tenant_id)
     return Principal(
@@ -201,7 +211,7 @@ def principal_of_user(user: User) -> Principal:
         weight=tenant.plan.weight,
         user_id=user.pk,
         subject_id=user.pk,
-        scopes=_scopes_of(access, tenant_id=tenant.pk),
+        scopes=_scopes_of(access, tenant_id=tenant.pk) - OWNED_SCOPES,  # those are of tokens
         uses_every_route=access.may(USE_ROUTE),
     )
 
@@ -260,6 +270,24 @@ def token_get(token_id: int, *, tenant_id: int) -> ApiToken | None:
     """Return a tenant's token with its owner, revoked ones too."""
     tokens = ApiToken.objects.select_related("owner")
     return tokens.filter(pk=token_id, tenant_id=tenant_id).first()
+
+
+def person_behind(principal: Principal) -> User:
+    """Return whose power a principal has, as they are at this moment.
+
+    Raises:
+        PermissionDenied: nobody's, because it is the tenant's own token, or they are switched off.
+    """
+    user = None
+    if principal.subject_id is not None:
+        user = User.objects.filter(pk=principal.subject_id, is_active=True).first()
+    if user is None:
+        raise PermissionDenied("Only a token that belongs to somebody may do this.")
+    return user
+
+
+def user_named(username: str) -> User | None:
+    return User.objects.filter(username=username).first()
 
 
 def username_of(user_id: int) -> str | None:

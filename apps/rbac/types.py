@@ -19,7 +19,11 @@ ADD_TOKEN: Final = "rbac.add_apitoken"  # noqa: S105 - a permission
 SCOPES: Final[Mapping[str, frozenset[str]]] = {
     "inference": frozenset({USE_ROUTE}),
     "batches": frozenset({USE_ROUTE, "batches.add_batch"}),
+    "manage": frozenset(),  # each of its operations asks what the owner may
 }
+# What a token is for where nobody says, and what only one with an owner can be for.
+DEFAULT_SCOPES: Final = ("inference", "batches")
+OWNED_SCOPES: Final = frozenset({"manage"})
 SECRET_MARK: Final = "sk-nano-"  # noqa: S105 - how a secret begins, not one
 JWT_ALGORITHM: Final = "EdDSA"
 

@@ -20,10 +20,12 @@ from apps.core.services import change_stamp_bump, model_changes, plain
 from apps.core.tenancy import every_tenant
 from apps.rbac.models import ApiToken, User
 from apps.rbac.permissions import access_of, access_within
+from apps.rbac.powers import may_no_more
 from apps.rbac.selectors import TOUCH_EVERY, secret_digest
 from apps.rbac.types import (
     ADD_TOKEN,
-    SCOPES,
+    DEFAULT_SCOPES,
+    OWNED_SCOPES,
     SECRET_MARK,
     IssuedToken,
     networks_of,
@@ -48,7 +50,7 @@ def api_token_issue(
     actor: Actor,
     created_by: User | None = None,
     owner: User | None = None,
-    scopes: Sequence[str] = tuple(SCOPES),
+    scopes: Sequence[str] = DEFAULT_SCOPES,
     expires_at: datetime | None = None,
     **fields: Any,
 ) -> IssuedToken:
@@ -64,7 +66,7 @@ def api_token_issue(
     """
     if expires_at is not None and expires_at <= timezone.now():
         raise InvalidRequest("The time of expiry lies in the past.", param="expires_at")
-    _check_owner(owner, tenant_id=tenant.pk)
+    _check_owner(owner, scopes=scopes, tenant_id=tenant.pk)
     if created_by is not None:
         _check_creator(created_by, owner=owner, scopes=scopes, tenant_id=tenant.pk)
     secret = _secret_draw()
@@ -98,9 +100,15 @@ def api_token_issue(
     return IssuedToken(token=token, secret=secret)
 
 
-def _check_owner(owner: User | None, *, tenant_id: int) -> None:
-    """Refuse an owner who could use the token nowhere, or who is not of the tenant."""
+def _check_owner(owner: User | None, *, scopes: Sequence[str], tenant_id: int) -> None:
+    """Refuse an owner who could use the token nowhere, or who is not of the tenant, and none where
+    the scopes say nothing but that it may what its owner may."""
     if owner is None:
+        if owned := sorted(OWNED_SCOPES.intersection(scopes)):
+            raise InvalidRequest(
+                f"A token for {owned[0]!r} belongs to a person or a service account.",
+                param="owner",
+            )
         return
     if not owner.is_active:
         raise InvalidRequest("This user is switched off.", param="owner")
@@ -124,7 +132,8 @@ def _check_creator(
     if owner is not None and owner.pk != creator.pk:
         if not (owner.is_service or access.may(ADD_TOKEN)):
             raise PermissionDenied("A token of yours belongs to you or to a service account.")
-        if not access.covers(access_within(access_of(owner), tenant_id), tenant_id=tenant_id):
+        is_more = not access.covers(access_within(access_of(owner), tenant_id), tenant_id=tenant_id)
+        if is_more or (OWNED_SCOPES.intersection(scopes) and not may_no_more(owner, than=creator)):
             raise PermissionDenied("The owner may do more than you.")
 
 
@@ -208,6 +217,8 @@ def api_token_update(*, token: ApiToken, actor: Actor, by: User | None = None) -
     if not changes:
         return token
     token.full_clean()
+    if stored.owner is None:
+        _check_owner(None, scopes=token.scopes, tenant_id=stored.tenant_id)
     if by is not None and _is_wider(token, stored):
         _check_creator(by, owner=stored.owner, scopes=token.scopes, tenant_id=token.tenant_id)
     token.save(update_fields=[*_EDITABLE, *LIMIT_NAMES, "updated_at"])

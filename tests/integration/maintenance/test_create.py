@@ -126,6 +126,8 @@ def test_a_token_carries_a_time_and_limits() -> None:
         (["acme", "job", "--expires-in", "0d"], "--expires-in: '0d' is not a duration"),
         (["acme", "job", "--expires-in", "-1d"], "--expires-in: '-1d' is not a duration"),
         (["acme", "job", "--expires-in", "9999999w"], "--expires-in: '9999999w' is too long"),
+        (["acme", "job", "--scopes", "manage"], "--owner: A token for 'manage' belongs to a"),
+        (["acme", "job", "--owner", "nobody"], "--owner: there is no user 'nobody'"),
         (["acme", "job", "--scopes", "all"], "--scopes: A list of one or more of: inference, "),
         (["acme", "job", "--allowed-networks", "a/8"], "--allowed-networks: Not an address or a"),
         (["acme", "job", "--max-context-tokens", "0"], "--max-context-tokens: Ensure"),

@@ -35,7 +35,7 @@ from apps.rbac.services import (
     token_pair_refresh,
 )
 from apps.rbac.services import jwt as services
-from apps.rbac.types import SCOPES, Principal
+from apps.rbac.types import DEFAULT_SCOPES, Principal
 from apps.tenants.models import Membership
 from tests.factories import ApiTokenFactory, MembershipFactory
 from tests.integration.rbac.jwts import issue, refused, said, signer, state, token
@@ -77,7 +77,7 @@ def test_an_exchange_gives_what_the_api_token_may(token: ApiToken) -> None:
     own, found = grant_of_secret(token.secret), grant_of_jwt(pair.access_token)  # type: ignore[attr-defined]
     assert found.principal.family_id == family.pk
     assert found.principal.api_token_id == token.pk
-    assert found.principal.scopes == own.principal.scopes == frozenset(SCOPES)
+    assert found.principal.scopes == own.principal.scopes == frozenset(DEFAULT_SCOPES)
     assert found.expires_at == datetime.fromtimestamp(claims["exp"], tz=before.tzinfo)
     event = all_of(AuditEvent).get()
     assert (event.action, event.actor_kind, event.actor_id, event.tenant_id) == (
@@ -109,7 +109,7 @@ def test_it_does_no_more_than_its_owner_may() -> None:
     member = MembershipFactory(role="developer")
     pair = issue(ApiTokenFactory(tenant=member.tenant, owner=member.user))
     found = grant_of_jwt(pair.access_token).principal
-    assert (found.subject_id, found.scopes) == (member.user_id, frozenset(SCOPES))
+    assert (found.subject_id, found.scopes) == (member.user_id, frozenset(DEFAULT_SCOPES))
     all_of(RoleGrant).all().delete()
     assert grant_of_jwt(pair.access_token).principal.scopes == frozenset()
     all_of(Membership).filter(user=member.user).delete()

@@ -69,6 +69,16 @@ def test_every_reason_is_told() -> None:
     }  # fmt: skip
 
 
+def test_a_token_that_is_somebodys_whole_power_is_told() -> None:
+    bob = MembershipFactory(user__username="bob")
+    token = ApiTokenFactory(tenant=bob.tenant, owner=bob.user, scopes=["manage"])
+    ApiTokenFactory(tenant=bob.tenant, scopes=["manage"])  # nobody's, and good for nothing
+    told = (str(token), "everywhere", "token of bob, for whatever they may", True)
+    assert reasons("manage") == [told]
+    User.objects.update(is_active=False)
+    assert reasons("manage") == [(*told[:3], False)]
+
+
 def test_it_says_what_the_checks_say() -> None:
     members = [MembershipFactory(role=role.slug) for role in Role.objects.all()]
     told: dict[int, set[str]] = {row.user_id: set() for row in members}

@@ -23,7 +23,7 @@ from apps.rbac.services import (
     api_token_rotate,
     api_token_update,
 )
-from apps.rbac.types import SCOPES
+from apps.rbac.types import DEFAULT_SCOPES
 from tests.factories import ApiTokenFactory, MembershipFactory, TenantFactory, UserFactory
 from tests.rows import all_of
 
@@ -44,7 +44,7 @@ def test_a_developer_issues_a_token_of_their_own(actor: Actor) -> None:
         tenant=row.tenant, name="ci", created_by=row.user, owner=row.user, actor=actor
     )
     principal = principal_of_secret(issued.secret)
-    assert (principal.subject_id, principal.scopes) == (row.user_id, frozenset(SCOPES))
+    assert (principal.subject_id, principal.scopes) == (row.user_id, frozenset(DEFAULT_SCOPES))
     event = all_of(AuditEvent).get()
     assert event.changes["owner"] == row.user.username
     assert issued.secret not in str(event.changes)

@@ -14,8 +14,9 @@ from apps.console.options import (
     options_read,
     refusals,
 )
+from apps.rbac.selectors import user_named
 from apps.rbac.services import api_token_issue
-from apps.rbac.types import SCOPES
+from apps.rbac.types import DEFAULT_SCOPES, SCOPES
 from apps.tenants.selectors import tenant_by_slug
 
 # Whatever else a token carries is one more row here: it is handed to ``api_token_issue`` by the
@@ -23,10 +24,17 @@ from apps.tenants.selectors import tenant_by_slug
 TOKEN_OPTIONS: Final = (
     FieldOption(
         field="scopes",
-        help=f"what it may do: {', '.join(SCOPES)}; all of it if not given",
+        help=f"what it may be used for: {', '.join(SCOPES)}; "
+        f"{' and '.join(DEFAULT_SCOPES)} if not given",
         metavar="SCOPE",
         parse=list,
         is_list=True,
+    ),
+    FieldOption(
+        field="owner",
+        help="whose power it has, by user name; the tenant's own if not given",
+        metavar="USER",
+        parse=lambda text: _user(text),
     ),
     FieldOption(
         field="allowed_networks",
@@ -57,12 +65,12 @@ class Command(BaseCommand):
         options_add(parser, (_EXPIRES_IN, *TOKEN_OPTIONS))
 
     def handle(self, *args: Any, **options: Any) -> None:
-        fields = options_read(TOKEN_OPTIONS, options)
         expires_at = options_read((_EXPIRES_IN,), options).get("expires_in")
         with refusals({"name": "NAME", "tenant": "TENANT", "expires_at": _EXPIRES_IN.flag}):
             tenant = tenant_by_slug(options["tenant"])
             if tenant is None:
                 raise CommandError(f"TENANT: there is no tenant {options['tenant']!r}")
+            fields = options_read(TOKEN_OPTIONS, options)
             issued = api_token_issue(
                 tenant=tenant,
                 name=options["name"],
@@ -73,6 +81,13 @@ class Command(BaseCommand):
         until = f"until {expires_at:%Y-%m-%d %H:%M} UTC" if expires_at else "until it is revoked"
         self.stderr.write(f"Made the token {issued.token} of {tenant.slug}, good {until}.")
         self.stdout.write(issued.secret)
+
+
+def _user(text: str) -> Any:
+    user = user_named(text)
+    if user is None:
+        raise ValueError(f"there is no user {text[:150]!r}")
+    return user
 
 
 def _moment(text: str) -> Any:
