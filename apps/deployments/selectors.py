@@ -6,7 +6,7 @@ from django.db.models import F, Prefetch, QuerySet
 from guardian.shortcuts import get_objects_for_user
 
 from apps.core.exceptions import NotFound
-from apps.deployments.models import Deployment, Replica
+from apps.deployments.models import Deployment, RemoteServer, Replica
 from apps.deployments.types import REMOTE_VERSION_ID, LiveState, ReplicaEndpoint
 from apps.engines.selectors import EngineState
 from apps.engines.types import RemoteTarget
@@ -130,8 +130,13 @@ def deployments_with_replicas() -> list[Deployment]:
     return list(_with_replicas())
 
 
+def deployments_described() -> "QuerySet[Deployment]":
+    """Return the deployments by name, as ``deployments_with_replicas`` and with their devices."""
+    return _with_replicas().order_by("name")
+
+
 def _with_replicas() -> "QuerySet[Deployment]":
-    replicas = Replica.objects.select_related("engine_process").order_by("index")
+    replicas = Replica.objects.select_related("engine_process", "device__node").order_by("index")
     return Deployment.objects.select_related("model_version__model", "remote").prefetch_related(
         Prefetch("replicas", queryset=replicas)
     )
@@ -148,6 +153,10 @@ def deployment_name_free(wanted: str) -> str:
     taken = set(rows.values_list("name", flat=True))
     numbered = (f"{wanted}-{number}" for number in range(2, len(taken) + 3))
     return wanted if wanted not in taken else next(each for each in numbered if each not in taken)
+
+
+def remote_server_named(name: str) -> RemoteServer | None:
+    return RemoteServer.objects.filter(name=name).first()
 
 
 def deployment_name(deployment_id: int) -> str | None:

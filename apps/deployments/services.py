@@ -232,7 +232,8 @@ def _require_fit(deployment: Deployment) -> None:
     if deployment.desired_state != Deployment.DesiredState.RUNNING:
         return
     if refusal := refusal_of(deployment, now=timezone.now()):
-        raise ValidationError({"desired_state": refusal})
+        error = ValidationError(refusal, code="does_not_fit")
+        raise ValidationError({"desired_state": error})
 
 
 def _deployment_lock(deployment: Deployment) -> Deployment:

@@ -17,6 +17,7 @@ from apps.engines.models import (
     EngineProcess,
     EngineSample,
     JournalEntry,
+    Node,
     QuarantinedRequest,
     Suspicion,
 )
@@ -49,6 +50,11 @@ def devices_seen(now: datetime) -> list[Device]:
 def devices_of(node_id: int) -> list[Device]:
     """Return the devices of one machine, in one query."""
     return list(Device.objects.filter(node_id=node_id).select_related("node"))
+
+
+def nodes_described() -> "QuerySet[Node]":
+    """Return the machines by name, each with its devices and the replicas that are there."""
+    return Node.objects.prefetch_related("devices__replicas__deployment").order_by("name")
 
 
 def engine_log_tail(process: EngineProcess, *, n_lines: int = 200) -> list[str]:

@@ -10,10 +10,8 @@ from django.urls import URLPattern, path
 from django.views.decorators.http import require_safe
 
 from apps.core.access import access_in
-from apps.registry.comparing import CompareRow, facts_compared, figures_compared, files_compared
 from apps.registry.forms import CompareForm
-from apps.registry.models import ModelVersion
-from apps.registry.selectors import verifications_passed
+from apps.registry.selectors import versions_compared
 
 
 def compare_url(site: AdminSite) -> URLPattern:
@@ -38,18 +36,12 @@ def compare_page(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
     }
     if form.is_valid():
         left, right = form.cleaned_data["left"], form.cleaned_data["right"]
+        found = versions_compared(left, right)
         context |= {
             "left": left,
             "right": right,
-            "facts": facts_compared(left, right),
-            "figures": _figures(left, right),
-            "files": files_compared(left, right),
+            "facts": found.facts,
+            "figures": found.figures,
+            "files": found.files,
         }
     return TemplateResponse(request, "admin/registry/compare.html", context)
-
-
-def _figures(left: ModelVersion, right: ModelVersion) -> list[CompareRow]:
-    """Return what the newest verification that each passed has measured."""
-    runs = verifications_passed([left.pk, right.pk])
-    of_left, of_right = (runs[each.pk].figures if each.pk in runs else {} for each in (left, right))
-    return figures_compared(left=of_left, right=of_right)

@@ -2,37 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from django.template.defaultfilters import filesizeformat
 
 from apps.registry.models import ModelVersion
-
-Verdict = Literal["same", "differs", "left only", "right only"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompareRow:
-    """One fact of both. ratio: the right one by the left one, where both are numbers."""
-
-    label: str
-    left: str
-    right: str
-    ratio: float | None = None
-
-    @property
-    def is_different(self) -> bool:
-        return self.left != self.right
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileRow:
-    """One file of their manifests, by its size and SHA-256; empty where one has it not."""
-
-    name: str
-    left: str
-    right: str
-    verdict: Verdict
+from apps.registry.types import CompareRow, FileRow, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

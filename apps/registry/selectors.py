@@ -7,25 +7,28 @@ from pathlib import Path
 from typing import Final
 
 from django.conf import settings
-from django.db.models import Q, QuerySet
+from django.db.models import Count, Max, Q, QuerySet
 
+from apps.registry.comparing import facts_compared, figures_compared, files_compared
 from apps.registry.import_sources import sources_below_roots
 from apps.registry.models import (
     MAX_CARD_CHARS,
     ImportJob,
     ModelVersion,
+    RegisteredModel,
     VerificationRun,
     VersionTag,
 )
 from apps.registry.progress import import_progress, verification_progress
 from apps.registry.shapes import shape_read
-from apps.registry.types import ModelShape, VerificationStatus
+from apps.registry.types import Comparison, ModelShape, VerificationStatus
 from apps.registry.wording import figure_lines, figure_texts
 
 __all__ = [
     "chat_template",
     "figure_lines",
     "figure_texts",
+    "import_jobs",
     "import_jobs_of",
     "import_progress",
     "model_card_in",
@@ -36,15 +39,18 @@ __all__ = [
     "model_version_of",
     "model_versions_all",
     "model_versions_described",
+    "registered_models",
     "sources_below_roots",
     "stage_refusal",
     "tags_in_use",
     "verification_get",
     "verification_latest",
     "verification_progress",
+    "verification_runs",
     "verifications_claimable",
     "verifications_of",
     "verifications_passed",
+    "versions_compared",
 ]
 
 _TEMPLATE_MOST_BYTES: Final = 64 * 1024
@@ -85,6 +91,36 @@ def model_versions_described() -> "QuerySet[ModelVersion]":
     """Return the versions with all that is said of them, by name and number, in two queries."""
     rows = ModelVersion.objects.select_related("model", "parent__model").prefetch_related("tags")
     return rows.order_by("model__name", "-version")
+
+
+def registered_models() -> "QuerySet[RegisteredModel]":
+    """Return the models by name, each with the number of its versions and that of the newest."""
+    rows = RegisteredModel.objects.annotate(
+        n_versions=Count("versions"), latest_version=Max("versions__version")
+    )
+    return rows.order_by("name")
+
+
+def import_jobs() -> "QuerySet[ImportJob]":
+    """Return the imports with what came of them, the newest first."""
+    return ImportJob.objects.select_related("model_version__model").order_by("-id")
+
+
+def verification_runs() -> "QuerySet[VerificationRun]":
+    """Return the verifications with their versions, the newest first."""
+    return VerificationRun.objects.select_related("version__model").order_by("-id")
+
+
+def versions_compared(left: ModelVersion, right: ModelVersion) -> Comparison:
+    """Return two versions side by side: what the catalogue says of both, what the newest
+    verification that each passed has measured, and their files."""
+    runs = verifications_passed([left.pk, right.pk])
+    of_left, of_right = (runs[each.pk].figures if each.pk in runs else {} for each in (left, right))
+    return Comparison(
+        facts=tuple(facts_compared(left, right)),
+        figures=tuple(figures_compared(left=of_left, right=of_right)),
+        files=tuple(files_compared(left, right)),
+    )
 
 
 def model_card_in(directory: Path) -> str:

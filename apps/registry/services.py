@@ -16,6 +16,12 @@ from django.db.models import Max
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.registry.exceptions import ModelImportError, ModelImportRunning
+from apps.registry.import_jobs import (
+    import_job_cancel,
+    import_job_create,
+    import_upload_append,
+    import_upload_begin,
+)
 from apps.registry.importing import run_conversion
 from apps.registry.models import ModelVersion, RegisteredModel
 from apps.registry.selectors import model_card_in
@@ -37,8 +43,12 @@ from apps.registry.versions import (
 
 __all__ = [
     "deployable_check",
+    "import_job_cancel",
+    "import_job_create",
     "import_lock",
     "import_model",
+    "import_upload_append",
+    "import_upload_begin",
     "model_version_describe",
     "model_version_stage_move",
     "registered_model_describe",

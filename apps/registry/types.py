@@ -162,3 +162,39 @@ class ModelShape:
     hidden_size: int
     intermediate_size: int
     vocab_size: int
+
+
+Verdict = Literal["same", "differs", "left only", "right only"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareRow:
+    """One fact of both. ratio: the right one by the left one, where both are numbers."""
+
+    label: str
+    left: str
+    right: str
+    ratio: float | None = None
+
+    @property
+    def is_different(self) -> bool:
+        return self.left != self.right
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRow:
+    """One file of their manifests, by its size and SHA-256; empty where one has it not."""
+
+    name: str
+    left: str
+    right: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two versions side by side. files: those that differ first."""
+
+    facts: tuple[CompareRow, ...]
+    figures: tuple[CompareRow, ...]
+    files: tuple[FileRow, ...]

@@ -3,11 +3,15 @@ them. Each change is told as [before, after]."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from django.core.exceptions import ValidationError
 
 from apps.routing.models import Route, RouteAlias, RouteTarget
 from apps.routing.types import TargetSpec
+
+if TYPE_CHECKING:
+    from apps.deployments.models import Deployment
 
 Change = dict[str, list[list[str]]]
 
@@ -112,6 +116,32 @@ def targets_of(route: Route) -> list[TargetSpec]:
     return [
         TargetSpec(deployment=row.deployment, weight=row.weight, fallback_order=row.fallback_order)
         for row in rows
+    ]
+
+
+def targets_merged(
+    before: Sequence[TargetSpec],
+    *,
+    shares: Sequence[TargetSpec] | None,
+    chain: Sequence["Deployment"] | None,
+) -> list[TargetSpec]:
+    """Return the targets as they shall be. shares: those with weights; chain: the fallbacks in
+    their order; of each None leaves those that there are, but for what is now of the other kind."""
+    fallbacks = chain
+    if fallbacks is None:
+        kept = [each for each in before if each.fallback_order is not None]
+        ordered = sorted(kept, key=lambda each: each.fallback_order or 0)
+        named = {each.deployment for each in shares or ()}
+        fallbacks = [each.deployment for each in ordered if each.deployment not in named]
+    if shares is None:
+        named = set(fallbacks)
+        shares = [
+            each for each in before if each.fallback_order is None and each.deployment not in named
+        ]
+    places = enumerate(fallbacks, 1)
+    return [
+        *shares,
+        *(TargetSpec(deployment=each, fallback_order=place) for place, each in places),
     ]
 
 

@@ -3,20 +3,25 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from django.db.models import Prefetch
+from django.db.models import Prefetch, QuerySet
+from guardian.shortcuts import get_objects_for_user
 
 from apps.deployments.selectors import replica_endpoints
 from apps.deployments.types import REMOTE_VERSION_ID, ReplicaEndpoint
 from apps.routing.balancer import Balancer, Demand, Place, counted_new_tokens
 from apps.routing.defaults import defaults_read
-from apps.routing.leads import targets_of
+from apps.routing.leads import targets_merged, targets_of
 from apps.routing.models import Route, RouteTarget, RouteUserObjectPermission
 from apps.routing.prefixes import MAX_PREFIX_CHARS, prompt_prefix
 from apps.routing.response_cache import Generation, ResponseCache
 from apps.routing.splits import route_splits
 from apps.routing.table import Lease, RoutingTable
 from apps.routing.types import Audience, Destination, PublicModel, RoutingSnapshot
+
+if TYPE_CHECKING:
+    from apps.rbac.models import User
 
 __all__ = [
     "MAX_PREFIX_CHARS",
@@ -32,7 +37,7 @@ __all__ = [
     "prompt_prefix",
     "snapshot",
 ]
-__all__ += ["route_splits", "targets_of"]
+__all__ += ["route_splits", "targets_merged", "targets_of"]
 
 
 def snapshot() -> RoutingSnapshot:
@@ -137,3 +142,27 @@ def routes_all() -> list[Route]:
     """Return every route with its targets and further names, in three queries."""
     targets = RouteTarget.objects.select_related("deployment")
     return list(Route.objects.prefetch_related(Prefetch("targets", queryset=targets), "aliases"))
+
+
+def routes_described() -> "QuerySet[Route]":
+    """Return the routes by name with all that is said of them, in four queries."""
+    targets = RouteTarget.objects.select_related("deployment")
+    rows = Route.objects.prefetch_related(
+        Prefetch("targets", queryset=targets), "aliases", "tenants"
+    )
+    return rows.order_by("name")
+
+
+def routes_visible_to(user: "User") -> frozenset[int] | None:
+    """Return the routes that were given to somebody; None means that they see all of them."""
+    if user.access.may("routing.view_route"):
+        return None
+    given = get_objects_for_user(
+        user,
+        ["routing.view_route", "routing.change_route"],
+        klass=Route,
+        any_perm=True,
+        accept_global_perms=False,
+        with_superuser=False,
+    )
+    return frozenset(given.values_list("pk", flat=True))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -10,7 +9,13 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from apps.audit.types import SYSTEM
 from apps.console.options import refusals, whole_number
 from apps.deployments.selectors import deployment_named
-from apps.routing.selectors import defaults_read, route_named, routes_all, targets_of
+from apps.routing.selectors import (
+    defaults_read,
+    route_named,
+    routes_all,
+    targets_merged,
+    targets_of,
+)
 from apps.routing.services import route_create, route_update
 from apps.routing.types import TargetSpec
 
@@ -106,24 +111,9 @@ def _targets(options: dict[str, Any], before: Sequence[TargetSpec]) -> list[Targ
     """Return the targets as they shall be: of weights and fallbacks, those that are not given
     stay."""
     shares = [_share(word) for word in options["to"] or ()]
-    if not shares:
-        shares = [each for each in before if each.fallback_order is None]
-    chain = [
-        TargetSpec(deployment=_deployment(name, flag="--fallback"), fallback_order=place)
-        for place, name in enumerate(options["fallback"] or (), 1)
-    ]
-    if not chain and not options["no_fallbacks"]:
-        kept = sorted(
-            (each for each in before if each.fallback_order is not None),
-            key=lambda each: each.fallback_order or 0,
-        )
-        named = {share.deployment for share in shares}
-        left = [each for each in kept if each.deployment not in named]
-        chain = [replace(each, fallback_order=place) for place, each in enumerate(left, 1)]
-    elif not options["to"]:
-        named = {each.deployment for each in chain}
-        shares = [each for each in shares if each.deployment not in named]
-    return [*shares, *chain]
+    chain = [_deployment(name, flag="--fallback") for name in options["fallback"] or ()]
+    is_chain_given = bool(chain) or options["no_fallbacks"]
+    return targets_merged(before, shares=shares or None, chain=chain if is_chain_given else None)
 
 
 def _share(word: str) -> TargetSpec:
