@@ -1,7 +1,8 @@
 """JSON to structs, and what the decoder says to what the API's clients expect to read."""
 
 import re
-from typing import Final, TypeVar
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -28,6 +29,14 @@ def decode(decoder: "msgspec.json.Decoder[_S]", body: bytes | str) -> _S:
         ) from error
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
+
+
+def decode_query(kind: type[_S], values: Mapping[str, Any]) -> _S:
+    """Read the parameters of a query as a struct's fields; raises as ``decode`` does."""
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise _invalid_field(str(error)) from error
 
 
 def _invalid_field(text: str) -> InvalidRequest:

@@ -63,6 +63,17 @@ class UnsupportedMediaType(AppError):
     default_message = "The body must be JSON: send 'Content-Type: application/json'."
 
 
+class PreconditionFailed(AppError):
+    """It is no longer as ``If-Match`` says."""
+
+    status = 412
+    type = "invalid_request_error"
+    default_code = "precondition_failed"
+    default_message = (
+        "It was changed meanwhile: its ETag is another one. Look at it again, then decide."
+    )
+
+
 class IdempotencyKeyReused(AppError):
     """The key names another request: its body, path or method differs."""
 

@@ -35,7 +35,7 @@ from apps.gateway.authentication import (
     principal_of_header,
     principal_of_secret,
 )
-from apps.gateway.decoding import decode
+from apps.gateway.decoding import decode, decode_query
 from apps.gateway.exceptions import MethodNotAllowed, UnsupportedMediaType
 from apps.gateway.limits import error_headers
 from apps.gateway.rest.idempotent import META_NAME, once
@@ -78,7 +78,7 @@ class HasPrincipal(BasePermission):
 
 
 class StructParser(BaseParser):
-    """Decodes a body once, into the struct that the view's ``decoder`` names."""
+    """Decodes a body once, by the view's ``body_decoder``."""
 
     media_type = "application/json"
 
@@ -90,7 +90,7 @@ class StructParser(BaseParser):
             raise UnsupportedMediaType(
                 f"The body must come as it is: 'Content-Encoding: {encoding[:40]}' is not taken."
             )
-        return decode(parser_context["view"].decoder, stream.read())
+        return decode(parser_context["view"].body_decoder(), stream.read())
 
 
 class StructRenderer(BaseRenderer):
@@ -175,6 +175,10 @@ class InferenceView(APIView):
         self.response = self.finalize_response(wrapped, response, *args, **kwargs)
         return self.response
 
+    def body_decoder(self) -> "msgspec.json.Decoder[Any]":
+        """Return what decodes the body of the request at hand."""
+        return self.decoder
+
     async def admit(self, request: Request) -> None:
         """Authenticate and check permissions, as DRF's ``initial`` does."""
         request.accepted_renderer, request.accepted_media_type = self.perform_content_negotiation(
@@ -236,6 +240,11 @@ def body_of(request: Request, kind: type[T]) -> T:
     if not isinstance(data, kind):  # DRF hands an empty body on without asking the parser
         raise InvalidRequest("The body is empty; it must be a JSON object.", code="invalid_json")
     return data
+
+
+def query_of(request: Request, kind: type[T]) -> T:
+    """Return the query as a struct whose fields it may name; raises InvalidRequest."""
+    return decode_query(kind, dict(request.query_params.items()))
 
 
 def error_response(

@@ -18,11 +18,12 @@ from uritemplate import variables
 
 from apps.core.exceptions import AppError, AuthenticationFailed
 from apps.gateway import chat_schemas, messages_schemas, responses_schemas, schemas
-from apps.gateway.exceptions import IDEMPOTENCY_KEY, IdempotencyKeyInUse
+from apps.gateway.exceptions import IDEMPOTENCY_KEY, IdempotencyKeyInUse, PreconditionFailed
 from apps.gateway.rest.base import AnsweringView, InferenceView
 from apps.gateway.rest.generation import FALLBACK, RESPONSE_CACHE
 from apps.gateway.rest.idempotent import MAX_KEY_CHARS, REPLAYED
 from apps.gateway.rest.operations import (
+    BYTES,
     ERRORS,
     ERRORS_OF_A_BODY,
     ERRORS_OF_A_KEY,
@@ -73,6 +74,10 @@ HEADERS: Final[dict[str, Schema]] = {
         for of in ("requests", "tokens")
     },
     "WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}},
+    "ETag": {
+        "description": "Changes with whatever somebody may set of it: for `If-Match`.",
+        "schema": {"type": "string"},
+    },
     REPLAYED: {
         "description": "The request ran before, under the same key; this is its answer again.",
         "schema": {"const": "true"},
@@ -94,6 +99,18 @@ REUSE_PARAMETER: Final[Schema] = {
     "description": "On routes that keep answers: `use` takes a kept answer, and keeps this one, "
     "also where tokens are drawn; `no-store` does neither.",
     "schema": {"type": "string", "enum": list(get_args(ReuseWish))},
+}
+IF_MATCH: Final[Schema] = {
+    "in": "header",
+    "name": "If-Match",
+    "description": "ETags, or `*`: where it has none of them any more, it is refused with 412.",
+    "schema": {"type": "string", "maxLength": MAX_KEY_CHARS},
+}
+IF_NONE_MATCH: Final[Schema] = {
+    "in": "header",
+    "name": "If-None-Match",
+    "description": "Where it is there already, it is refused with 412.",
+    "schema": {"const": "*"},
 }
 KEY_PARAMETER: Final[Schema] = {
     "in": "header",
@@ -176,6 +193,9 @@ class DeclaredSchema(AutoSchema):
             found.append(KEY_PARAMETER)
         if self._reuses:
             found.append(REUSE_PARAMETER)
+        found += [{"in": "header", **each} for each in declared.headers]
+        found += [IF_MATCH] if declared.if_match else []
+        found += [IF_NONE_MATCH] if declared.if_none_match else []
         if declared.query is None:
             return found
         _, components = body_schema(declared.query, NEUTRAL)
@@ -202,6 +222,10 @@ class DeclaredSchema(AutoSchema):
         decoder: msgspec.json.Decoder[Any] | None = getattr(self.view, "decoder", None)
         if declared.form is not None:
             media_type, (schema, components) = "multipart/form-data", form_schema(declared.form)
+        elif declared.takes_bytes:
+            return {"required": True, "content": {BYTES: {"schema": {}}}}
+        elif declared.body is not None:
+            media_type, (schema, components) = JSON, body_schema(declared.body, NEUTRAL)
         elif self.method == "POST" and decoder is not None:
             media_type, (schema, components) = JSON, body_schema(decoder.type, NEUTRAL)
         else:
@@ -225,6 +249,7 @@ class DeclaredSchema(AutoSchema):
             }
         headers = [*ALWAYS]
         headers += [REPLAYED] if self._takes_key else []
+        headers += ["ETag"] if declared.has_etag else []
         headers += [FALLBACK] if isinstance(self.view, AnsweringView) else []
         headers += [RESPONSE_CACHE] if self._reuses else []
         return self._response("The answer.", headers, content)
@@ -233,6 +258,7 @@ class DeclaredSchema(AutoSchema):
         kinds = [*ERRORS, *declared.errors]
         if has_body:
             kinds += ERRORS_OF_A_BODY
+        kinds += [PreconditionFailed] if declared.if_match else []
         if variables(self.path):
             kinds += ERRORS_OF_A_NAME
         if self._takes_key:

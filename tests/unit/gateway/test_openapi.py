@@ -95,7 +95,8 @@ def test_every_operation_is_named_secured_and_says_how_it_fails(described: dict[
                 name_of_it = response["$ref"].removeprefix("#/components/responses/")
                 response = described["components"]["responses"][name_of_it]
             assert "X-Request-Id" in response["headers"], (name, status)
-            is_for_later = status in ("409", "429", "503")
+            is_key = status == "409" and name.startswith("POST")  # of a request that runs
+            is_for_later = status in ("429", "503") or is_key
             assert ("Retry-After" in response["headers"]) == is_for_later, (name, status)
             is_limit = status == "429"
             assert ("X-RateLimit-Remaining-tokens" in response["headers"]) == is_limit, name
@@ -114,14 +115,28 @@ def test_every_post_under_v1_takes_an_idempotency_key(described: dict[str, Any])
         (answer,) = (each for code, each in operation["responses"].items() if code[0] == "2")
         names = {each["name"] for each in operation.get("parameters", ()) if each["in"] == "header"}
         if "Idempotency-Replayed" in answer["headers"]:
-            assert names - {"X-Response-Cache"} == {"Idempotency-Key"}, name
+            assert names - {"X-Response-Cache", "If-Match"} == {"Idempotency-Key"}, name
             assert {"409", "422"} <= set(operation["responses"]), name
             taking.add(name)
         else:
-            assert not names, name
+            assert names <= {"If-Match", "If-None-Match", "Upload-Offset"}, name
     posts = {name for name, _ in operations(described) if name.startswith("POST /v1/")}
     assert taking == {name for name in posts if not name.startswith("POST /v1/auth/")}
     assert "POST /v1/batches/{batch_id}/cancel" in taking
+
+
+def test_what_has_a_tag_may_be_changed_by_it(described: dict[str, Any]) -> None:
+    """And what takes one may refuse it; nothing takes one of what is never answered with one."""
+    tagged, taking = set(), set()
+    for name, operation in operations(described):
+        (answer,) = (each for code, each in operation["responses"].items() if code[0] == "2")
+        names = {each["name"] for each in operation.get("parameters", ())}
+        path = name.partition(" ")[2]
+        tagged |= {path} if "ETag" in answer["headers"] else set()
+        taking |= {path} if "If-Match" in names else set()
+        assert ("If-Match" in names) == ("412" in operation["responses"]), name
+    assert taking <= tagged
+    assert "/v1/manage/routes/{name}" in taking
 
 
 def test_what_generates_may_be_answered_again(described: dict[str, Any]) -> None:
