@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from celery import current_app
 from django.db import models
@@ -13,6 +13,8 @@ from django.utils import timezone
 from apps.core.models import ChangeStamp, Heartbeat
 
 logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=models.Model)
 
 # By which Celery's processes are known to be at work.
 WORKER: Final = "worker"
@@ -28,6 +30,11 @@ def change_stamp_bump(name: str) -> None:
         stamp, created = ChangeStamp.objects.get_or_create(name=name, defaults={"value": 1})
         if not created:
             ChangeStamp.objects.filter(pk=stamp.pk).update(**moved)
+
+
+def row_lock(row: M) -> M:
+    """Return a row as it is now, and hold it for the caller's transaction."""
+    return type(row)._default_manager.select_for_update(of=("self",)).get(pk=row.pk)
 
 
 def model_changes(*, obj: models.Model, stored: models.Model) -> dict[str, list[Any]]:

@@ -19,10 +19,12 @@ from config.inference import LeanHandler, Receive, Scope, Send  # noqa: E402
 # Where servers of models have them, which is not under /v1/.
 TOKENIZER_PATHS = frozenset({"/tokenize", "/detokenize"})
 BATCH_PATHS = ("/v1/files", "/v1/batches")
+MANAGEMENT_PATH = "/v1/manage/"
 HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 
 _inference = LeanHandler("apps.gateway.urls")
 _batches = LeanHandler("apps.batches.urls")
+_management = LeanHandler("apps.management.urls")
 _health = LeanHandler("apps.monitoring.urls")
 _sockets: dict[str, Any] = {
     "/v1/stream": AuthMiddlewareStack(StreamConsumer.as_asgi()),
@@ -39,6 +41,8 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
             await send({"type": "websocket.close"})
     elif scope["path"].startswith(BATCH_PATHS):
         await _batches(scope, receive, send)
+    elif scope["path"].startswith(MANAGEMENT_PATH):
+        await _management(scope, receive, send)
     elif _is_inference(scope["path"]):
         await _inference(scope, receive, send)
     elif scope["path"] in HEALTH_PATHS:

@@ -2,5 +2,6 @@
 
 from apps.batches.urls import urlpatterns as batches
 from apps.gateway.urls import urlpatterns as gateway
+from apps.management.urls import urlpatterns as management
 
-urlpatterns = [*gateway, *batches]
+urlpatterns = [*gateway, *batches, *management]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import ROOT
-from tests.serve import RunningProduct
+from tests.serve import RunningProduct, manage
 
 pytestmark = pytest.mark.e2e
 
@@ -46,11 +46,13 @@ def examples(language: str, *, page: Path = README) -> str:
     return "\n".join(found)
 
 
-def run_example(product: RunningProduct, directory: Path, *command: str) -> str:
+def run_example(
+    product: RunningProduct, directory: Path, *command: str, token: str | None = None
+) -> str:
     """Run from a place that looks like the root of a clone with a server on port 8000."""
     (directory / "var").symlink_to(product.var)
     script = command[-1].replace("127.0.0.1:8000", f"127.0.0.1:{product.port}")
-    script = script.replace(TOKEN_SHOWN, product.api_token)
+    script = script.replace(TOKEN_SHOWN, token or product.api_token)
     done = subprocess.run(
         [*command[:-1], script],
         cwd=directory,
@@ -112,6 +114,30 @@ def test_the_commands_of_the_page_on_access_answer(product: RunningProduct, tmp_
     assert [each["crv"] for each in keys["keys"]] == ["Ed25519"]
 
 
+def test_the_commands_of_the_page_on_management_answer(
+    product: RunningProduct, tmp_path: Path
+) -> None:
+    page = ROOT / "docs/management.md"
+    (made,) = (block.source for block in blocks(page.read_text()) if not block.is_run)
+    done = manage(product, *made.split()[2:])
+    assert done.returncode == 0, done.stderr
+    (product.var / "imports").mkdir(exist_ok=True)
+    (product.var / "imports/my-model.gguf").write_bytes(b"none at all")
+    source = examples("bash", page=page)
+    said = run_example(
+        product, tmp_path, "bash", "-euo", "pipefail", "-c", source, token=done.stdout.strip()
+    )
+    found = [json.loads(each) for each in said.replace("}{", "}\n{").splitlines()]
+    assert [each["object"] for each in found] == [
+        *("import", "list", "verification", "verification", "list"),
+        *["deployment"] * 3,
+        *["route"] * 3,
+        "deployment",
+    ]
+    assert [each["weight"] for each in found[9]["targets"]] == [50, 50]
+    assert [each.get("deleted") for each in found[10:]] == [True, True]
+
+
 def test_every_other_command_exists() -> None:
     """Commands that install or stay in the foreground are not run here; that they are spelled
     right is known all the same."""
@@ -147,6 +173,7 @@ def test_every_other_command_exists() -> None:
         "docs/access.md",
         "docs/api.md",
         "docs/ledger.md",
+        "docs/management.md",
         "docs/responses-and-messages.md",
     ],
 )

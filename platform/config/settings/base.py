@@ -54,6 +54,7 @@ INSTALLED_APPS = [
     "apps.routing",
     "apps.gateway",
     "apps.batches",
+    "apps.management",
     "apps.monitoring",
     "apps.console.apps.ConsoleConfig",
 ]

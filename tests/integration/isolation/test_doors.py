@@ -6,17 +6,30 @@ from typing import Any
 import httpx
 import pytest
 
+from apps.audit.models import AuditEvent
 from apps.audit.types import SYSTEM
 from apps.batches.models import Batch, UploadedFile
 from apps.core.hop import database_hop
+from apps.deployments.models import Deployment
 from apps.gateway.runtime import GatewayRuntime
 from apps.metering.models import UsageRecord
 from apps.rbac.builtin_roles import BUILTIN_ROLES
 from apps.rbac.models import ApiToken, Role, TokenFamily
 from apps.rbac.types import SCOPES
+from apps.registry.models import ImportJob, ModelVersion, RegisteredModel, VerificationRun
 from apps.routing.models import Route
 from apps.routing.services import route_update
-from tests.factories import ApiTokenFactory, BatchFactory, MembershipFactory, UploadedFileFactory
+from tests.factories import (
+    ApiTokenFactory,
+    BatchFactory,
+    DeploymentFactory,
+    ImportJobFactory,
+    MembershipFactory,
+    ModelVersionFactory,
+    NodeFactory,
+    UploadedFileFactory,
+    VerificationRunFactory,
+)
 from tests.integration.batches.conftest import files_dir
 from tests.integration.gateway.conftest import MODEL, engine_process, http, route, runtime, token
 from tests.integration.gateway.test_powers import ASK
@@ -29,6 +42,74 @@ __all__ = ["engine_process", "files_dir", "http", "route", "runtime", "token"]
 FORM = {"files": {"file": ("x.jsonl", b"{}")}, "data": {"purpose": "batch"}}
 BATCH = {
     "input_file_id": "{file}", "endpoint": "/v1/chat/completions", "completion_window": "24h",
+}  # fmt: skip
+MANAGED = "v1/manage/"
+# What is the platform's, or may be shown to others of it: roles in a tenant give nothing of it.
+MANAGEMENT: dict[tuple[str, str], dict[str, Any]] = {
+    **{
+        ("get", f"v1/manage/{kind}"): {}
+        for kind in ("models", "imports", "verifications", "deployments", "nodes", "routes")
+    },
+    ("get", "v1/manage/models/<str:name>"): {"path": "v1/manage/models/{catalogued}"},
+    ("patch", "v1/manage/models/<str:name>"): {
+        "path": "v1/manage/models/{catalogued}", "json": {"description": "x"},
+    },
+    ("get", "v1/manage/models/<str:name>/versions"): {
+        "path": "v1/manage/models/{catalogued}/versions",
+    },
+    ("get", "v1/manage/models/<str:name>/versions/<str:number>"): {
+        "path": "v1/manage/models/{catalogued}/versions/1",
+    },
+    ("patch", "v1/manage/models/<str:name>/versions/<str:number>"): {
+        "path": "v1/manage/models/{catalogued}/versions/1", "json": {"license": "mit"},
+    },
+    ("post", "v1/manage/models/<str:name>/versions/<str:number>/stage"): {
+        "path": "v1/manage/models/{catalogued}/versions/1/stage", "json": {"stage": "retired"},
+    },
+    ("get", "v1/manage/models/<str:name>/versions/<str:number>/compare"): {
+        "path": "v1/manage/models/{catalogued}/versions/1/compare?to={catalogued}",
+    },
+    ("post", "v1/manage/imports"): {"json": {"model": "{catalogued}", "source": "x.gguf"}},
+    ("get", "v1/manage/imports/<str:import_id>"): {"path": "v1/manage/imports/{import}"},
+    ("patch", "v1/manage/imports/<str:import_id>/file"): {
+        "path": "v1/manage/imports/{import}/file",
+    },
+    ("post", "v1/manage/imports/<str:import_id>/cancel"): {
+        "path": "v1/manage/imports/{import}/cancel",
+    },
+    ("post", "v1/manage/verifications"): {"json": {"version": "{catalogued}"}},
+    ("get", "v1/manage/verifications/<str:verification_id>"): {
+        "path": "v1/manage/verifications/{run}",
+    },
+    ("post", "v1/manage/verifications/<str:verification_id>/cancel"): {
+        "path": "v1/manage/verifications/{run}/cancel",
+    },
+    ("post", "v1/manage/deployments"): {
+        "json": {"name": "spy", "model_version": "{catalogued}"},
+    },
+    ("get", "v1/manage/deployments/<str:name>"): {"path": "v1/manage/deployments/{deployment}"},
+    ("patch", "v1/manage/deployments/<str:name>"): {
+        "path": "v1/manage/deployments/{deployment}", "json": {"max_replicas": 2},
+    },
+    ("delete", "v1/manage/deployments/<str:name>"): {
+        "path": "v1/manage/deployments/{deployment}",
+    },
+    **{
+        ("post", f"v1/manage/deployments/<str:name>/{verb}"): {
+            "path": f"v1/manage/deployments/{{deployment}}/{verb}",
+        }
+        for verb in ("start", "stop", "restart")
+    },
+    ("get", "v1/manage/nodes/<str:name>"): {"path": "v1/manage/nodes/{node}"},
+    ("get", "v1/manage/routes/<path:name>"): {"path": "v1/manage/routes/{model}"},
+    ("put", "v1/manage/routes/<path:name>"): {
+        "path": "v1/manage/routes/{model}",
+        "json": {"targets": [{"deployment": "tiny", "weight": 1}]},
+    },
+    ("patch", "v1/manage/routes/<path:name>"): {
+        "path": "v1/manage/routes/{model}", "json": {"is_restricted": False},
+    },
+    ("delete", "v1/manage/routes/<path:name>"): {"path": "v1/manage/routes/{model}"},
 }  # fmt: skip
 # What a case sends; {model}, {file} and {batch} become a thing of another tenant's, or none.
 CASES: dict[tuple[str, str], dict[str, Any]] = {
@@ -50,6 +131,7 @@ CASES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "v1/batches"): {"json": BATCH},
     ("get", "v1/batches/<str:batch_id>"): {"path": "v1/batches/{batch}"},
     ("post", "v1/batches/<str:batch_id>/cancel"): {"path": "v1/batches/{batch}/cancel"},
+    **MANAGEMENT,
 }
 # Says the same to everyone, and asks for no token.
 OPEN = {("get", "v1/openapi.json"), ("get", "v1/auth/jwks.json")}
@@ -57,6 +139,8 @@ OWN = {
     ("get", "v1/models"), ("get", "v1/files"), ("post", "v1/files"), ("get", "v1/batches"),
     ("post", "v1/auth/token"),
 }  # fmt: skip
+# Of whatever scopes there are: that to manage is everybody's, though it gives nothing by itself.
+EXCHANGE = ("post", "v1/auth/token")
 # Asks for a token in the body, whoever sends it.
 BY_BODY = {("post", "v1/auth/token/refresh"), ("post", "v1/auth/token/revoke")}
 NAMES_A_THING = sorted(set(CASES) - OWN - BY_BODY)
@@ -71,7 +155,10 @@ def doors() -> set[tuple[str, str]]:
     return found
 
 
-def scope_of(case: tuple[str, str]) -> str:
+def scope_of(case: tuple[str, str]) -> str | None:
+    """None: no scope helps, because of a tenant's roles none leads to it."""
+    if case[1].startswith(MANAGED):
+        return None
     return "batches" if case[1].startswith(("v1/files", "v1/batches")) else "inference"
 
 
@@ -120,7 +207,22 @@ async def theirs(
     await wait_until_async("the restriction to be known", is_known)
     file: UploadedFile = await database_hop(lambda: UploadedFileFactory(tenant=token.tenant))
     batch: Batch = await database_hop(lambda: BatchFactory(tenant=token.tenant, running=True))
-    return {"model": MODEL, "file": file.file_id, "batch": batch.batch_id}
+    return {
+        "model": MODEL,
+        "file": file.file_id,
+        "batch": batch.batch_id,
+        **await database_hop(_of_the_platform),
+    }
+
+
+def _of_the_platform() -> dict[str, str]:
+    return {
+        "catalogued": ModelVersionFactory(model__name="catalogued-model").model.name,
+        "import": ImportJobFactory().job_id,
+        "run": str(VerificationRunFactory(pk=90071992).pk),
+        "deployment": DeploymentFactory(name="deployment-theirs").name,
+        "node": NodeFactory(name="node-theirs").name,
+    }
 
 
 def nothing_like(things: dict[str, str]) -> dict[str, str]:
@@ -128,7 +230,8 @@ def nothing_like(things: dict[str, str]) -> dict[str, str]:
 
 
 def state() -> dict[str, list[Any]]:
-    models: list[Any] = [UploadedFile, Batch, UsageRecord, TokenFamily]
+    models: list[Any] = [UploadedFile, Batch, UsageRecord, TokenFamily, Route, AuditEvent]
+    models += [Deployment, ImportJob, ModelVersion, RegisteredModel, VerificationRun]
     return {model.__name__: list(all_of(model).order_by("pk").values()) for model in models}
 
 
@@ -138,7 +241,11 @@ async def test_what_another_tenant_has_is_not_there(
 ) -> None:
     member = await database_hop(lambda: MembershipFactory(role=role))
     stranger = await database_hop(
-        lambda: ApiTokenFactory(tenant=member.tenant, owner=None if role is None else member.user)
+        lambda: ApiTokenFactory(
+            tenant=member.tenant,
+            owner=None if role is None else member.user,
+            scopes=list(SCOPES),
+        )
     )
     scopes = set(SCOPES) if role is None else await database_hop(_scopes_of, role)
     before = await database_hop(state)
@@ -161,11 +268,14 @@ async def test_lists_hold_ones_own_alone(
     http: httpx.AsyncClient, theirs: dict[str, str], role: str
 ) -> None:
     member = await database_hop(lambda: MembershipFactory(role=role))
-    token = await database_hop(lambda: ApiTokenFactory(tenant=member.tenant, owner=member.user))
+    token = await database_hop(
+        lambda: ApiTokenFactory(tenant=member.tenant, owner=member.user, scopes=list(SCOPES))
+    )
     scopes = await database_hop(_scopes_of, role)
     for case in sorted(OWN):
         answer = await ask(http, case, theirs, token.secret)
-        assert (case, answer.status_code) == (case, 200 if scope_of(case) in scopes else 403)
+        is_open = scope_of(case) in scopes or case == EXCHANGE
+        assert (case, answer.status_code) == (case, 200 if is_open else 403)
         if case[0] == "get" and answer.status_code == 200:
             assert answer.json()["data"] == []
     for case in sorted(BY_BODY):

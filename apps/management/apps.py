@@ -1,0 +1,7 @@
+from django.apps import AppConfig
+
+
+class ManagementConfig(AppConfig):
+    name = "apps.management"
+    label = "management"
+    verbose_name = "Management API"
