@@ -16,10 +16,11 @@ from apps.core.tenancy import every_tenant
 from apps.rbac.models import User
 from tests.emptying import fixture_teardown
 from tests.factories import UserFactory
+from tests.object_storage import object_server, object_storage
 from tests.serve import product
 from tests.walls import walled
 
-__all__ = ["product"]  # one product for e2e and faults together
+__all__ = ["object_server", "object_storage", "product"]  # one for all folders together
 
 # As the engine process sets it: without, torch's threads burn whole time slices on busy cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")

@@ -1,6 +1,6 @@
 """Errors of the registry room."""
 
-from apps.core.exceptions import Conflict, InvalidRequest, PayloadTooLarge
+from apps.core.exceptions import Conflict, InvalidRequest, PayloadTooLarge, Unavailable
 
 
 class ModelImportError(InvalidRequest):
@@ -63,3 +63,28 @@ class UploadTooLarge(PayloadTooLarge):
 class ImportLeaseLost(Exception):
     """Another worker holds the job, or it has ended: whoever gets this stops and writes nothing
     more of it."""
+
+
+class StorageAway(Unavailable):
+    """The storage of artifacts does not answer, or says no. It may later."""
+
+    default_code = "artifact_storage_away"
+    default_message = "The artifact storage does not answer."
+
+
+class ArtifactMissing(Conflict):
+    """A file of a version is not in the storage."""
+
+    default_code = "artifact_missing"
+
+
+class ArtifactAltered(Conflict):
+    """A file of a version is not what was imported."""
+
+    default_code = "artifact_altered"
+
+
+class VersionInUse(Conflict):
+    """A version cannot be deleted while something needs it."""
+
+    default_code = "model_version_in_use"

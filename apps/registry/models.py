@@ -28,6 +28,12 @@ _NAME_VALIDATOR = RegexValidator(
 class RegisteredModel(TimestampedModel):
     name = models.CharField(max_length=120, unique=True, validators=[_NAME_VALIDATOR])
     description = models.TextField(blank=True)
+    last_deleted = models.PositiveIntegerField(
+        default=0,
+        db_default=0,
+        editable=False,
+        help_text="The highest number of a version that was deleted: it is not given again.",
+    )
 
     class Meta:
         ordering = ["name"]
@@ -45,7 +51,11 @@ class ModelVersion(TimestampedModel):
     version = models.PositiveIntegerField()
     source = models.CharField(max_length=300, help_text="File or directory it was imported from.")
     source_sha256 = models.CharField(max_length=64, editable=False)
-    path = models.CharField(max_length=300, editable=False, help_text="Below the models directory.")
+    path = models.CharField(
+        max_length=300,
+        editable=False,
+        help_text="Below the models directory, or in the artifact storage.",
+    )
     architecture = models.CharField(max_length=80, editable=False)
     n_parameters = models.PositiveBigIntegerField(editable=False)
     context_length = models.PositiveIntegerField(editable=False)
@@ -55,6 +65,10 @@ class ModelVersion(TimestampedModel):
     size_bytes = models.PositiveBigIntegerField(editable=False)
     manifest = models.JSONField(editable=False)
     manifest_sha256 = models.CharField(max_length=64, editable=False)
+    # Of files that are not at hand where pages are made and replicas are placed. None: imported
+    # before this was kept; then the files say it, where they are at hand.
+    shape = models.JSONField(null=True, editable=False)
+    chat_template = models.TextField(null=True, editable=False)  # noqa: DJ001 - empty says none
     # Processes of before a migration insert without these, hence the database's own defaults.
     stage = models.CharField(
         max_length=8,
@@ -105,6 +119,22 @@ class ModelVersion(TimestampedModel):
     @property
     def tag_names(self) -> list[str]:
         return [tag.name for tag in self.tags.all()]
+
+
+class LooseFolder(models.Model):
+    """A folder of the artifact storage that no version has: it is being written, or is to go. The
+    row is there before the first file and until the last one is gone, so that a sweeper finds
+    whatever somebody who was killed has left, and touches nothing that is not listed here."""
+
+    path = models.CharField(max_length=300, unique=True)
+    is_going = models.BooleanField(default=False)
+    left_alone_until = models.DateTimeField(db_index=True)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.path
 
 
 class VersionTag(models.Model):

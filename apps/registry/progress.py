@@ -27,9 +27,9 @@ def _stage(job: "ImportJob") -> str:
     match job.stage:
         case "convert":
             return f"Converting: {job.stage_done} of {job.stage_total} tensors"
-        case "unpack":
+        case "unpack" | "upload":
             done, total = filesizeformat(job.stage_done), filesizeformat(job.stage_total)
-            return f"Unpacking: {done} of {total}"
+            return f"{'Unpacking' if job.stage == 'unpack' else 'Sending'}: {done} of {total}"
         case "check":
             return "Checking"
     return "Reading"

@@ -9,6 +9,12 @@ from typing import Final
 from django.conf import settings
 from django.db.models import Count, Max, Q, QuerySet
 
+from apps.registry.artifacts import (
+    artifact_chunks,
+    artifact_of,
+    remote_storage,
+    version_dir,
+)
 from apps.registry.comparing import facts_compared, figures_compared, files_compared
 from apps.registry.import_sources import sources_below_roots
 from apps.registry.models import (
@@ -25,7 +31,10 @@ from apps.registry.types import Comparison, ModelShape, VerificationStatus
 from apps.registry.wording import figure_lines, figure_texts
 
 __all__ = [
+    "artifact_chunks",
+    "artifact_of",
     "chat_template",
+    "chat_template_in",
     "figure_lines",
     "figure_texts",
     "import_jobs",
@@ -40,6 +49,7 @@ __all__ = [
     "model_versions_all",
     "model_versions_described",
     "registered_models",
+    "remote_storage",
     "sources_below_roots",
     "stage_refusal",
     "tags_in_use",
@@ -50,6 +60,7 @@ __all__ = [
     "verifications_claimable",
     "verifications_of",
     "verifications_passed",
+    "version_dir",
     "versions_compared",
 ]
 
@@ -132,8 +143,15 @@ def model_card_in(directory: Path) -> str:
 def chat_template(version: ModelVersion) -> str:
     """Return how a chat becomes a prompt of this version, cut where it is very long; empty where
     its files say nothing of it."""
-    file = Path(settings.MODELS_DIR) / version.path / "chat_template.jinja"
-    return _text_of(file, most_bytes=_TEMPLATE_MOST_BYTES)
+    if version.chat_template is not None:
+        return version.chat_template
+    directory = version_dir(version)
+    return "" if directory is None else chat_template_in(directory)
+
+
+def chat_template_in(directory: Path) -> str:
+    """Return the chat template of a model directory, in the same way."""
+    return _text_of(directory / "chat_template.jinja", most_bytes=_TEMPLATE_MOST_BYTES)
 
 
 def _text_of(file: Path, *, most_bytes: int) -> str:
@@ -194,5 +212,8 @@ def verification_get(run_id: int) -> VerificationRun:
 
 
 def model_shape(version: ModelVersion) -> ModelShape | None:
-    """Return the sizes of its parts, from its files; None where they are not there."""
-    return shape_read(Path(settings.MODELS_DIR) / version.path / "config.json")
+    """Return the sizes of its parts; None where neither its row nor its files say them."""
+    if version.shape is not None:
+        return ModelShape(**version.shape)
+    directory = version_dir(version)
+    return None if directory is None else shape_read(directory / "config.json")

@@ -6,15 +6,18 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
 from django.conf import settings
-from django.db import transaction
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
 from django.db.models import Max
 
 from apps.audit.services import event_record
 from apps.audit.types import Actor
+from apps.registry.artifacts import is_artifact_there, remote_storage
 from apps.registry.exceptions import ModelImportError, ModelImportRunning
 from apps.registry.import_jobs import (
     import_job_cancel,
@@ -24,7 +27,9 @@ from apps.registry.import_jobs import (
 )
 from apps.registry.importing import run_conversion
 from apps.registry.models import ModelVersion, RegisteredModel
-from apps.registry.selectors import model_card_in
+from apps.registry.selectors import chat_template_in, model_card_in
+from apps.registry.shapes import shape_read
+from apps.registry.storing import folder_drop, folder_keep, folder_upload
 from apps.registry.types import AlreadyImported, ConversionDone, ImportEvent, SourceIdentified
 from apps.registry.verifications import (
     verification_ask,
@@ -37,6 +42,7 @@ from apps.registry.verifications import (
 )
 from apps.registry.versions import (
     deployable_check,
+    model_version_delete,
     model_version_describe,
     model_version_stage_move,
 )
@@ -49,6 +55,7 @@ __all__ = [
     "import_model",
     "import_upload_append",
     "import_upload_begin",
+    "model_version_delete",
     "model_version_describe",
     "model_version_stage_move",
     "registered_model_describe",
@@ -82,6 +89,7 @@ def import_model(
     Raises:
         ModelImportError: the artifact is refused.
         ModelImportRunning: another process imports a version of the same model.
+        StorageAway: the storage that it goes to does not answer.
         ValidationError: ``name`` is no name for a model.
     """
     model = RegisteredModel.objects.filter(name=name).first() or RegisteredModel(name=name)
@@ -104,23 +112,54 @@ def import_model(
         if isinstance(converted, ModelVersion):
             on_event(AlreadyImported(version=converted.version))
             return converted
-        source, done = converted
-        version = ModelVersion(
-            model=model,
-            version=number,
-            source=source.name[:300],
-            source_sha256=source.sha256,
-            path=str(path.relative_to(settings.MODELS_DIR)),
-            license=done.manifest["license"][:120],
-            model_card=model_card_in(path),
-            size_bytes=done.size_bytes,
-            manifest=dict(done.manifest),
-            manifest_sha256=done.manifest_sha256,
-            **{fact: done.manifest[fact] for fact in _MANIFEST_FACTS},
-        )
-        _register(version, actor=actor)
-        undo.pop_all()
+        version = _version(path, *converted, model=model, number=number)
+        if remote_storage() is None:
+            _register(version, actor=actor)
+            undo.pop_all()
+        else:  # what is on this disk was for sending only
+            version.path = folder_upload(
+                path, name=name, number=number, done=converted[1], on_event=on_event
+            )
+            undo.callback(folder_drop, version.path)
+            _register_among_others(version, actor=actor)
         return version
+
+
+def _register_among_others(version: ModelVersion, *, actor: Actor) -> None:
+    """Where several machines import, the lock of one keeps the others from nothing."""
+    try:
+        _register(version, actor=actor)
+    except (ValidationError, IntegrityError):
+        others = ModelVersion.objects.filter(model__name=version.model.name)
+        if others.filter(version=version.version).exists():
+            raise ModelImportRunning from None
+        raise
+
+
+def _version(
+    path: Path,
+    source: SourceIdentified,
+    done: ConversionDone,
+    *,
+    model: RegisteredModel,
+    number: int,
+) -> ModelVersion:
+    shape = shape_read(path / "config.json")
+    return ModelVersion(
+        model=model,
+        version=number,
+        source=source.name[:300],
+        source_sha256=source.sha256,
+        path=str(path.relative_to(settings.MODELS_DIR)),
+        license=done.manifest["license"][:120],
+        model_card=model_card_in(path),
+        shape=None if shape is None else asdict(shape),
+        chat_template=chat_template_in(path),
+        size_bytes=done.size_bytes,
+        manifest=dict(done.manifest),
+        manifest_sha256=done.manifest_sha256,
+        **{fact: done.manifest[fact] for fact in _MANIFEST_FACTS},
+    )
 
 
 def _convert(
@@ -185,6 +224,8 @@ def _register(version: ModelVersion, *, actor: Actor) -> None:
     version.model = model
     version.full_clean()
     version.save()
+    if remote_storage() is not None:
+        folder_keep(version.path)
     facts = ("source", "source_sha256", "architecture", "n_parameters", "dtype", "manifest_sha256")
     event_record(
         action="model_version.imported",
@@ -195,15 +236,17 @@ def _register(version: ModelVersion, *, actor: Actor) -> None:
 
 
 def _next_version(name: str) -> int:
-    versions = ModelVersion.objects.filter(model__name=name)
-    return (versions.aggregate(last=Max("version"))["last"] or 0) + 1
+    """Return a number that no version has or had."""
+    models = RegisteredModel.objects.filter(name=name)
+    found = models.aggregate(last=Max("versions__version"), deleted=Max("last_deleted"))
+    return max(found["last"] or 0, found["deleted"] or 0) + 1
 
 
 def _version_of(name: str, *, sha256: str) -> ModelVersion | None:
     """The newest version of the same artifact whose files are still there."""
     versions = ModelVersion.objects.filter(model__name=name, source_sha256=sha256)
     for version in versions.select_related("model").order_by("-version"):
-        if (Path(settings.MODELS_DIR) / version.path / "manifest.json").is_file():
+        if is_artifact_there(version.path):
             return version
     return None
 

@@ -15,6 +15,7 @@ from django.db import connections
 from django.utils import timezone
 
 from apps.registry import import_jobs, import_running
+from apps.registry.storing import folders_sweep
 from apps.registry.types import WAKE_IMPORTS
 
 logger = logging.getLogger(__name__)
@@ -79,5 +80,6 @@ def work() -> None:
 def reap() -> None:
     """Have jobs taken up again whose worker is gone, or whose message was lost; tidy up."""
     import_jobs.import_uploads_reap()
+    folders_sweep()
     if import_running.claimable(timezone.now()).exists():
         _importer.wake()

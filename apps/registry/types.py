@@ -108,7 +108,7 @@ class SourceIdentified:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportProgress:
-    """How far a stage is: bytes when unpacking, tensors when converting."""
+    """How far a stage is: bytes when unpacking or sending, tensors when converting."""
 
     stage: str
     done: int
@@ -198,3 +198,13 @@ class Comparison:
     facts: tuple[CompareRow, ...]
     figures: tuple[CompareRow, ...]
     files: tuple[FileRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """The files of a version in a storage that they must be fetched from. path: their folder there.
+    manifest_sha256: by which they are known on every machine. size_bytes: of all of them."""
+
+    path: str
+    manifest_sha256: str
+    size_bytes: int

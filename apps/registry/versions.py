@@ -4,17 +4,24 @@ from collections.abc import Collection
 from typing import Any, Final, Unpack
 
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import models, transaction
 
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.access import Access
 from apps.core.exceptions import PermissionDenied
 from apps.core.services import fields_set
-from apps.registry.exceptions import StageNotDeployable
-from apps.registry.models import ModelVersion, StageMove, VersionTag
+from apps.registry.exceptions import StageNotDeployable, VersionInUse
+from apps.registry.models import (
+    ModelVersion,
+    RegisteredModel,
+    StageMove,
+    VerificationRun,
+    VersionTag,
+)
 from apps.registry.selectors import stage_refusal
 from apps.registry.stages import move_permission
+from apps.registry.storing import folder_loosen
 from apps.registry.types import Stage, VersionFields
 
 _MOST_TAGS: Final = 20
@@ -87,6 +94,36 @@ def model_version_describe(
     if changes:
         event_record(action="model_version.described", actor=actor, obj=current, changes=changes)
     return current
+
+
+@transaction.atomic
+def model_version_delete(*, version: ModelVersion, actor: Actor) -> None:
+    """Forget a version, and remove its files once that is committed. Its number is not given again.
+
+    Raises:
+        VersionInUse: a deployment is of it, another version was made of it, it is being verified,
+            or it is approved.
+    """
+    current = version_lock(version)
+    if current.stage == Stage.APPROVED:
+        raise VersionInUse(f"{current} is approved: withdraw that first.", param="stage")
+    if current.verifications.filter(status__in=VerificationRun.OPEN).exists():
+        raise VersionInUse(f"{current} is being verified.")
+    event_record(
+        action="model_version.deleted",
+        actor=actor,
+        obj=current,
+        changes={"path": current.path, "manifest_sha256": current.manifest_sha256},
+    )
+    path, model = current.path, RegisteredModel.objects.select_for_update().get(pk=current.model_id)
+    model.last_deleted = max(model.last_deleted, current.version)
+    model.save(update_fields=["last_deleted", "updated_at"])
+    try:
+        current.delete()
+    except models.ProtectedError as error:
+        users = ", ".join(sorted(str(obj) for obj in error.protected_objects)[:5])
+        raise VersionInUse(f"{version} is still used by: {users}.") from error
+    folder_loosen(path)
 
 
 @transaction.atomic

@@ -13,6 +13,15 @@ from config.settings.components.single_sign_on import *  # noqa: F403
 BASE_DIR = Path(__file__).resolve().parents[3]
 VAR_DIR = env.path("VAR", default=BASE_DIR / "var")
 MODELS_DIR = env.path("MODELS_DIR", default=VAR_DIR / "models")
+# Where versions' files are: MODELS_DIR, or a bucket, from which each node fetches what its engines
+# need into a cache, by the hash of the manifest, of so many bytes at most.
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    "artifacts": env.artifacts("ARTIFACTS_URL"),
+}
+NODE_CACHE_DIR = env.path("NODE_CACHE_DIR", default=VAR_DIR / "node-cache")
+NODE_CACHE_BYTES = env.integer("NODE_CACHE_BYTES", default=64 * 1024**3, minimum=1)
 # Of versions in these stages deployments may be made and started.
 DEPLOY_STAGES = env.words(
     "DEPLOY_STAGES",

@@ -11,6 +11,11 @@ from django.core.exceptions import ImproperlyConfigured
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+_S3_OPTIONS = {
+    "endpoint": "endpoint_url",
+    "region": "region_name",
+    "addressing": "addressing_style",
+}
 _BROKERS = {"redis", "rediss", "amqp", "amqps"}
 
 
@@ -139,6 +144,39 @@ def cache(name: str, *, serializer: str | None = None) -> dict[str, Any]:
         "BACKEND": "django.core.cache.backends.redis.RedisCache",
         "LOCATION": raw,
         "OPTIONS": options,
+    }
+
+
+def artifacts(name: str) -> dict[str, Any]:
+    """Return a ``STORAGES`` entry from ``s3://bucket/prefix?endpoint=https://…&region=…``; the
+    models directory when it is not set. Keys are no part of it: the client finds them by itself, in
+    the environment or with the machine's role."""
+    raw = os.environ.get(name)
+    if not raw:
+        return {"BACKEND": "apps.registry.storage.ModelsDirectory"}
+    parts = urlsplit(raw)
+    if "@" in parts.netloc:
+        raise ImproperlyConfigured(
+            f"{name} holds a key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+        )
+    if parts.scheme != "s3" or not parts.netloc:
+        raise ImproperlyConfigured(
+            f"{name} is not understood; expected s3://bucket/prefix?endpoint=https://…"
+        )
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if unknown := given.keys() - _S3_OPTIONS.keys():
+        raise ImproperlyConfigured(
+            f"{name} has {min(unknown)!r}; it takes {', '.join(_S3_OPTIONS)}"
+        )
+    if urlsplit(given.get("endpoint", "https://")).scheme not in {"http", "https"}:
+        raise ImproperlyConfigured(f"{name}: the endpoint is no http:// or https:// address")
+    return {
+        "BACKEND": "apps.registry.s3_storage.S3Artifacts",
+        "OPTIONS": {
+            "bucket_name": parts.netloc,
+            "location": unquote(parts.path.strip("/")),
+            **{_S3_OPTIONS[option]: value for option, value in given.items()},
+        },
     }
 
 

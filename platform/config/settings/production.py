@@ -4,7 +4,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from config.settings import env
 from config.settings.base import *  # noqa: F403
-from config.settings.base import CACHES, DATABASES
+from config.settings.base import CACHES, DATABASES, STORAGES
 
 DEBUG = False
 if env.boolean("DEBUG", default=False):
@@ -42,7 +42,6 @@ SESSION_IDLE_S = env.integer("SESSION_IDLE_S", default=3600, minimum=60)
 SESSION_COOKIE_AGE = SESSION_ABSOLUTE_S
 SESSION_COOKIE_SECURE = True
 CSRF_COOKIE_SECURE = True
-STORAGES = {
-    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+STORAGES = STORAGES | {
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
 }
