@@ -28,9 +28,10 @@ from apps.core.exceptions import AppError
 from apps.registry.compare_page import compare_url
 from apps.registry.comparing import lineage_text
 from apps.registry.forms import ReasonForm, VersionForm
-from apps.registry.models import ModelVersion, StageMove
+from apps.registry.models import ModelVersion, StageMove, VerificationRun, VersionTag
 from apps.registry.selectors import chat_template, tags_in_use, verifications_passed
 from apps.registry.services import (
+    model_version_delete,
     model_version_describe,
     model_version_stage_move,
     verification_ask,
@@ -145,9 +146,6 @@ class ModelVersionAdmin(ServiceModelAdmin):
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
     def has_approve_permission(self, request: HttpRequest, object_id: Any = None) -> bool:
         return access_in(request).may(APPROVE)
 
@@ -178,6 +176,15 @@ class ModelVersionAdmin(ServiceModelAdmin):
             model_card=obj.model_card,
         )
         return model_version_describe(version=obj, actor=actor_of(request), **fields)
+
+    def service_delete(self, request: HttpRequest, obj: Any) -> None:
+        model_version_delete(version=obj, actor=actor_of(request))
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        """What nobody deletes by hand goes with its version."""
+        deleted, counts, lacking, protected = super().get_deleted_objects(objs, request)
+        own = {each._meta.verbose_name for each in (StageMove, VerificationRun, VersionTag)}
+        return deleted, counts, lacking - own, protected
 
     @action(description="Guided rollout", permissions=["view"], icon="conversion_path")
     def rollout(self, request: HttpRequest, object_id: str) -> HttpResponse:
