@@ -48,6 +48,7 @@ class EngineProcessAdmin(ReadOnlyAdmin):
                 "fields": (
                     ("name", "state_badge"),
                     ("pid", "epoch", "restarts"),
+                    "files",
                     ("last_error", "tries_again_at"),
                 )
             },
@@ -71,13 +72,17 @@ class EngineProcessAdmin(ReadOnlyAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return (
-            *("state_badge", "ping", "memory", "requests", "blocks", "restarts"),
+            *("state_badge", "files", "ping", "memory", "requests", "blocks", "restarts"),
             *("info_table", "stats_table", "steps_table", "log"),
         )
 
     @display(description="State", label=STATE_LABELS, ordering="state")
     def state_badge(self, process: EngineProcess) -> str:
         return process.get_state_display()
+
+    @display(description="Files")
+    def files(self, process: EngineProcess) -> str:
+        return process.fetch_said or "-"
 
     @display(description="Running / waiting")
     def requests(self, process: EngineProcess) -> str:

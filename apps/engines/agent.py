@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from apps.engines.node_cache import NodeCache
 from apps.engines.paths import AgentPaths, socket_remove
 from apps.engines.policy import State, Timings
 from apps.engines.remote.watch import RemoteWatch
@@ -25,14 +26,23 @@ _ORPHAN_POLL_S: Final = 0.2
 class EngineAgent:
     """At most one process per slot at any moment: a slot whose spec changed is stopped first.
 
-    changed: set whenever ``observations`` has a change of state to tell.
+    changed: set whenever ``observations`` has a change of state to tell. cache: for specs with an
+    artifact.
     """
 
-    def __init__(self, *, paths: AgentPaths, take_epoch: TakeEpoch, timings: Timings) -> None:
+    def __init__(
+        self,
+        *,
+        paths: AgentPaths,
+        take_epoch: TakeEpoch,
+        timings: Timings,
+        cache: NodeCache | None = None,
+    ) -> None:
         self.changed = asyncio.Event()
         self._paths = paths
         self._take_epoch = take_epoch
         self._timings = timings
+        self._cache = cache
         self._desired: dict[int, EngineSpec] = {}
         self._supervisors: dict[int, Supervisor | RemoteWatch] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -112,6 +122,7 @@ class EngineAgent:
             take_epoch=self._take_epoch,
             on_change=self.changed.set,
             timings=self._timings,
+            cache=self._cache,
         )
 
     def _crashes_take(self, supervisor: Supervisor | RemoteWatch) -> None:

@@ -69,3 +69,30 @@ def engine_client_error(
 
 class AgentError(Exception):
     """The engine agent cannot work here; the message says what to do."""
+
+
+class FilesError(Exception):
+    """The files of a version cannot be had on this node; the message is for the operator.
+
+    is_final: trying again would end in the same way.
+    """
+
+    is_final = False
+
+
+class NodeCacheFull(FilesError):
+    """There is no room for them beside what is in use."""
+
+    def __init__(self, message: str, *, missing_bytes: int) -> None:
+        super().__init__(message)
+        self.missing_bytes = missing_bytes
+
+
+class FilesAltered(FilesError):
+    """What the storage has is not what was imported."""
+
+    is_final = True
+
+
+class FetchStopped(FilesError):
+    """Whoever wanted them wants them no more."""

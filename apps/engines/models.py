@@ -2,6 +2,7 @@
 Desired state lives in deployments."""
 
 from django.db import models
+from django.template.defaultfilters import filesizeformat
 
 from apps.core.models import TimestampedModel
 from apps.core.tenant_rows import TenantRows
@@ -11,6 +12,7 @@ class EngineProcess(TimestampedModel):
     """One slot for an engine process; ``epoch`` counts its starts."""
 
     class State(models.TextChoices):
+        FETCHING = "fetching", "Fetching"
         STARTING = "starting", "Starting"
         READY = "ready", "Ready"
         UNRESPONSIVE = "unresponsive", "Unresponsive"
@@ -35,6 +37,10 @@ class EngineProcess(TimestampedModel):
     tries_again_at = models.DateTimeField(
         null=True, blank=True, help_text="When it is started again by itself."
     )
+    n_fetched_bytes = models.PositiveBigIntegerField(
+        null=True, blank=True, help_text="Of its files; empty once they are there."
+    )
+    n_fetch_bytes = models.PositiveBigIntegerField(null=True, blank=True)
     info = models.JSONField(default=dict, blank=True, help_text="What the engine says it serves.")
     stats = models.JSONField(default=dict, blank=True, help_text="Counters of the last pong.")
 
@@ -45,6 +51,14 @@ class EngineProcess(TimestampedModel):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def fetch_said(self) -> str:
+        """How far its files are; empty where they need not be fetched, or are there."""
+        if self.n_fetched_bytes is None:
+            return ""
+        of = filesizeformat(self.n_fetch_bytes or 0)
+        return f"{filesizeformat(self.n_fetched_bytes)} of {of} fetched"
 
 
 class Node(TimestampedModel):

@@ -20,6 +20,7 @@ class Action(Enum):
     """What the supervisor has to do now."""
 
     NONE = "none"
+    FETCH = "fetch"
     SPAWN = "spawn"
     TERMINATE = "terminate"
     KILL = "kill"
@@ -48,13 +49,15 @@ class Timings:
 class Lifecycle:
     """One slot for an engine process, through all its starts.
 
-    Invariants: SPAWN is answered only while no process lives; after a failure for configuration
-    nothing is spawned any more; a stop that was asked for ends in STOPPED. Only an engine's own
-    ends count for the breaker: a start that the system or the database refused says nothing of it.
+    Invariants: SPAWN is answered only while no process lives, and only once its files are there;
+    after a failure for configuration nothing is spawned any more; a stop that was asked for ends in
+    STOPPED. Only an engine's own ends count for the breaker: a start that the system, the database
+    or the storage of files refused says nothing of it.
     """
 
-    def __init__(self, timings: Timings) -> None:
+    def __init__(self, timings: Timings, *, needs_files: bool = False) -> None:
         self.timings = timings
+        self._needs_files = needs_files
         self.state: State = State.STOPPED
         self.n_restarts = 0
         self.last_error = ""
@@ -118,6 +121,23 @@ class Lifecycle:
         self.last_error = f"did not answer a ping in {self.timings.ping_deadline_s:.0f} s"
         return self._kill_if(True)
 
+    def fetching(self) -> None:
+        self.state = State.FETCHING
+
+    def fetched(self) -> None:
+        """Its files are there, and stay."""
+        self._needs_files = False
+        self._n_failures = 0
+        self.last_error = ""
+
+    def fetch_failed(self, now: float, *, reason: str, is_final: bool) -> None:
+        """is_final: trying again would end in the same way."""
+        self.last_error = reason
+        if is_final:
+            self.state = State.FAILED
+        else:
+            self._back_off(now)
+
     def spawned(self, now: float) -> None:
         self.state = State.STARTING
         self._spawned_at = now
@@ -137,6 +157,7 @@ class Lifecycle:
 
     def spawn_failed(self, now: float, *, reason: str) -> None:
         self.last_error = reason
+        self.n_restarts += 1
         self._back_off(now)
 
     def exited(self, code: int, now: float, *, reason: str) -> None:
@@ -156,6 +177,7 @@ class Lifecycle:
         if healthy:
             self._n_failures = self._n_crashes = 0
         self._n_crashes += is_crash  # who ends well was asked to, by someone else
+        self.n_restarts += 1
         self._back_off(now)
         if self._n_crashes >= self.timings.breaker_crashes:
             self._break(now)
@@ -164,10 +186,10 @@ class Lifecycle:
         if self._stop_asked:
             self.state = State.STOPPED
             return Action.NONE
-        if self.state is State.STOPPED:
-            return Action.SPAWN
-        if self.state in _WAITING and now >= self._resume_at:
-            return Action.SPAWN
+        is_fetched = self.state is State.FETCHING and not self._needs_files
+        is_due = self.state in _WAITING and now >= self._resume_at
+        if is_fetched or is_due or self.state is State.STOPPED:
+            return Action.FETCH if self._needs_files else Action.SPAWN
         return Action.NONE
 
     def _kill_if(self, due: bool) -> Action:
@@ -179,7 +201,6 @@ class Lifecycle:
     def _back_off(self, now: float) -> None:
         delay_s = self.timings.backoff_first_s * 2.0 ** min(self._n_failures, 20)
         self._n_failures += 1
-        self.n_restarts += 1
         self._resume_at = now + min(delay_s, self.timings.backoff_most_s)
         self.state = State.BACKING_OFF
 

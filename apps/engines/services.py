@@ -7,14 +7,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import F
 
 from apps.core.services import change_stamp_bump
 from apps.engines.agent import EngineAgent, is_ready, orphan_end
 from apps.engines.devices import node_report
+from apps.engines.holding import files_held
 from apps.engines.journals import JournalFiles, journals_in
 from apps.engines.models import Device, EngineJournal, EngineProcess, JournalEntry, Node
+from apps.engines.node_cache import NodeCache
 from apps.engines.paths import AgentPaths, agent_paths
 from apps.engines.policy import Timings
 from apps.engines.quarantine import (
@@ -32,11 +35,13 @@ from apps.engines.types import (
     NodeReport,
     RequestEnd,
 )
+from apps.registry.selectors import artifact_chunks
 
 # The agent's mechanics that the room of deployments drives, and the quarantine's.
 __all__ = [
     "AgentPaths",
     "EngineAgent",
+    "NodeCache",
     "Sampler",
     "Timings",
     "agent_paths",
@@ -44,8 +49,10 @@ __all__ = [
     "engine_epoch_take",
     "engine_process_create",
     "engine_processes_remove",
+    "files_held",
     "is_ready",
     "journals_read",
+    "node_cache",
     "node_record",
     "node_report",
     "observations_record",
@@ -61,7 +68,23 @@ logger = logging.getLogger(__name__)
 
 _ENTRIES_AT_A_TIME: Final = 1_000
 _ENTRIES_AT_MOST: Final = 20_000  # in one run, of one journal
-_GONE = {"pid": None, "socket_path": "", "ping_ms": None, "tries_again_at": None}
+_GONE = {
+    "pid": None,
+    "socket_path": "",
+    "ping_ms": None,
+    "tries_again_at": None,
+    "n_fetched_bytes": None,
+    "n_fetch_bytes": None,
+}
+
+
+def node_cache() -> NodeCache:
+    """Return this node's cache of versions' files, as the settings have it; makes nothing."""
+    return NodeCache(
+        Path(settings.NODE_CACHE_DIR),
+        most_bytes=settings.NODE_CACHE_BYTES,
+        read=artifact_chunks,
+    )
 
 
 def engine_process_create(*, name: str) -> EngineProcess:

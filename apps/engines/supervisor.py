@@ -16,9 +16,11 @@ from typing import Any, Final
 
 from apps.core.files import log_open, log_tail
 from apps.engines.client import EngineClient
-from apps.engines.exceptions import EngineClientError
+from apps.engines.exceptions import EngineClientError, FilesError
+from apps.engines.holding import files_hold
+from apps.engines.node_cache import Hold, NodeCache
 from apps.engines.paths import AgentPaths, socket_exists, socket_remove
-from apps.engines.policy import Action, Lifecycle, State, Timings
+from apps.engines.policy import EXIT_CONFIG, Action, Lifecycle, State, Timings
 from apps.engines.types import (
     CrashSeen,
     EngineHealth,
@@ -41,6 +43,7 @@ class Supervisor:
 
     take_epoch: counts the start durably before the process is made. on_change: called whenever
     ``observation`` would say something new; ``is_changed`` tells a change of state from news.
+    cache: where a spec's artifact is held, from before the first start until ``run`` returns.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Supervisor:
         take_epoch: TakeEpoch,
         on_change: Callable[[], None],
         timings: Timings,
+        cache: NodeCache | None = None,
     ) -> None:
         self.spec = spec
         self.is_changed = True
@@ -59,7 +63,10 @@ class Supervisor:
         self._paths = paths
         self._take_epoch = take_epoch
         self._on_change = on_change
-        self._life = Lifecycle(timings)
+        self._life = Lifecycle(timings, needs_files=spec.artifact is not None)
+        self._cache = cache
+        self._hold: Hold | None = None
+        self._fetched: tuple[int, int] | None = None
         self._wake = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,6 +109,8 @@ class Supervisor:
             info=asdict(self._info) if self._info else {},
             stats=_stats(self._health),
             tries_again_at=self._tries_again_at(),
+            n_fetched_bytes=self._fetched[0] if self._fetched else None,
+            n_fetch_bytes=self._fetched[1] if self._fetched else None,
         )
 
     def _tries_again_at(self) -> datetime | None:
@@ -122,10 +131,17 @@ class Supervisor:
             self._signal(signal.SIGKILL)  # only when this task itself was cancelled
             for task in self._tasks:
                 task.cancel()
+            if self._hold is not None:
+                self._hold.release()
+            self._fetched = None
             self._changed()
 
     async def _act(self, action: Action) -> None:
         match action:
+            case Action.FETCH:
+                self._life.fetching()
+                self._task(self._fetch())
+                self._changed()
             case Action.SPAWN:
                 await self._spawn()
             case Action.TERMINATE:
@@ -139,6 +155,31 @@ class Supervisor:
                 self._changed()
             case Action.NONE:
                 pass
+
+    async def _fetch(self) -> None:
+        """Wait until its files are here, and hold them."""
+        assert self.spec.artifact is not None
+        assert self._cache is not None
+        logger.info("Engine %s waits for its files", self.spec.name)
+        try:
+            self._hold = await files_hold(
+                self._cache, self.spec.artifact, on_bytes=self._fetch_note
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is said and tried again
+            logger.warning("Engine %s has no files: %s", self.spec.name, error)
+            if is_final := isinstance(error, FilesError) and error.is_final:
+                self._fetched = None
+            self._life.fetch_failed(time.monotonic(), reason=str(error), is_final=is_final)
+        else:
+            self._fetched = None
+            self._life.fetched()
+        self._changed()
+        self._wake.set()
+
+    def _fetch_note(self, done: int, total: int) -> None:
+        """Called in another thread."""
+        self._fetched = (done, total)
+        self.has_news = True
 
     async def _spawn(self) -> None:
         try:
@@ -221,6 +262,8 @@ class Supervisor:
         if self._life.is_crash(code):
             self.crashes.append(self._crash(reason))
         self._life.exited(code, time.monotonic(), reason=reason)
+        if code == EXIT_CONFIG and self._hold is not None and self._cache is not None:
+            await asyncio.to_thread(self._cache.doubt, self._hold)  # it may have been its files
         logger.info("Engine %s ended with %d: now %s", self.spec.name, code, self._life.state.label)
         self._changed()
         self._wake.set()

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal
 
+from apps.registry.types import Artifact
+
 FinishReason = Literal["stop", "length", "abort"]
 Task = Literal["generate", "embed"]
 TakeEpoch = Callable[[int], Awaitable[int]]  # counts a slot's next start, durably
@@ -15,6 +17,7 @@ REMOTE_KEY_PURPOSE: Final = "nano-llm: keys of remote servers"
 
 # How bad each state of an engine process is, in the names of the admin's badges.
 STATE_LABELS: Final = {
+    "Fetching": "info",
     "Starting": "info",
     "Ready": "success",
     "Unresponsive": "danger",
@@ -272,7 +275,8 @@ class EngineSpec:
 
     process_id: the slot's row. revision: raised to have an equal engine started anew. arguments:
     of the engine's command line, without those that the agent adds itself. environment: beside the
-    agent's own. remote: it runs elsewhere, and is watched only.
+    agent's own. remote: it runs elsewhere, and is watched only. artifact: files that must be in the
+    node's cache first, and stay there for as long as it is wanted.
     """
 
     process_id: int
@@ -281,6 +285,7 @@ class EngineSpec:
     arguments: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     remote: RemoteTarget | None = None
+    artifact: Artifact | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,6 +307,8 @@ class EngineObservation:
     info: dict[str, Any]
     stats: dict[str, Any]
     tries_again_at: datetime | None = None
+    n_fetched_bytes: int | None = None
+    n_fetch_bytes: int | None = None
 
 
 DeviceKind = Literal["cpu", "cuda"]

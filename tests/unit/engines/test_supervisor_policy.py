@@ -8,9 +8,9 @@ from apps.engines.policy import EXIT_CONFIG, Action, Lifecycle, State, Timings
 class Slot:
     """A lifecycle and a clock that moves only when told."""
 
-    def __init__(self, **timings: float) -> None:
+    def __init__(self, *, needs_files: bool = False, **timings: float) -> None:
         self.now = 1000.0
-        self.life = Lifecycle(Timings(**timings))
+        self.life = Lifecycle(Timings(**timings), needs_files=needs_files)
 
     def decide(self) -> Action:
         return self.life.decide(self.now)
@@ -265,3 +265,57 @@ def test_an_old_error_is_not_kept_for_a_new_one() -> None:
     slot.pong()
     slot.exit(1, "exit code 1: out of memory")
     assert slot.life.last_error == "exit code 1: out of memory"
+
+
+def test_files_come_before_the_first_start_and_no_other() -> None:
+    slot = Slot(needs_files=True)
+    assert slot.decide() is Action.FETCH
+    slot.life.fetching()
+    assert slot.life.state is State.FETCHING
+    assert slot.wait(3600) is Action.NONE
+    slot.life.fetched()
+    slot.start()
+    slot.exit(1)
+    assert slot.wait(60) is Action.SPAWN
+
+
+def test_files_that_cannot_be_had_are_tried_again_and_are_no_crash() -> None:
+    slot = Slot(needs_files=True, breaker_crashes=2)
+    delays = []
+    for _ in range(8):
+        assert slot.decide() is Action.FETCH
+        slot.life.fetching()
+        slot.life.fetch_failed(slot.now, reason="the storage is away", is_final=False)
+        assert (slot.life.state, slot.life.last_error) == (State.BACKING_OFF, "the storage is away")
+        left_at = slot.now
+        assert slot.wait(60, tick_s=0.125) is Action.FETCH
+        delays.append(slot.now - left_at)
+    assert delays == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert slot.life.n_restarts == 0
+    slot.life.fetching()
+    slot.life.fetched()
+    assert slot.life.last_error == ""
+    slot.spawn()
+    slot.exit(1)
+    assert slot.wait(60, tick_s=0.125) is Action.SPAWN  # as the first of its crashes
+
+
+def test_files_that_are_wrong_are_not_tried_again() -> None:
+    slot = Slot(needs_files=True)
+    assert slot.decide() is Action.FETCH
+    slot.life.fetching()
+    slot.life.fetch_failed(slot.now, reason="altered", is_final=True)
+    assert slot.life.state is State.FAILED
+    assert slot.wait(3600) is Action.NONE
+    slot.life.stop()
+    slot.decide()
+    assert slot.life.is_over
+
+
+def test_a_stop_while_its_files_are_fetched() -> None:
+    slot = Slot(needs_files=True)
+    slot.decide()
+    slot.life.fetching()
+    slot.life.stop()
+    assert slot.decide() is Action.NONE
+    assert slot.life.is_over
