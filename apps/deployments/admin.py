@@ -46,7 +46,7 @@ class ReplicaInline(ReadOnlyInline):
     """What the agent made of the deployment."""
 
     model = Replica
-    fields = ("index", "engine_process", "state", "device", "memory", "last_error")
+    fields = ("index", "engine_process", "state", "files", "device", "memory", "last_error")
     readonly_fields = fields
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Replica]:
@@ -56,6 +56,10 @@ class ReplicaInline(ReadOnlyInline):
     @display(description="State", label=STATE_LABELS)
     def state(self, replica: Replica) -> str:
         return replica.engine_process.get_state_display()
+
+    @display(description="Files")
+    def files(self, replica: Replica) -> str:
+        return replica.engine_process.fetch_said or "-"
 
     @display(description="Last error")
     def last_error(self, replica: Replica) -> str:

@@ -24,6 +24,7 @@ from apps.engines.services import (
     engine_epoch_take,
     is_ready,
     journals_read,
+    node_cache,
     node_record,
     node_report,
     observations_record,
@@ -46,7 +47,9 @@ class Reconciler:
     """One agent at work. While the database is away it keeps the engines that it has."""
 
     def __init__(self, *, paths: AgentPaths, timings: Timings, pace: Pace | None = None) -> None:
-        self.agent = EngineAgent(paths=paths, take_epoch=_epoch_take, timings=timings)
+        self.agent = EngineAgent(
+            paths=paths, take_epoch=_epoch_take, timings=timings, cache=node_cache()
+        )
         self._paths = paths
         self._timings = timings
         self._stop = asyncio.Event()

@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from django.conf import settings
 from django.db import transaction
 
 from apps.deployments.models import Deployment, Replica
@@ -13,8 +12,9 @@ from apps.deployments.placing import Wanted, placed, refusal_text
 from apps.deployments.selectors import deployments_all, remote_target
 from apps.deployments.types import Reconciled, Scalable
 from apps.engines.selectors import EngineState, devices_of, engine_processes
-from apps.engines.services import engine_process_create, engine_processes_remove
+from apps.engines.services import engine_process_create, engine_processes_remove, node_cache
 from apps.engines.types import EngineSpec
+from apps.registry.selectors import artifact_of, version_dir
 
 if TYPE_CHECKING:
     from apps.engines.models import Device
@@ -194,9 +194,14 @@ def _engine_spec(replica: Replica) -> EngineSpec:
             revision=deployment.generation,
             remote=remote_target(deployment),
         )
+    version = deployment.model_version
+    directory, artifact = version_dir(version), None
+    if directory is None:
+        artifact = artifact_of(version)
+        directory = node_cache().directory_of(artifact)
     is_quantized = deployment.quantization != Deployment.Quantization.NONE
     arguments = {
-        "--model": settings.MODELS_DIR / deployment.model_version.path,
+        "--model": directory,
         "--dtype": deployment.dtype,
         "--quantization": deployment.quantization if is_quantized else None,
         "--kv-cache-tokens": deployment.kv_cache_tokens,
@@ -216,6 +221,7 @@ def _engine_spec(replica: Replica) -> EngineSpec:
             for part in (name, value)
         ),
         environment=_environment(replica.device),
+        artifact=artifact,
     )
 
 

@@ -7,19 +7,27 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError
 
+from apps.core.exceptions import AppError
 from apps.core.hop import database_hop
 from apps.core.ids import new_id
 from apps.core.services import WORKER, heartbeat_note
+from apps.engines.exceptions import FilesError
+from apps.engines.services import files_held, node_cache
 from apps.registry.exceptions import VerificationLost
-from apps.registry.selectors import chat_template, model_version_get
+from apps.registry.selectors import (
+    artifact_of,
+    chat_template_in,
+    model_version_get,
+    version_dir,
+)
 from apps.registry.services import (
     verification_claim,
     verification_end,
@@ -183,8 +191,29 @@ class ClaimedRun:
         version = await database_hop(model_version_get, self._claim.version_id)
         if version is None:
             raise VerificationFailed("The version is gone.")
-        directory = Path(settings.MODELS_DIR) / version.path
         self._at(VerificationStep.FILES)
+        async with self._files(version) as directory:
+            await self._examine(version, directory)
+
+    @asynccontextmanager
+    async def _files(self, version: "ModelVersion") -> AsyncIterator[Path]:
+        """Where they are, or where they were fetched to. Raises VerificationFailed."""
+        directory = version_dir(version)
+        if directory is not None:
+            yield directory
+            return
+        async with AsyncExitStack() as stack:
+            try:
+                held = files_held(node_cache(), artifact_of(version), on_bytes=self._fetched)
+                directory = await stack.enter_async_context(held)
+            except (FilesError, AppError) as error:
+                raise VerificationFailed(str(error)) from error
+            yield directory
+
+    def _fetched(self, done: int, total: int) -> None:
+        self._at(VerificationStep.FILES, 100 * done // max(1, total))
+
+    async def _examine(self, version: "ModelVersion", directory: Path) -> None:
         n_bytes = await asyncio.to_thread(self._files_read, directory, version)
         self._passed("Files are as imported", f"{n_bytes:,} bytes")
         self._at(VerificationStep.LOADING)
@@ -196,7 +225,7 @@ class ClaimedRun:
             if scratch.info.task == "embed":
                 await self._embedding_probed(scratch, directory)
             else:
-                await self._generation_probed(scratch, is_chat=bool(chat_template(version)))
+                await self._generation_probed(scratch, is_chat=bool(chat_template_in(directory)))
             health = await scratch.client.ping(probes.TIMEOUT_S)
             self._figures["memory_mb"] = health.rss_bytes / 1e6
 
