@@ -18,6 +18,7 @@ SILENT: Final = "Silent"
 
 _ENGINE_TONES: Final[dict[str, Tone]] = {
     "ready": "good",
+    "fetching": "busy",
     "starting": "busy",
     "draining": "busy",
     "backing_off": "warn",
@@ -53,6 +54,7 @@ def engine_card(process: "EngineProcess", *, now: datetime) -> EngineCard:
         n_restarts=process.n_restarts,
         rss_bytes=_count(stats, "rss_bytes") if is_alive else 0,
         last_error=process.last_error,
+        fetch_said=process.fetch_said,
         tries_again_at=process.tries_again_at,
     )
 

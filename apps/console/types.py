@@ -29,6 +29,7 @@ class EngineCard:
     rss_bytes: int
     last_error: str
     tries_again_at: datetime | None = None
+    fetch_said: str = ""
 
     @property
     def blocks_percent(self) -> int:

@@ -63,6 +63,7 @@ def words_of(card: DeploymentCard, *, rates: Mapping[int, float]) -> Words:
             f"{name}.memory": _size(engine.rss_bytes),
             f"{name}.kv": f"{engine.blocks_percent} %" if engine.n_blocks_total else "-",
             f"{name}.restarts": str(engine.n_restarts),
+            f"{name}.files": engine.fetch_said,
             f"{name}.error": engine.last_error if engine.tone != "good" else "",
         }
         tones[f"{name}.state"] = engine.tone

@@ -60,6 +60,15 @@ def test_an_engine_that_is_gone_holds_nothing() -> None:
     assert (card.n_running, card.n_waiting, card.n_blocks_used, card.blocks_percent) == (0, 0, 0, 0)
 
 
+def test_an_engine_that_waits_for_its_files_says_how_far_they_are() -> None:
+    fetching = _engine("fetching", n_fetched_bytes=3 << 20, n_fetch_bytes=8 << 20)
+    card = engine_card(fetching, now=NOW)
+    assert (card.label, card.tone) == ("Fetching", "busy")
+    assert card.fetch_said.replace("\xa0", " ") == "3.0 MB of 8.0 MB fetched"
+    assert _card(fetching).label == "Starting"
+    assert engine_card(_engine("starting"), now=NOW).fetch_said == ""
+
+
 @pytest.mark.parametrize("pong_age_s", [15.5, None])
 def test_a_ready_engine_of_which_nothing_is_heard_is_silent(pong_age_s: float | None) -> None:
     card = engine_card(_engine(pong_age_s=pong_age_s), now=NOW)

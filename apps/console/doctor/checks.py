@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from apps.console.doctor import database, host, processes
+from apps.console.doctor import artifacts, database, host, processes
 from apps.console.doctor.findings import DEADLINE_S, Check, Finding, examine, failure
 
 _DATABASE_FIRST: Final = "mend what is said of the database, then look again"
@@ -55,6 +55,19 @@ CHECKS: Final = (
         name="engines",
         look=processes.look_at_engines,
         remedy="look at VAR/logs/engine-*.log; restart the engine agent",
+        needs_database=True,
+    ),
+    Check(
+        name="artifacts",
+        look=artifacts.look_at_storage,
+        remedy="see that ARTIFACTS_URL leads to the storage, and that AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY are good for it: without it engines that run go on, and nothing new "
+        "is imported or fetched",
+    ),
+    Check(
+        name="node cache",
+        look=artifacts.look_at_node_cache,
+        remedy=_DATABASE_FIRST,
         needs_database=True,
     ),
     Check(name="models", look=host.look_at_models, remedy=_DATABASE_FIRST, needs_database=True),

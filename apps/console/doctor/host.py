@@ -18,7 +18,13 @@ from django.utils import timezone
 
 from apps.audit.selectors import events_recent
 from apps.console.doctor.findings import Finding, failure, ok, warning
-from apps.registry.selectors import model_versions_all
+from apps.core.exceptions import AppError
+from apps.registry.selectors import (
+    artifact_chunks,
+    model_versions_all,
+    remote_storage,
+    version_dir,
+)
 
 if TYPE_CHECKING:
     from apps.registry.models import ModelVersion
@@ -44,6 +50,8 @@ _FIX_KEY: Final = (
 def look_at_disks() -> Iterator[Finding]:
     places = {"VAR": Path(settings.VAR_DIR), "MODELS_DIR": Path(settings.MODELS_DIR)}
     places["FILES_DIR"] = Path(settings.FILES_DIR)
+    if remote_storage() is not None:
+        places["NODE_CACHE_DIR"] = Path(settings.NODE_CACHE_DIR)
     if connection.vendor == "sqlite":
         places["the database"] = Path(connection.settings_dict["NAME"]).parent
     seen: set[int] = set()
@@ -215,14 +223,14 @@ def look_at_models() -> Iterator[Finding]:
 def model_finding(version: "ModelVersion") -> Finding:
     """Compare a model's files with its manifest, and the manifest with its row: names and sizes,
     which takes no time. Contents are checked whenever an engine loads it."""
-    directory = Path(settings.MODELS_DIR) / version.path
     name = f"model {version}"
     remedy = "restore its files from a backup, or import the model again and deploy that version"
     try:
-        manifest = (directory / "manifest.json").read_bytes()
-        found = {entry.name: entry.stat().st_size for entry in os.scandir(directory)}
+        place, manifest, found = _files_seen(version)
     except OSError as error:
         return failure(name, f"{error.filename}: {error.strerror}", remedy)
+    except AppError as error:
+        return failure(name, error.message, remedy)
     if hashlib.sha256(manifest).hexdigest() != version.manifest_sha256:
         return failure(name, "its manifest is not the one that was imported", remedy)
     del found["manifest.json"]
@@ -230,5 +238,17 @@ def model_finding(version: "ModelVersion") -> Finding:
     for file in sorted(expected.keys() | found.keys()):
         if found.get(file) != expected.get(file):
             told = f"{found.get(file, 'no')} bytes, and {expected.get(file, 'none')} are listed"
-            return failure(name, f"{directory / file} has {told}", remedy)
+            return failure(name, f"{place}/{file} has {told}", remedy)
     return ok(name, f"{len(found)} files, {sum(found.values()) / 1e6:.0f} MB, as imported")
+
+
+def _files_seen(version: "ModelVersion") -> tuple[str, bytes, dict[str, int]]:
+    """Return where a model's files are, its manifest, and their sizes by name."""
+    directory, storage = version_dir(version), remote_storage()
+    if directory is not None:
+        manifest = (directory / "manifest.json").read_bytes()
+        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(directory)}
+        return str(directory), manifest, sizes
+    assert storage is not None
+    manifest = b"".join(artifact_chunks(f"{version.path}/manifest.json", 0))
+    return f"{storage}/{version.path}", manifest, storage.sizes(version.path)

@@ -132,6 +132,10 @@ async def _processes_asked(processes: "list[EngineProcess]") -> list[Finding]:
 async def _process_asked(process: "EngineProcess") -> Finding:
     name = f"engine {process.name}"
     if process.state != process.State.READY:
+        if process.state == process.State.FETCHING:
+            return warning(
+                name, f"waits for its files: {process.fetch_said or 'asked for'}", "wait"
+            )
         seen = f"is {process.get_state_display().lower()}. {process.last_error}".strip()
         if process.state == process.State.STARTING:
             return warning(name, seen, "wait until it has loaded its model")

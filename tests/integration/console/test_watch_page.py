@@ -10,7 +10,7 @@ from django.utils import timezone
 from guardian.shortcuts import assign_perm
 
 from apps.deployments.models import Deployment
-from apps.engines.models import EngineCrash
+from apps.engines.models import EngineCrash, EngineProcess
 from tests.factories import (
     DeploymentFactory,
     EngineProcessFactory,
@@ -104,3 +104,11 @@ def test_it_is_for_those_who_may_see_the_deployment(deployment: Deployment) -> N
 @pytest.mark.parametrize("key", ["0", "x", "9" * 30])
 def test_there_is_no_page_of_none(key: str, admin_client: Client) -> None:
     assert admin_client.get(reverse("admin:deployment_watch", args=[key])).status_code == 404
+
+
+def test_it_says_how_far_files_are(deployment: Deployment, admin_client: Client) -> None:
+    first = EngineProcess.objects.order_by("pk")[0]
+    part = {"n_fetched_bytes": 3 << 20, "n_fetch_bytes": 8 << 20}
+    EngineProcess.objects.filter(pk=first.pk).update(state="fetching", **part)
+    html = admin_client.get(url(deployment)).content.decode().replace("\xa0", " ")
+    assert f'data-live="e{first.pk}.files">3.0 MB of 8.0 MB fetched</p>' in html

@@ -251,11 +251,15 @@ def test_engines_as_their_rows_say(var: Path) -> None:
     for index, (state, error) in enumerate(states.items()):
         engine = EngineProcessFactory(name=state, state=state, last_error=error)
         ReplicaFactory(deployment=DeploymentFactory(name=state), index=index, engine_process=engine)
+    part = {"n_fetched_bytes": 3 << 20, "n_fetch_bytes": 8 << 20}
+    fetching = EngineProcessFactory(name="fetching", state="fetching", **part)
+    ReplicaFactory(deployment=DeploymentFactory(name="new"), index=0, engine_process=fetching)
     ready = EngineProcessFactory(name="gone", ready=True, socket_path=str(var / "e1-1.sock"))
     ReplicaFactory(deployment=DeploymentFactory(name="gone"), index=0, engine_process=ready)
     assert sorted(told(processes.look_at_engines())) == [
         ("engine backing_off", "failure", "is backing off. killed"),
         ("engine failed", "failure", "is failed. no such model"),
+        ("engine fetching", "warning", "waits for its files: 3.0\xa0MB of 8.0\xa0MB fetched"),
         ("engine gone", "failure", f"{var / 'e1-1.sock'}: No such file or directory"),
         ("engine none", "failure", "0 of 1 replicas have been made"),
         ("engine starting", "warning", "is starting."),

@@ -13,6 +13,7 @@ from apps.console.backup.installation import installation_here
 from apps.console.backup.making import backup_make
 from apps.console.backup.restoring import backup_verify
 from apps.console.options import refusals
+from apps.registry.selectors import remote_storage
 
 
 class Command(BaseCommand):
@@ -34,11 +35,17 @@ class Command(BaseCommand):
             if options["verify"]:
                 self._say("is whole", path, backup_verify(path))
                 return
+            with_models = not options["without_models"]
+            if with_models and (storage := remote_storage()) is not None:
+                with_models = False
+                self.stderr.write(
+                    f"The models are in {storage} and stay there: none is in this file."
+                )
             with refusals({}):
                 manifest = backup_make(
                     target=path,
                     source=installation_here(),
-                    with_models=not options["without_models"],
+                    with_models=with_models,
                     report=self.stderr.write,
                 )
                 event_record(
