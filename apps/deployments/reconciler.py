@@ -4,7 +4,6 @@ state up. The mechanics are the engines room's; nothing here starts or kills a p
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
@@ -28,7 +27,8 @@ from apps.engines.services import (
     node_record,
     node_report,
     observations_record,
-    orphan_end,
+    orphans_end,
+    orphans_left,
     stale_states_correct,
     suspects_judge,
 )
@@ -73,19 +73,17 @@ class Reconciler:
         self.agent.changed.set()
 
     async def run(self) -> None:
-        orphans = await self._orphans_adopt()
+        orphans = await self._orphans_see_off()
         while not self._stop.is_set():
             await self._tolerantly(self._turn)
             await self._wait()
-        stopping = asyncio.create_task(self.agent.stop())
+        stopping = asyncio.create_task(self._end(orphans))
         while not stopping.done():
             await self._tolerantly(self._record)
             await self._wait(stopping)
         await stopping
         await self._tolerantly(self._record)
         await self._tolerantly(self._sweep)
-        for task in orphans:
-            task.cancel()
 
     async def _turn(self) -> None:
         """Look at both sides once."""
@@ -160,20 +158,22 @@ class Reconciler:
         self._pending.clear()
         self._ready = ready
 
-    async def _orphans_adopt(self) -> list[asyncio.Task[None]]:
-        """Correct what an agent that was killed left, and see its engines off."""
-        tasks: list[asyncio.Task[None]] = []
+    async def _orphans_see_off(self) -> asyncio.Task[None]:
+        """Begin to end what an agent that was killed left running, and correct what it wrote."""
+        left = await asyncio.to_thread(orphans_left, self._paths.run_dir)
+        seeing_off = asyncio.create_task(orphans_end(left, timings=self._timings))
 
-        async def adopt() -> None:
-            for row in await database_hop(stale_states_correct):
-                if row.pid is not None and row.socket_path:
-                    socket = Path(row.socket_path)
-                    end = orphan_end(pid=row.pid, socket_path=socket, timings=self._timings)
-                    tasks.append(asyncio.create_task(end))
+        async def correct() -> None:
+            await database_hop(stale_states_correct)
 
-        while not await self._tolerantly(adopt) and not self._stop.is_set():
+        while not await self._tolerantly(correct) and not self._stop.is_set():
             await self._wait()
-        return tasks
+        return seeing_off
+
+    async def _end(self, orphans: asyncio.Task[None]) -> None:
+        """Nothing is left running, of whichever agent it was."""
+        await self.agent.stop()
+        await orphans
 
     async def _wait(self, beside: asyncio.Task[None] | None = None) -> None:
         """Return when an engine changed, ``beside`` ended, or it is time to look again."""

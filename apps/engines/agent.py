@@ -2,16 +2,12 @@
 run is handed down, what was seen is taken from it."""
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Final
 
 from apps.engines.node_cache import NodeCache
-from apps.engines.paths import AgentPaths, socket_remove
+from apps.engines.paths import AgentPaths
 from apps.engines.policy import State, Timings
 from apps.engines.remote.watch import RemoteWatch
 from apps.engines.supervisor import Supervisor
@@ -20,7 +16,6 @@ from apps.engines.types import CrashSeen, EngineObservation, EngineSpec, TakeEpo
 logger = logging.getLogger(__name__)
 
 _NEWS_EVERY_S: Final = 2.0
-_ORPHAN_POLL_S: Final = 0.2
 
 
 class EngineAgent:
@@ -144,28 +139,5 @@ class EngineAgent:
             self._reconcile()
 
 
-async def orphan_end(*, pid: int, socket_path: Path, timings: Timings) -> None:
-    """Wait for an engine of an agent that was killed: it drains by itself; kill it if it does not.
-
-    The process is known by the socket path on its command line, so that a reused pid is let be.
-    """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timings.stop_grace_s
-    while _serves(pid, socket_path):
-        if loop.time() >= deadline:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        await asyncio.sleep(_ORPHAN_POLL_S)
-    socket_remove(socket_path)
-
-
 def is_ready(observation: EngineObservation) -> bool:
     return observation.state == State.READY
-
-
-def _serves(pid: int, socket_path: Path) -> bool:
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return os.fsencode(socket_path) in command

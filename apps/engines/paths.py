@@ -68,6 +68,10 @@ def socket_exists(path: Path) -> bool:
     return path.exists()
 
 
+def sockets_in(run_dir: Path) -> list[Path]:
+    return sorted(run_dir.glob("e*.sock"))
+
+
 def socket_remove(path: Path) -> None:
     """Remove what an engine that was killed could not remove itself."""
     path.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from apps.engines.models import (
     QuarantinedRequest,
     Suspicion,
 )
-from apps.engines.paths import run_dir_of
+from apps.engines.paths import run_dir_of, sockets_in
 from apps.engines.types import Quarantine
 
 EngineState = EngineProcess.State
@@ -64,7 +64,7 @@ def engine_log_tail(process: EngineProcess, *, n_lines: int = 200) -> list[str]:
 
 def engine_sockets(var_dir: Path) -> list[Path]:
     """Return the sockets of this machine's engines, without asking the database."""
-    return sorted(run_dir_of(var_dir).glob("e*.sock"))
+    return sockets_in(run_dir_of(var_dir))
 
 
 def journal_entries() -> "QuerySet[JournalEntry]":

@@ -5,19 +5,20 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from django.conf import settings
 from django.db import transaction
 from django.db.models import F
 
 from apps.core.services import change_stamp_bump
-from apps.engines.agent import EngineAgent, is_ready, orphan_end
+from apps.engines.agent import EngineAgent, is_ready
 from apps.engines.devices import node_report
 from apps.engines.holding import files_held
 from apps.engines.journals import JournalFiles, journals_in
 from apps.engines.models import Device, EngineJournal, EngineProcess, JournalEntry, Node
 from apps.engines.node_cache import NodeCache
+from apps.engines.orphans import orphans_end, orphans_left, processes_serving
 from apps.engines.paths import AgentPaths, agent_paths
 from apps.engines.policy import Timings
 from apps.engines.quarantine import (
@@ -56,7 +57,9 @@ __all__ = [
     "node_record",
     "node_report",
     "observations_record",
-    "orphan_end",
+    "orphans_end",
+    "orphans_left",
+    "processes_serving",
     "quarantine_lift",
     "stale_states_correct",
     "suspects_clear",
@@ -68,13 +71,14 @@ logger = logging.getLogger(__name__)
 
 _ENTRIES_AT_A_TIME: Final = 1_000
 _ENTRIES_AT_MOST: Final = 20_000  # in one run, of one journal
-_GONE = {
+_GONE: Final[dict[str, Any]] = {
     "pid": None,
     "socket_path": "",
     "ping_ms": None,
     "tries_again_at": None,
     "n_fetched_bytes": None,
     "n_fetch_bytes": None,
+    "stats": {},  # memory that nobody holds any more would count as held
 }
 
 
@@ -128,18 +132,14 @@ def engine_processes_remove(process_ids: Collection[int]) -> None:
 
 
 @transaction.atomic
-def stale_states_correct() -> list[EngineProcess]:
-    """At the agent's start: nothing runs yet, whatever an agent that was killed left behind.
-
-    Returns the rows as they were, for those of their processes that may still be draining.
-    """
-    stale = list(EngineProcess.objects.exclude(state=EngineProcess.State.STOPPED, pid=None))
-    if stale:
-        EngineProcess.objects.filter(pk__in=[row.pk for row in stale]).update(
-            state=EngineProcess.State.STOPPED, **_GONE
-        )
+def stale_states_correct() -> int:
+    """At the agent's start: nothing runs yet, whatever an agent that was killed left behind. Return
+    how many rows said otherwise."""
+    stale = EngineProcess.objects.exclude(state=EngineProcess.State.STOPPED, pid=None)
+    n_stale = stale.update(state=EngineProcess.State.STOPPED, **_GONE)
+    if n_stale:
         change_stamp_bump(REPLICAS_STAMP)
-    return stale
+    return n_stale
 
 
 @transaction.atomic

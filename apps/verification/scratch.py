@@ -15,7 +15,14 @@ from typing import IO, Final
 from apps.core.files import log_tail, var_lock
 from apps.engines.client import EngineClient
 from apps.engines.exceptions import EngineClientError
-from apps.engines.services import AgentPaths, EngineAgent, Timings, agent_paths, is_ready
+from apps.engines.services import (
+    AgentPaths,
+    EngineAgent,
+    Timings,
+    agent_paths,
+    is_ready,
+    processes_serving,
+)
 from apps.engines.types import EngineInfo, EngineObservation, EngineSpec
 from apps.verification.exceptions import VerificationFailed
 
@@ -152,18 +159,8 @@ def _remove(directory: Path) -> None:
 def _engines_end(run_dir: Path) -> None:
     """Kill what serves a socket there: it is known by the path on its command line."""
     until_s = time.monotonic() + _GONE_WITHIN_S
-    while (pids := _pids(run_dir)) and time.monotonic() < until_s:
-        for pid in pids:
+    while (serving := processes_serving(run_dir)) and time.monotonic() < until_s:
+        for process in serving:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(process.pid, signal.SIGKILL)
         time.sleep(_LOOK_S)
-
-
-def _pids(run_dir: Path) -> list[int]:
-    prefix = os.fsencode(run_dir) + b"/"
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it ended while we looked
-            if any(word.startswith(prefix) for word in file.read_bytes().split(b"\0")):
-                found.append(int(file.parent.name))
-    return found
