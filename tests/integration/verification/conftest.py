@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from apps.registry.models import ModelVersion
+from apps.registry.models import ModelVersion, VerificationRun
 from tests.factories import ModelVersionFactory
 from tests.models import random_bert_dir, random_llama_dir
 
@@ -36,6 +36,10 @@ def engines_of(var: Path) -> list[int]:
         if "engine_service" in words and any(word.startswith(f"{var}/") for word in words):
             found.append(process.pid)
     return found
+
+
+def fresh(run: VerificationRun) -> VerificationRun:
+    return VerificationRun.objects.select_related("version").get(pk=run.pk)
 
 
 @pytest.fixture

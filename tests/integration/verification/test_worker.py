@@ -1,19 +1,13 @@
-"""Whole verifications with a real scratch engine: of good models and broken ones, cancelled, and
-with their worker killed."""
+"""Whole verifications with a real scratch engine: of good models and broken ones, and cancelled."""
 
 import asyncio
 import math
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from django.conf import settings
-from django.utils import timezone
 
 from apps.audit.types import Actor
 from apps.core.hop import database_hop
@@ -21,18 +15,12 @@ from apps.registry.models import ModelVersion, VerificationRun
 from apps.registry.services import verification_ask, verification_cancel
 from apps.registry.types import VERIFY_WORK
 from apps.verification import tasks
-from apps.verification.scratch import scratch_sweep
 from apps.verification.texts import PROBE_TEXT
 from apps.verification.worker import work
-from tests.integration.verification.conftest import MakeVersion, engines_of
-from tests.processes import ROOT, server_environment
-from tests.waiting import wait_until, wait_until_async
+from tests.integration.verification.conftest import MakeVersion, engines_of, fresh
+from tests.waiting import wait_until_async
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.e2e]
-
-
-def fresh(run: VerificationRun) -> VerificationRun:
-    return VerificationRun.objects.select_related("version").get(pk=run.pk)
 
 
 async def verified(version: ModelVersion, actor: Actor) -> VerificationRun:
@@ -217,74 +205,6 @@ async def test_a_worker_that_is_told_to_stop_leaves_it_to_the_next(
     assert (await database_hop(fresh, run)).status == "passed"
 
 
-WORKER = """
-import asyncio, sys
-import django
-django.setup()
-from apps.verification.worker import work
-asyncio.run(work())
-"""
-
-
-def worker_process(var: Path) -> "subprocess.Popen[bytes]":
-    environment = {
-        **os.environ, **server_environment(), "VAR": str(var), "VERIFY_LEASE_S": "2",
-        "MODELS_DIR": str(var / "models"),
-    }  # fmt: skip
-    with (var / "worker.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", WORKER], cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
-
-
-@pytest.mark.parametrize(
-    ("step", "is_engine_frozen"),
-    [("files", False), ("loading", False), ("loading", True), ("latency", False)],
-)
-def test_a_killed_worker_leaves_nothing_and_the_next_one_finishes(
-    make_version: MakeVersion,
-    even_llama_dir: Path,
-    actor: Actor,
-    var: Path,
-    step: str,
-    is_engine_frozen: bool,
-) -> None:
-    """A frozen engine does not see that its worker is gone: the sweep ends it."""
-    version = make_version(even_llama_dir)
-    run = verification_ask(version=version, actor=actor, is_waking=False)
-    worker = worker_process(var)
-
-    def is_at_step() -> bool:
-        assert worker.poll() is None, (var / "worker.log").read_text()[-2000:]
-        return step == "files" or fresh(run).step == step
-
-    try:
-        if step == "files":
-            wait_until("the claim", lambda: fresh(run).status == "running", timeout_s=90)
-        else:
-            wait_until(step, is_at_step, timeout_s=90)
-        if is_engine_frozen:
-            for pid in wait_until("an engine", lambda: engines_of(var), timeout_s=30):
-                os.kill(pid, signal.SIGSTOP)
-    finally:
-        worker.kill()
-        worker.wait()
-    assert fresh(run).status == "running"
-    scratch_sweep(var)
-    assert engines_of(var) == []
-    assert list(var.glob("scratch/*/")) == []
-
-    wait_until("the lease to end", lambda: _is_over(run), timeout_s=20)
-    asyncio.run(work())
-    ended = fresh(run)
-    assert (ended.status, ended.attempt, ended.version.stage) == ("passed", 2, "verified")
-
-
-def _is_over(run: VerificationRun) -> bool:
-    until = fresh(run).lease_until
-    return until is not None and until < timezone.now()
-
-
 async def test_a_version_that_kills_its_workers_is_given_up(
     make_version: MakeVersion, even_llama_dir: Path, actor: Actor
 ) -> None:
@@ -296,19 +216,3 @@ async def test_a_version_that_kills_its_workers_is_given_up(
     assert (run.status, run.error) == (
         "failed", "Its worker was lost 3 times; it is not tried again.",
     )  # fmt: skip
-
-
-def test_an_engine_ends_with_its_worker_without_a_sweep(
-    make_version: MakeVersion, even_llama_dir: Path, actor: Actor, var: Path
-) -> None:
-    version = make_version(even_llama_dir)
-    verification_ask(version=version, actor=actor, is_waking=False)
-    worker = worker_process(var)
-    try:
-        (pid,) = wait_until("an engine", lambda: engines_of(var), timeout_s=90)
-    finally:
-        worker.kill()
-        worker.wait()
-    wait_until("the engine to end", lambda: not psutil.pid_exists(pid), timeout_s=60)
-    assert scratch_sweep(var) == 1
-    VerificationRun.objects.all().delete()
