@@ -45,10 +45,12 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaLoad:
-    """What a ready replica said last. oldest_wait_s: of its requests that wait to be computed.
-    n_tokens: computed since it started, those of prompts and of answers."""
+    """What a ready replica said last. said_at_s: when that was, by a clock of its own.
+    oldest_wait_s: of its requests that wait to be computed. n_tokens: computed since it started,
+    those of prompts and of answers."""
 
     key: int
+    said_at_s: float
     n_running: int
     n_waiting: int
     oldest_wait_s: float
@@ -64,6 +66,7 @@ class Decision:
 @dataclass(frozen=True, slots=True)
 class _Sample:
     at_s: float
+    n_ready: int
     n_requests: int
     wait_s: float
     n_tokens: int  # since the sample before
@@ -77,10 +80,10 @@ class Autoscaler:
     pace: Pace = field(default_factory=Pace)
     _samples: deque[_Sample] = field(default_factory=deque)
     _seen_tokens: dict[int, int] = field(default_factory=dict)
-    # Most tokens a second, by replicas; and so many had all that they could.
+    # Most tokens a second that so many replicas were seen to make while requests waited for them.
     _served: dict[int, float] = field(default_factory=dict)
-    _saturated: set[int] = field(default_factory=set)
-    _late_since_s: float | None = None
+    _late_since_s: float | None = None  # by the replicas' clock
+    _late_at_s: float = -math.inf
     _changed_at_s: float = -math.inf
     _lowered_at_s: float = -math.inf
     _patience: int = 1
@@ -94,18 +97,11 @@ class Autoscaler:
             self._changed(now_s)
             return Decision(n_replicas=within, reason="Its bounds were changed.")
         self._note(loads, now_s=now_s)
+        self._learn(bounds, now_s=now_s)
         if len(loads) < n_replicas:
             self._changed(now_s)  # what starts will change everything that was seen
             return Decision(n_replicas=n_replicas)
-        if now_s - self._changed_at_s >= self.pace.settle_s:
-            served = self._tokens_per_s(since_s=now_s - self.pace.settle_s)
-            self._served[n_replicas] = max(served, self._served.get(n_replicas, 0.0))
-        wait_s = self._samples[-1].wait_s
-        is_late = wait_s > _HIGH * bounds.target_wait_s
-        if not is_late:
-            self._late_since_s = None
-        elif self._late_since_s is None:
-            self._late_since_s = now_s
+        is_late = self._note_late(loads, bounds)
         if is_late and n_replicas < bounds.most:
             return self._up(loads, n_replicas=n_replicas, bounds=bounds, now_s=now_s)
         if n_replicas > bounds.fewest:
@@ -115,11 +111,10 @@ class Autoscaler:
     def _up(
         self, loads: Sequence[ReplicaLoad], *, n_replicas: int, bounds: Bounds, now_s: float
     ) -> Decision:
-        late_since_s = now_s if self._late_since_s is None else self._late_since_s
-        is_brief = now_s - late_since_s < self.pace.up_after_s
+        late_since_s = self._late_at_s if self._late_since_s is None else self._late_since_s
+        is_brief = self._late_at_s - late_since_s < self.pace.up_after_s
         if is_brief or now_s - self._changed_at_s < self.pace.settle_s:
             return Decision(n_replicas=n_replicas)
-        self._saturated.add(n_replicas)
         is_taken_back = now_s - self._lowered_at_s < _REGRET * self._quiet_s
         self._patience = min(2 * self._patience, _MOST_PATIENCE) if is_taken_back else 1
         n_requests = self._samples[-1].n_requests
@@ -167,6 +162,7 @@ class Autoscaler:
         self._samples.append(
             _Sample(
                 at_s=now_s,
+                n_ready=len(loads),
                 n_requests=sum(load.n_running + load.n_waiting for load in loads),
                 wait_s=max((load.oldest_wait_s for load in loads), default=0.0),
                 n_tokens=n_tokens,
@@ -175,6 +171,35 @@ class Autoscaler:
         # The oldest one kept is at least as old as the quiet time.
         while len(self._samples) > 1 and self._samples[1].at_s <= now_s - self._quiet_s:
             self._samples.popleft()
+
+    def _note_late(self, loads: Sequence[ReplicaLoad], bounds: Bounds) -> bool:
+        """Note since when requests have been late, and say whether they are. What a replica said
+        once and nobody has heard of it since counts once."""
+        late_at_s = [
+            load.said_at_s for load in loads if load.oldest_wait_s > _HIGH * bounds.target_wait_s
+        ]
+        if not late_at_s:
+            self._late_since_s = None
+            return False
+        self._late_at_s = max(late_at_s)
+        if self._late_since_s is None:
+            self._late_since_s = self._late_at_s
+        return True
+
+    def _learn(self, bounds: Bounds, *, now_s: float) -> None:
+        """Remember what those that are ready serve when they have all that they can: requests have
+        been waiting for them all along. While others start, that is so."""
+        since_s = now_s - self.pace.settle_s
+        recent = [sample for sample in self._samples if sample.at_s >= since_s]
+        n_ready = recent[-1].n_ready
+        is_whole = self._samples[0].at_s <= since_s
+        is_full = all(
+            sample.n_ready == n_ready and sample.wait_s > _LOW * bounds.target_wait_s
+            for sample in recent
+        )
+        if is_whole and is_full and n_ready:
+            served = self._tokens_per_s(since_s=since_s)
+            self._served[n_ready] = max(served, self._served.get(n_ready, 0.0))
 
     def _changed(self, now_s: float) -> None:
         self._changed_at_s = now_s
@@ -190,10 +215,8 @@ class Autoscaler:
     def _servable(self, n_replicas: int) -> float:
         """Return what so many were seen to serve when they had all that they could; or what the
         nearest fewer would give. Without bound where nothing was seen."""
-        known = [n for n in self._saturated if n <= n_replicas]
-        if not known:
-            return math.inf
-        return self._served[max(known)] * n_replicas / max(known)
+        known = max((n for n in self._served if n <= n_replicas), default=None)
+        return math.inf if known is None else self._served[known] * n_replicas / known
 
 
 def _percentile(values: Sequence[int]) -> int:

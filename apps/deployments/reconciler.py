@@ -97,6 +97,7 @@ class Reconciler:
         if stamp != self._stamp or self._is_due(now, has_looked=has_looked):
             await self._reconcile(stamp, now=now)
         await self._record()
+        self._scaler.note(self.agent.current())
         await self._scaler.scale(self._reconciled.scalable, now_s=now)
         if now - self._swept_at >= _SWEEP_EVERY_S:
             self._swept_at = now
@@ -136,7 +137,6 @@ class Reconciler:
     async def _record(self) -> None:
         """Write what is new; what cannot be written now is kept and written later."""
         seen_now = self.agent.observations()
-        self._scaler.note(seen_now)
         self._pending |= {seen.process_id: seen for seen in seen_now}
         self._crashes += self.agent.crashes()
         if self._crashes:

@@ -31,13 +31,13 @@ class Scaler:
         self._scaled_at_s = 0.0
 
     def note(self, observations: Iterable[EngineObservation]) -> None:
-        for seen in observations:
-            self._seen[seen.process_id] = seen
-            self.idle_at.pop(seen.process_id, None)
-            if not is_ready(seen):
-                del self._seen[seen.process_id]
-            elif seen.last_pong_at is not None and not _n_requests(seen.stats):
-                self.idle_at[seen.process_id] = seen.last_pong_at
+        """Take what each engine says at present."""
+        self._seen = {seen.process_id: seen for seen in observations if is_ready(seen)}
+        self.idle_at = {
+            process_id: seen.last_pong_at
+            for process_id, seen in self._seen.items()
+            if seen.last_pong_at is not None and not _n_requests(seen.stats)
+        }
 
     async def scale(self, scalable: Iterable[Scalable], *, now_s: float) -> None:
         """Decide anew for each, once a second at most."""
@@ -75,6 +75,7 @@ def _load(seen: EngineObservation) -> ReplicaLoad:
     stats = seen.stats
     return ReplicaLoad(
         key=seen.process_id,
+        said_at_s=seen.last_pong_at.timestamp() if seen.last_pong_at is not None else 0.0,
         n_running=stats["n_running"],
         n_waiting=stats["n_waiting"],
         oldest_wait_s=stats["oldest_wait_ms"] / 1000,

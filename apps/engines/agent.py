@@ -68,6 +68,10 @@ class EngineAgent:
                 found.append(supervisor.observation())
         return found
 
+    def current(self) -> Sequence[EngineObservation]:
+        """Return what each slot would say now, whether it was told before or not."""
+        return [supervisor.observation() for supervisor in self._supervisors.values()]
+
     def crashes(self) -> Sequence[CrashSeen]:
         """Take the crashes since the last call."""
         for supervisor in self._supervisors.values():

@@ -80,6 +80,7 @@ class Fleet:
         loads = [
             ReplicaLoad(
                 key=id(each),
+                said_at_s=self.now,
                 n_running=len(each.running),
                 n_waiting=len(each.queue),
                 oldest_wait_s=self.now - each.queue[0] if each.queue else 0.0,
@@ -169,28 +170,54 @@ def test_a_night_brings_it_down_step_by_step_and_says_why() -> None:
     assert "1 s is the most" in fleet.reasons[0]
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("share", "n_needed"), [(0.2, 1), (0.4, 2), (0.7, 2)])
+def test_after_a_burst_no_more_stay_than_are_needed(seed: int, share: float, n_needed: int) -> None:
+    """What a replica can serve is learnt from it while the others start, not from the quiet time
+    before the burst."""
+    fleet = Fleet(random.Random(seed))
+    fleet.run(60.0, per_s=0.0)
+    fleet.run(90.0, per_s=2.5 * PER_REPLICA)
+    assert len(fleet.replicas) == 3
+    fleet.run(900.0, per_s=share * PER_REPLICA)
+    assert len(fleet.replicas) <= n_needed, fleet.changes
+
+
 def load(**fields: float) -> ReplicaLoad:
     numbers = {"n_running": 4, "n_waiting": 4, "oldest_wait_s": 3.0, "n_tokens": 0, **fields}
-    return ReplicaLoad(key=1, **numbers)  # type: ignore[arg-type]
+    return ReplicaLoad(key=1, **{"said_at_s": 0.0, **numbers})  # type: ignore[arg-type]
 
 
 def test_as_many_are_added_as_the_waiting_requests_fill() -> None:
     autoscaler = Autoscaler()
     bounds = Bounds(fewest=1, most=9, target_wait_s=1.0, max_sequences=4)
     for now in (0.0, 0.5):
-        decision = autoscaler.decide([load(n_waiting=13)], n_replicas=1, bounds=bounds, now_s=now)
+        late = load(n_waiting=13, said_at_s=now)
+        decision = autoscaler.decide([late], n_replicas=1, bounds=bounds, now_s=now)
         assert decision.n_replicas == 1
-    decision = autoscaler.decide([load(n_waiting=13)], n_replicas=1, bounds=bounds, now_s=1.0)
+    late = load(n_waiting=13, said_at_s=1.0)
+    decision = autoscaler.decide([late], n_replicas=1, bounds=bounds, now_s=1.0)
     assert decision.n_replicas == 5
     assert decision.reason == (
         "17 requests at 1 replicas, and one waits for 3.0 s: 1 s is the most."
     )
 
 
+def test_what_was_said_once_is_not_late_for_long() -> None:
+    """An engine in a long step says nothing new: that one request waited once is all one knows."""
+    autoscaler = Autoscaler()
+    for now in range(4):
+        decision = autoscaler.decide([load()], n_replicas=1, bounds=BOUNDS, now_s=float(now))
+        assert decision.n_replicas == 1
+    late = load(said_at_s=3.5)
+    assert autoscaler.decide([late], n_replicas=1, bounds=BOUNDS, now_s=4.0).n_replicas == 2
+
+
 def test_while_some_start_nothing_changes() -> None:
     autoscaler = Autoscaler()
     for now in range(100):
-        decision = autoscaler.decide([load()], n_replicas=2, bounds=BOUNDS, now_s=float(now))
+        late = load(said_at_s=float(now))
+        decision = autoscaler.decide([late], n_replicas=2, bounds=BOUNDS, now_s=float(now))
         assert decision.n_replicas == 2
 
 
