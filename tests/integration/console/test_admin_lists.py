@@ -161,6 +161,23 @@ def test_list_looks_at_the_newest_rows_only(
     assert admin_client.get(url, query).context["cl"].result_count == 0
 
 
+def test_whose_requests_are_old_sees_them(ledger: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest that one may see, whatever others have asked since."""
+    monkeypatch.setattr("apps.metering.admin.LISTED_ROWS", 3)
+    seen, other = TenantFactory(), TenantFactory()
+    for request_id in ("first", "second"):
+        UsageRecordFactory(tenant_id=seen.pk, request_id=request_id)
+    for _ in range(5):
+        UsageRecordFactory(tenant_id=other.pk)
+    user = UserFactory(is_staff=True)
+    for tenant in (seen, TenantFactory()):
+        MembershipFactory(user=user, tenant=tenant, role="viewer")
+    client = Client()
+    client.force_login(user)
+    page = client.get(reverse("admin:metering_usagerecord_changelist"))
+    assert [row.request_id for row in page.context["cl"].result_list] == ["second", "first"]
+
+
 def test_an_old_request_is_found_by_its_id(ledger: int, admin_client: Client) -> None:
     oldest = all_of(UsageRecord).order_by("id")[0]
     response = admin_client.get(
