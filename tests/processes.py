@@ -59,6 +59,15 @@ class EngineRun:
             and stats.n_blocks_free == stats.n_blocks_total
         )
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It stands until the block ends, and loses nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
 
 @dataclass
 class ServerRun:
