@@ -23,7 +23,7 @@ ONE_BY_ONE := tests/e2e/test_schemathesis.py $(addprefix tests/faults/test_,clie
 # Else each of the hundreds of processes that tests start would compile the sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-postgresql check bench bench-gateway bench-engine prove-serve prove-engine prove-api prove-limits soak lock setup setup-dev kernels model clean
+.PHONY: help serve test test-postgresql check bench bench-gateway bench-engine prove-serve prove-engine prove-api prove-limits prove-models soak lock setup setup-dev kernels model clean
 
 help: ## show this
 	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]      set up and run everything"
@@ -113,6 +113,21 @@ prove-limits: setup-dev model ## the proof of tenants, access, limits and ledger
 		tests/integration/isolation tests/integration/core/test_tenant_wall.py
 	$(BIN)/python -m benchmarks.proof var/prove-limits.xml \
 		benchmarks/results/prove-limits-behind-the-wall.json
+
+MODELS_TESTS = tests/integration/registry tests/integration/verification tests/integration/deployments \
+	tests/integration/routing tests/integration/console/test_million_rows.py \
+	$(addprefix tests/integration/gateway/test_,balancing.py failing_over.py two_versions.py)
+
+prove-models: setup-dev model ## the proof of models, deployments and routes: faults, placement, scaling, lists
+	$(BIN)/pytest -m "" --junit-xml=var/prove-models.xml -o junit_logging=system-out \
+		$(MODELS_TESTS) tests/unit/registry tests/unit/deployments tests/unit/routing \
+		tests/e2e/test_import.py tests/faults/test_replica_faults.py \
+		tests/faults/test_autoscaling_load.py
+	$(BIN)/python -m benchmarks.proof var/prove-models.xml benchmarks/results/prove-models.json
+	DATABASE_URL="$(POSTGRES_URL)" $(BIN)/pytest -m "" --database-only \
+		--junit-xml=var/prove-models.xml -o junit_logging=system-out $(MODELS_TESTS)
+	$(BIN)/python -m benchmarks.proof var/prove-models.xml \
+		benchmarks/results/prove-models-postgresql.json
 
 soak: setup-dev model ## 2,000 requests while engines, servers and stores are killed: nothing lost, nothing twice
 	$(BIN)/pytest -m prove -s tests/faults/test_soak.py
