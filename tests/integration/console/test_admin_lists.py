@@ -161,14 +161,14 @@ def test_list_looks_at_the_newest_rows_only(
     assert admin_client.get(url, query).context["cl"].result_count == 0
 
 
-def test_whose_requests_are_old_sees_them(ledger: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whose_requests_are_old_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest that one may see, whatever others have asked since."""
     monkeypatch.setattr("apps.metering.admin.LISTED_ROWS", 3)
     seen, other = TenantFactory(), TenantFactory()
     for request_id in ("first", "second"):
         UsageRecordFactory(tenant_id=seen.pk, request_id=request_id)
-    for _ in range(5):
-        UsageRecordFactory(tenant_id=other.pk)
+    for number in range(5):
+        UsageRecordFactory(tenant_id=other.pk, request_id=f"other-{number}")
     user = UserFactory(is_staff=True)
     for tenant in (seen, TenantFactory()):
         MembershipFactory(user=user, tenant=tenant, role="viewer")
