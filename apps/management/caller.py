@@ -9,7 +9,7 @@ from django.db import models
 from apps.audit.types import Actor
 from apps.core.access import Access
 from apps.core.exceptions import PermissionDenied
-from apps.rbac.selectors import person_behind
+from apps.rbac.selectors import person_behind, rows_open
 
 if TYPE_CHECKING:
     from apps.core.addresses import Address
@@ -40,8 +40,10 @@ class Caller:
 
 
 def caller_of(principal: "Principal", *, address: "Address | None") -> Caller:
-    """Return who asks. Raises PermissionDenied where the token is nobody's."""
+    """Return who asks, and let the work touch the rows that the admin would let them see. Raises
+    PermissionDenied where the token is nobody's."""
     user: Any = person_behind(principal)
+    rows_open(user.access)
     actor = Actor(
         kind="token",
         id=principal.api_token_id,

@@ -6,10 +6,8 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse
 from django.utils.deprecation import MiddlewareMixin
 
-from apps.core.access import Access
-from apps.core.tenancy import tenants_only, whichever_tenant
 from apps.rbac.models import User
-from apps.rbac.permissions import TENANT_PERMISSIONS
+from apps.rbac.permissions import rows_open
 
 
 class TenantRowsGate(MiddlewareMixin):
@@ -21,12 +19,3 @@ class TenantRowsGate(MiddlewareMixin):
         if isinstance(request.user, User):
             rows_open(request.user.access)
         return None
-
-
-def rows_open(access: Access) -> None:
-    """Let the work at hand touch the rows of every tenant, for who may see something of each, or of
-    the tenants in which somebody has a role."""
-    if access.is_superuser or access.platform & TENANT_PERMISSIONS:
-        whichever_tenant()
-    else:
-        tenants_only(access.tenants)

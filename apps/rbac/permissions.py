@@ -12,7 +12,7 @@ from django.contrib.auth.models import Permission
 from django.db.models import Q, QuerySet
 
 from apps.core.access import NOTHING, Access
-from apps.core.tenancy import every_tenant
+from apps.core.tenancy import every_tenant, tenants_only, whichever_tenant
 from apps.rbac.types import USE_ROUTE
 
 if TYPE_CHECKING:
@@ -46,6 +46,15 @@ def access_of(user: "User") -> Access:
     if not user.is_active:
         return Access()
     return Access(is_superuser=True) if user.is_superuser else held_by(user)
+
+
+def rows_open(access: Access) -> None:
+    """Let the work at hand touch the rows of every tenant, for who may see something of each, or of
+    the tenants in which somebody has a role."""
+    if access.is_superuser or access.platform & TENANT_PERMISSIONS:
+        whichever_tenant()
+    else:
+        tenants_only(access.tenants)
 
 
 def access_within(access: Access, tenant_id: int) -> frozenset[str]:

@@ -17,6 +17,7 @@ from apps.core.prices import Prices
 from apps.core.tenancy import every_tenant
 from apps.rbac.models import ApiToken, GroupMapping, TokenFamily, User
 from apps.rbac.permissions import held_by, holders_of
+from apps.rbac.permissions import rows_open as rows_open
 from apps.rbac.review import access_review as access_review
 from apps.rbac.types import (
     OWNED_SCOPES,

@@ -383,25 +383,6 @@ def test_the_command_says_what_is_wrong(
     assert not all_of(AuditEvent).exists()
 
 
-def test_the_command_drains_and_waits(device: Device, capsys: Any) -> None:
-    replica = ReplicaFactory(deployment__name="chat", deployment__model_version=version(10))
-    with pytest.raises(CommandError, match="after 0 s it is stopping"):
-        call_command("deploy", "drain", "chat", "--timeout-s", "0")
-    assert Deployment.objects.get().desired_state == "stopped"
-    replica.engine_process.state = "stopped"
-    replica.engine_process.save()
-    assert deploy("drain", "chat", capsys=capsys) == "chat has stopped.\n"
-    assert [event.action for event in all_of(AuditEvent)] == ["deployment.stopped"]
-
-
-def test_the_command_starts_no_retired_version(device: Device) -> None:
-    retired = ModelVersionFactory(stage="retired")
-    DeploymentFactory(name="chat", model_version=retired, desired_state="stopped")
-    with pytest.raises(CommandError, match="is retired; a deployment needs a version that is"):
-        call_command("deploy", "start", "chat")
-    assert Deployment.objects.get().desired_state == "stopped"
-
-
 def test_who_may_not_change_deployments_changes_no_bounds() -> None:
     deployment = DeploymentFactory(model_version=ModelVersionFactory())
     EngineProcessFactory()
