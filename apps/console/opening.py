@@ -68,7 +68,8 @@ async def _round_trip(*, host: str, port: int, token: str, report: Report) -> st
 
 def _running() -> Mapping[str, LiveState]:
     states = {deployment.name: live_state(deployment) for deployment in deployments_all()}
-    return {name: s for name, s in states.items() if s.word not in ("Stopping", "Stopped")}
+    ending = ("Draining", "Stopping", "Stopped")
+    return {name: state for name, state in states.items() if state.word not in ending}
 
 
 def _route_to_ask() -> str:

@@ -28,6 +28,7 @@ from apps.deployments.selectors import live_state
 from apps.deployments.services import (
     deployment_create,
     deployment_delete,
+    deployment_drain,
     deployment_restart,
     deployment_start,
     deployment_stop,
@@ -97,7 +98,7 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
     ordering = ("name",)
     sortable_by = ("name",)
     autocomplete_fields = ("model_version", "remote")
-    actions = ("start_selected", "stop_selected", "restart_selected")
+    actions = ("start_selected", "drain_selected", "stop_selected", "restart_selected")
     fieldsets = (
         (
             None,
@@ -206,7 +207,7 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
 
     @display(
         description="Desired",
-        label={"Running": "primary", "Stopped": ""},
+        label={"Running": "primary", "Draining": "warning", "Stopped": ""},
         ordering="desired_state",
     )
     def desired(self, deployment: Deployment) -> str:
@@ -267,11 +268,17 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
             deployment_start(deployment=deployment, actor=actor_of(request))
         messages.success(request, "They are told to run.")
 
+    @action(description="Drain the selected deployments", permissions=["change"])
+    def drain_selected(self, request: HttpRequest, queryset: Any) -> None:
+        for deployment in self.changeable(request, queryset):
+            deployment_drain(deployment=deployment, actor=actor_of(request))
+        messages.success(request, "They finish what they have, then stop.")
+
     @action(description="Stop the selected deployments", permissions=["change"])
     def stop_selected(self, request: HttpRequest, queryset: Any) -> None:
         for deployment in self.changeable(request, queryset):
             deployment_stop(deployment=deployment, actor=actor_of(request))
-        messages.success(request, "They drain, then stop.")
+        messages.success(request, "They stop, and cut off what does not end soon.")
 
     @action(description="Restart the selected deployments", permissions=["change"])
     def restart_selected(self, request: HttpRequest, queryset: Any) -> None:

@@ -74,6 +74,7 @@ class Deployment(TimestampedModel):
 
     class DesiredState(models.TextChoices):
         RUNNING = "running", "Running"
+        DRAINING = "draining", "Draining"  # the agent makes it stopped
         STOPPED = "stopped", "Stopped"
 
     class Dtype(models.TextChoices):

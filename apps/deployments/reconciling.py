@@ -5,7 +5,10 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from django.db import transaction
+from django.utils import timezone
 
+from apps.audit.services import event_record
+from apps.audit.types import SYSTEM
 from apps.deployments.models import Deployment, Replica
 from apps.deployments.placement import Placed, Refused
 from apps.deployments.placing import Wanted, placed, refusal_text
@@ -33,12 +36,14 @@ def replicas_reconcile(
     """Bring the replicas' rows in line with the deployments; return what should run.
 
     Rows that nothing asks for go, but for the slots in ``occupied``, whose process still lives.
-    One that became too many runs on until it said, at the time in ``idle_at``, that it has nothing
-    to do. Each gets a device of the node ``node_id``; one that fits on none does not run, and its
-    row says why. Without a node nothing is placed. Only the engine agent calls this.
+    One that became too many, or drains, runs on until it said, at the time in ``idle_at``, that it
+    has nothing to do; a deployment that has drained is stopped. Each gets a device of the node
+    ``node_id``; one that fits on none does not run, and its row says why. Without a node nothing is
+    placed. Only the engine agent calls this.
     """
     deployments = deployments_all()
-    running = [d for d in deployments if d.desired_state == Deployment.DesiredState.RUNNING]
+    _drained_stop(deployments, occupied=occupied)
+    running = [d for d in deployments if d.desired_state != Deployment.DesiredState.STOPPED]
     leaving = {
         replica.engine_process_id
         for deployment in running
@@ -69,23 +74,49 @@ def replicas_reconcile(
         scalable=tuple(
             _scalable(deployment, found)
             for deployment, found in complete.items()
-            if deployment.max_replicas > deployment.min_replicas
+            if deployment.max_replicas > deployment.min_replicas and _n_wanted(deployment)
         ),
         leaving=frozenset(leaving),
         is_short=len(fitting) < len(replicas),
     )
 
 
+def _drained_stop(deployments: Collection[Deployment], *, occupied: Collection[int]) -> None:
+    """Make those stopped that drain and have no engine any more, unless somebody starts them."""
+    draining, stopped = Deployment.DesiredState.DRAINING, Deployment.DesiredState.STOPPED
+    for each in deployments:
+        rows = Deployment.objects.filter(pk=each.pk, desired_state=draining)
+        if _has_drained(each, occupied) and rows.update(
+            desired_state=stopped, updated_at=timezone.now()
+        ):
+            each.desired_state = stopped
+            event_record(action="deployment.stopped", actor=SYSTEM, obj=each)
+
+
+def _has_drained(deployment: Deployment, occupied: Collection[int]) -> bool:
+    return deployment.desired_state == Deployment.DesiredState.DRAINING and not any(
+        replica.engine_process_id in occupied for replica in deployment.replicas.all()
+    )
+
+
+def _n_wanted(deployment: Deployment) -> int:
+    """Return how many of its replicas are to go on."""
+    is_draining = deployment.desired_state == Deployment.DesiredState.DRAINING
+    return 0 if is_draining else deployment.n_replicas
+
+
 def _is_leaving(
     replica: Replica, deployment: Deployment, *, idle_at: Mapping[int, datetime]
 ) -> bool:
-    """Whether a replica that became too many may still have something to do."""
-    if replica.index < deployment.n_replicas or deployment.scaled_at is None:
+    """Whether a replica that became too many, or drains, may still have something to do."""
+    is_draining = deployment.desired_state == Deployment.DesiredState.DRAINING
+    since = deployment.updated_at if is_draining else deployment.scaled_at
+    if replica.index < _n_wanted(deployment) or since is None:
         return False
     if replica.engine_process.state != EngineState.READY:
         return False
     idle = idle_at.get(replica.engine_process_id)
-    return idle is None or idle < deployment.scaled_at + timedelta(seconds=_STILL_ROUTED_S)
+    return idle is None or idle < since + timedelta(seconds=_STILL_ROUTED_S)
 
 
 def _replicas_complete(
@@ -94,7 +125,7 @@ def _replicas_complete(
     """Return the replicas that should run, made where they are missing. One whose slot still has
     the process of a deleted namesake is left for the next time."""
     replicas = {replica.index: replica for replica in deployment.replicas.all()}
-    for index in range(deployment.n_replicas):
+    for index in range(_n_wanted(deployment)):
         name = f"{deployment.name}-{index}"
         if index not in replicas and name not in taken_names:
             process = engine_process_create(name=name)
@@ -104,7 +135,7 @@ def _replicas_complete(
     return [
         replica
         for index, replica in sorted(replicas.items())
-        if index < deployment.n_replicas or replica.engine_process_id in leaving
+        if index < _n_wanted(deployment) or replica.engine_process_id in leaving
     ]
 
 

@@ -20,7 +20,7 @@ _MOST_REPLICAS: Final = 16
 def replica_endpoints() -> list[ReplicaEndpoint]:
     """Return the replicas that take requests now, in one query.
 
-    A deployment that was just told to stop is left out before its engines have drained.
+    A deployment that was just told to drain or to stop is left out before its engines have ended.
     """
     rows = Replica.objects.filter(
         engine_process__state=EngineState.READY,
@@ -103,8 +103,10 @@ def live_state(deployment: Deployment) -> LiveState:
     refusals = [
         each.refusal for each in replicas if each.refusal and each.index < deployment.n_replicas
     ]
-    if deployment.desired_state == Deployment.DesiredState.STOPPED:
-        word = "Stopping" if any(p.state != state.STOPPED for p in processes) else "Stopped"
+    if deployment.desired_state != Deployment.DesiredState.RUNNING:
+        is_draining = deployment.desired_state == Deployment.DesiredState.DRAINING
+        is_alive = any(p.state != state.STOPPED for p in processes)
+        word = ("Draining" if is_draining else "Stopping") if is_alive else "Stopped"
     elif n_ready >= deployment.n_replicas:
         word = "Ready"
     elif n_ready:

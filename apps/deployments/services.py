@@ -140,8 +140,20 @@ def deployment_start(*, deployment: Deployment, actor: Actor) -> Deployment:
     )
 
 
+@transaction.atomic
+def deployment_drain(*, deployment: Deployment, actor: Actor) -> Deployment:
+    """Have its engines finish what they have, however long that takes, and then stop. What does not
+    run stays as it is."""
+    current = _deployment_lock(deployment)
+    if current.desired_state != Deployment.DesiredState.RUNNING:
+        return current
+    return _desired_state_set(
+        current, state=Deployment.DesiredState.DRAINING, action="deployment.draining", actor=actor
+    )
+
+
 def deployment_stop(*, deployment: Deployment, actor: Actor) -> Deployment:
-    """Let its engines drain, then stop."""
+    """Have its engines stop: what they do not finish within their grace time is cut off."""
     return _desired_state_set(
         deployment, state=Deployment.DesiredState.STOPPED, action="deployment.stopped", actor=actor
     )

@@ -90,6 +90,7 @@ LIVE_STATE_TONES: Final[dict[str, Literal["good", "busy", "warn", "bad", "off"]]
     "Crash loop": "bad",
     "Failed": "bad",
     "Does not fit": "bad",
+    "Draining": "busy",
     "Stopping": "warn",
     "Stopped": "off",
 }

@@ -5,6 +5,7 @@ from django.urls import path
 from apps.management.rest.deployments import (
     DeploymentListView,
     DeploymentView,
+    DrainView,
     RestartView,
     StartView,
     StopView,
@@ -54,6 +55,7 @@ urlpatterns = [
     path("v1/manage/deployments", DeploymentListView.as_view()),
     path(_DEPLOYMENT, DeploymentView.as_view()),
     path(f"{_DEPLOYMENT}/start", StartView.as_view()),
+    path(f"{_DEPLOYMENT}/drain", DrainView.as_view()),
     path(f"{_DEPLOYMENT}/stop", StopView.as_view()),
     path(f"{_DEPLOYMENT}/restart", RestartView.as_view()),
     path("v1/manage/nodes", NodeListView.as_view()),

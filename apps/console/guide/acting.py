@@ -16,7 +16,7 @@ from apps.console.guide.subject import Subject, page_of
 from apps.core.access import access_in
 from apps.core.admin import refused
 from apps.core.exceptions import AppError
-from apps.deployments.services import deployment_start, deployment_stop
+from apps.deployments.services import deployment_drain, deployment_start
 from apps.registry.services import model_version_stage_move, verification_ask
 from apps.registry.types import Stage
 from apps.routing.services import route_create, route_update
@@ -200,8 +200,8 @@ def _drain(act: Act) -> Answer:
 def _stop(act: Act) -> Answer:
     deployment = _target_named(act)
     _require(_may_run(act, deployment))
-    deployment_stop(deployment=deployment, actor=actor_of(act.request))
-    messages.success(act.request, f"{deployment} drains, then stops.")
+    deployment_drain(deployment=deployment, actor=actor_of(act.request))
+    messages.success(act.request, f"{deployment} finishes what it has, then stops.")
     return act.to()
 
 

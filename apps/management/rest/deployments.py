@@ -17,6 +17,7 @@ from apps.deployments.selectors import (
 from apps.deployments.services import (
     deployment_create,
     deployment_delete,
+    deployment_drain,
     deployment_restart,
     deployment_start,
     deployment_stop,
@@ -142,8 +143,13 @@ class StartView(_TellView):
     service = staticmethod(deployment_start)
 
 
+class DrainView(_TellView):
+    operations: ClassVar = _told("drain", "Let a deployment's engines finish, then stop")
+    service = staticmethod(deployment_drain)
+
+
 class StopView(_TellView):
-    operations: ClassVar = _told("stop", "Let a deployment's engines drain, then stop")
+    operations: ClassVar = _told("stop", "Stop a deployment's engines")
     service = staticmethod(deployment_stop)
 
 

@@ -23,7 +23,7 @@ REMOTE_FIELDS: Final = frozenset({"remote", "remote_model", "remote_task"})
 
 Replicas = Annotated[int, Meta(ge=1, le=16)]
 Count = Annotated[int, Meta(ge=1, le=MAX_INT)]
-State = Literal["running", "stopped"]
+State = Literal["running", "draining", "stopped"]
 DeviceClass = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float32"]
 Quantization = Literal["none", "int8"]

@@ -112,10 +112,10 @@ class TestWhatItDoes:
         }  # fmt: skip
         admin_client.post(here, {"step": "stop", "deployment": first.pk})
         first.refresh_from_db()
-        assert first.desired_state == "stopped"
+        assert first.desired_state == "draining"
         assert actions() == [
             "import_job.created", "verification.asked", "model_version.stage_moved",
-            "deployment.created", "route.updated", "route.updated", "deployment.stopped",
+            "deployment.created", "route.updated", "route.updated", "deployment.draining",
         ]  # fmt: skip
 
     def test_a_route_of_a_new_name(self, admin_client: Client, deployment: Deployment) -> None:

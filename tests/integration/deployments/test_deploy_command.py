@@ -15,14 +15,14 @@ pytestmark = pytest.mark.django_db
 
 def test_the_command_drains_and_waits(capsys: Any) -> None:
     replica = ReplicaFactory(deployment__name="chat")
-    with pytest.raises(CommandError, match="after 0 s it is stopping"):
+    with pytest.raises(CommandError, match="after 0 s it is draining"):
         call_command("deploy", "drain", "chat", "--timeout-s", "0")
-    assert Deployment.objects.get().desired_state == "stopped"
+    assert Deployment.objects.get().desired_state == "draining"
     replica.engine_process.state = "stopped"
     replica.engine_process.save()
     call_command("deploy", "drain", "chat")
     assert capsys.readouterr().out == "chat has stopped.\n"
-    assert [event.action for event in all_of(AuditEvent)] == ["deployment.stopped"]
+    assert [event.action for event in all_of(AuditEvent)] == ["deployment.draining"]
 
 
 def test_the_command_starts_no_retired_version() -> None:

@@ -353,7 +353,7 @@ def test_the_command_lists_stops_starts_and_scales(device: Device, capsys: Any) 
     DeploymentFactory(name="chat", model_version=version(10))
     reconcile(device)
     assert "chat" in deploy("list", capsys=capsys)
-    assert deploy("stop", "chat", capsys=capsys) == "chat drains, then stops.\n"
+    assert deploy("stop", "chat", capsys=capsys) == "chat stops.\n"
     assert deploy("start", "chat", capsys=capsys) == "chat is told to run.\n"
     assert deploy("scale", "chat", "--min", "1", "--max", "3", capsys=capsys) == (
         "chat runs 1 to 3 replicas, 1 now.\n"

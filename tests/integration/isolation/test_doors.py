@@ -98,7 +98,7 @@ MANAGEMENT: dict[tuple[str, str], dict[str, Any]] = {
         ("post", f"v1/manage/deployments/<str:name>/{verb}"): {
             "path": f"v1/manage/deployments/{{deployment}}/{verb}",
         }
-        for verb in ("start", "stop", "restart")
+        for verb in ("start", "drain", "stop", "restart")
     },
     ("get", "v1/manage/nodes/<str:name>"): {"path": "v1/manage/nodes/{node}"},
     ("get", "v1/manage/routes/<path:name>"): {"path": "v1/manage/routes/{model}"},

@@ -71,6 +71,7 @@ CASES: Final[dict[tuple[str, str], tuple[Any, tuple[str, ...]]]] = {
     ("PATCH", "/deployments/chat"): ({"max_replicas": 2}, _CHANGED),
     ("DELETE", "/deployments/spare"): (None, (*_DEPLOYMENT, "deployments.delete_deployment")),
     ("POST", "/deployments/spare/start"): (None, _CHANGED),
+    ("POST", "/deployments/chat/drain"): (None, _CHANGED),
     ("POST", "/deployments/chat/stop"): (None, _CHANGED),
     ("POST", "/deployments/chat/restart"): (None, _CHANGED),
     ("GET", "/nodes"): (None, ("engines.view_node",)),

@@ -184,8 +184,10 @@ async def test_what_is_no_tag_is_refused(api: httpx.AsyncClient, header: str) ->
     assert (await database_hop(stored)).name == "chat"
 
 
-async def test_it_is_stopped_started_and_restarted(api: httpx.AsyncClient) -> None:
+async def test_it_is_drained_stopped_started_and_restarted(api: httpx.AsyncClient) -> None:
     await database_hop(lambda: DeploymentFactory(name="chat"))
+    draining = await api.post("/deployments/chat/drain")
+    assert draining.json()["desired"]["desired_state"] == "draining"
     stopped = await api.post("/deployments/chat/stop")
     assert stopped.json()["desired"]["desired_state"] == "stopped"
     assert stopped.json()["observed"]["state"] == "stopped"
@@ -194,6 +196,7 @@ async def test_it_is_stopped_started_and_restarted(api: httpx.AsyncClient) -> No
     restarted = await api.post("/deployments/chat/restart")
     assert restarted.json()["observed"]["generation"] == 2
     assert await database_hop(events) == [
+        ("deployment.draining", "token"),
         ("deployment.stopped", "token"),
         ("deployment.started", "token"),
         ("deployment.restarted", "token"),

@@ -11,6 +11,7 @@ from apps.core.exceptions import AppError
 from apps.deployments.models import Deployment
 from apps.deployments.selectors import deployment_watched, deployments_all, live_state
 from apps.deployments.services import (
+    deployment_drain,
     deployment_restart,
     deployment_start,
     deployment_stop,
@@ -20,7 +21,7 @@ from apps.deployments.types import DeploymentFields
 
 _SERVICES = {
     "start": (deployment_start, "is told to run."),
-    "stop": (deployment_stop, "drains, then stops."),
+    "stop": (deployment_stop, "stops."),
     "restart": (deployment_restart, "gets new engines."),
 }
 _LOOK_S: Final = 0.25
@@ -34,9 +35,9 @@ class Command(BaseCommand):
         verbs.add_parser("list", help="what runs, beside what should")
         for verb in _SERVICES:
             verbs.add_parser(verb).add_argument("name")
-        drain = verbs.add_parser("drain", help="stop it, and wait until its engines have ended")
+        drain = verbs.add_parser("drain", help="let it finish, and wait until it has stopped")
         drain.add_argument("name")
-        drain.add_argument("--timeout-s", type=float, default=60.0, help="the longest wait")
+        drain.add_argument("--timeout-s", type=float, default=600.0, help="the longest wait")
         scale = verbs.add_parser("scale", help="set how many replicas may run")
         scale.add_argument("name")
         scale.add_argument("--min", type=int, help="so many always run")
@@ -67,13 +68,13 @@ class Command(BaseCommand):
             raise CommandError(error.message) from error
 
     def _drain(self, deployment: Deployment, *, timeout_s: float) -> None:
-        """Stop it; it gets no new requests, and its engines finish those that they have."""
-        deployment_stop(deployment=deployment, actor=SYSTEM)
+        """It gets no new requests, and its engines finish those that they have."""
+        deployment_drain(deployment=deployment, actor=SYSTEM)
         until_s = time.monotonic() + timeout_s
         while (state := live_state(deployment_watched(str(deployment.pk)))).word != "Stopped":
             if time.monotonic() >= until_s:
                 raise CommandError(
-                    f"{deployment} is told to stop, and after {timeout_s:g} s it is "
+                    f"{deployment} is told to drain, and after {timeout_s:g} s it is "
                     f"{state.word.lower()}; `deploy list` shows it. Is the agent running?"
                 )
             time.sleep(_LOOK_S)
