@@ -98,12 +98,14 @@ def engine_process_create(*, name: str) -> EngineProcess:
 
 @transaction.atomic
 def engine_epoch_take(process_id: int) -> int:
-    """Count a start before it happens, so that no two starts ever share an epoch.
+    """Count a start before it happens, so that no two starts ever share an epoch. What stands there
+    of the one before goes: its end may not be written yet, and it would look like the new one's.
 
     Raises:
         EngineProcess.DoesNotExist: the slot was removed.
     """
-    EngineProcess.objects.filter(pk=process_id).update(epoch=F("epoch") + 1)
+    rows = EngineProcess.objects.filter(pk=process_id)
+    rows.update(epoch=F("epoch") + 1, state=EngineProcess.State.STARTING, **_GONE)
     return EngineProcess.objects.values_list("epoch", flat=True).get(pk=process_id)
 
 

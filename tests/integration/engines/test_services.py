@@ -45,7 +45,11 @@ def stamp() -> int:
 
 def test_epochs_count_up() -> None:
     process = EngineProcessFactory(epoch=0)
+    EngineProcess.objects.update(state="ready", pid=1, socket_path="/run/x.sock", stats={"x": 1})
     assert [engine_epoch_take(process.pk) for _ in range(3)] == [1, 2, 3]
+    process.refresh_from_db()
+    found = (process.state, process.pid, process.socket_path, process.stats)
+    assert found == ("starting", None, "", {})
 
 
 def test_a_removed_slot_gives_no_epoch() -> None:
