@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from apps.deployments.autoscaling import Pace
@@ -60,7 +61,18 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProduct]
             lambda: product.engine().epoch > before and product.engine().state == "ready",
             timeout_s=REACHED_S,
         )
+        wait_until("the server to know it", lambda: is_answering(product), timeout_s=REACHED_S)
         yield product
+
+
+def is_answering(product: RunningProduct) -> bool:
+    response = httpx.post(
+        f"{product.base_url}/completions",
+        headers={"Authorization": f"Bearer {product.api_token}"},
+        json={"model": product.model, "prompt": "The sea", "max_tokens": 1},
+        timeout=60,
+    )
+    return response.status_code == 200
 
 
 async def run(load: Load) -> list[Phase]:
