@@ -1,0 +1,234 @@
+"""What a device's kernels compute, said once in plain torch: the contract and the oracle of
+``kernels.triton``, and what runs where there is a GPU but no Triton.
+
+Shapes of a step: its tokens stand one row after the other, ``n_tokens`` in all. K and V of one
+layer are two views (n_blocks, block_size, n_kv_heads, head_dim) of any strides, the last one 1.
+Nothing here waits for the device or asks it for a value, so that all of it can be captured in a
+CUDA graph; what pads a graph's batch has a context of 0 tokens and slot -1.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PagedRows:
+    """Where the K and V of each row's context are.
+
+    block_tables: int32 (n_rows, max_blocks); what stands behind a row's last block is any number.
+    context_lens: int32 (n_rows,), tokens with K and V in the pool, the row's new ones included.
+    query_starts: int32 (n_rows + 1,), where each row's new tokens begin among the queries; its new
+    tokens are the last of its context. None where each row has one token.
+    max_query_len: most new tokens of a row.
+    """
+
+    block_tables: Tensor
+    context_lens: Tensor
+    query_starts: Tensor | None = None
+    max_query_len: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingTensors:
+    """How to draw from each row of logits, one entry a row.
+
+    temperature: float32, 0 takes the best. top_k: int32, 0 keeps all. top_p, min_p: float32, 1 and
+    0 keep all. uniform: float64 in [0, 1): which token the cumulative distribution gives, in the
+    order of ids.
+
+    filtered: rows that ``top_k``, ``top_p`` or ``min_p`` concern, known on the host; a step without
+    such rows skips what they cost. drawn: whether any row has a temperature.
+    """
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    uniform: Tensor
+    filtered: bool = False
+    drawn: bool = False
+
+
+class DeviceKernels(Protocol):
+    """name: for people and the log."""
+
+    name: str
+
+    def rms_norm(self, x: Tensor, *, weight: Tensor, eps: float) -> Tensor:
+        """Return the norm of (n_tokens, hidden), whose rows may lie apart."""
+
+    def add_rms_norm(self, x: Tensor, *, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Add ``x`` to ``residual`` in place; return the norm of that sum, taken before it was
+        rounded to ``residual``'s type."""
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        *,
+        rotary: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        """Norm the heads of q and k where a family does, rotate them, store K and V; return q.
+
+        qkv: (n_tokens, n_heads + 2 * n_kv_heads, head_dim), may be overwritten. rotary: float32
+        (max_model_len, head_dim), cosines of half a head, then sines. positions: int32 (n_tokens,).
+        slots: int32 (n_tokens,), block * block_size + place in it; -1 stores nothing. Returns
+        (n_tokens, n_heads, head_dim), whose tokens may lie apart.
+        """
+
+    def decode_attention(
+        self, q: Tensor, *, k_cache: Tensor, v_cache: Tensor, rows: PagedRows, scale: float
+    ) -> Tensor:
+        """Return (n_rows, n_heads * head_dim) of attention of one token a row over its context;
+        zeros for a context of none. q: (n_rows, n_heads, head_dim)."""
+
+    def prefill_attention(
+        self, q: Tensor, *, k_cache: Tensor, v_cache: Tensor, rows: PagedRows, scale: float
+    ) -> Tensor:
+        """Return (n_tokens, n_heads * head_dim) of causal attention of each row's new tokens over
+        its context. q: (n_tokens, n_heads, head_dim)."""
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """Return silu(gate) * up of (n_tokens, 2 * n), gate first."""
+
+    def sample(self, logits: Tensor, *, sampling: SamplingTensors) -> Tensor:
+        """Return int32 (n_rows,): the token of each row of (n_rows, vocab) logits of any float
+        type, -1 where its best is not finite. The logits may be overwritten."""
+
+
+class TorchKernels:
+    """Slow and plain; differs from Triton's in rounding only. It copies contexts and loops."""
+
+    name = "torch"
+
+    def rms_norm(self, x: Tensor, *, weight: Tensor, eps: float) -> Tensor:
+        return functional.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
+
+    def add_rms_norm(self, x: Tensor, *, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        total = residual.float() + x.float()
+        residual.copy_(total)
+        return functional.rms_norm(total, weight.shape, weight.float(), eps).to(x.dtype)
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        *,
+        rotary: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        n_kv_heads = k_cache.shape[2]
+        n_heads = qkv.shape[1] - 2 * n_kv_heads
+        q, k, v = qkv.split((n_heads, n_kv_heads, n_kv_heads), dim=1)
+        if q_norm is not None:
+            q = self.rms_norm(q, weight=q_norm, eps=eps)
+        if k_norm is not None:
+            k = self.rms_norm(k, weight=k_norm, eps=eps)
+        cos, sin = rotary[positions.long()].unsqueeze(1).chunk(2, dim=-1)
+        q, k = _rotated(q, cos=cos, sin=sin), _rotated(k, cos=cos, sin=sin)
+        kept = (slots >= 0).nonzero()[:, 0]
+        places = slots[kept].long()
+        block_size = k_cache.shape[1]
+        where = (places // block_size, places % block_size)
+        k_cache[where] = k[kept].to(k_cache.dtype)
+        v_cache[where] = v[kept].to(v_cache.dtype)
+        return q
+
+    def decode_attention(
+        self, q: Tensor, *, k_cache: Tensor, v_cache: Tensor, rows: PagedRows, scale: float
+    ) -> Tensor:
+        starts = torch.arange(len(q) + 1)
+        return _attend(q, starts=starts, k_cache=k_cache, v_cache=v_cache, rows=rows, scale=scale)
+
+    def prefill_attention(
+        self, q: Tensor, *, k_cache: Tensor, v_cache: Tensor, rows: PagedRows, scale: float
+    ) -> Tensor:
+        assert rows.query_starts is not None
+        return _attend(
+            q, starts=rows.query_starts, k_cache=k_cache, v_cache=v_cache, rows=rows, scale=scale
+        )
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        return (functional.silu(gate) * up).to(gate_up.dtype)
+
+    def sample(self, logits: Tensor, *, sampling: SamplingTensors) -> Tensor:
+        logits = logits.float()
+        best = logits.amax(dim=-1, keepdim=True)
+        greedy = logits.argmax(dim=-1)
+        is_drawn = sampling.temperature > 0
+        temperature = torch.where(is_drawn, sampling.temperature, 1.0)[:, None]
+        weights = ((logits - best) / temperature).double().exp()
+        weights = _filtered(weights, sampling=sampling)
+        running = weights.cumsum(dim=-1)
+        targets = sampling.uniform[:, None] * running[:, -1:]
+        drawn = (running <= targets).sum(dim=-1)
+        last = (running < running[:, -1:]).sum(dim=-1)
+        chosen = torch.where(is_drawn, torch.minimum(drawn, last), greedy)
+        return torch.where(best[:, 0].isfinite(), chosen, -1).int()
+
+
+def _rotated(x: Tensor, *, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.float().chunk(2, dim=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat(turned, dim=-1).to(x.dtype)
+
+
+def _attend(
+    q: Tensor,
+    *,
+    starts: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    rows: PagedRows,
+    scale: float,
+) -> Tensor:
+    block_size, n_kv_heads = k_cache.shape[1], k_cache.shape[2]
+    n_groups = q.shape[1] // n_kv_heads
+    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+    for i, context_len in enumerate(rows.context_lens.tolist()):
+        start, end = int(starts[i]), int(starts[i + 1])
+        if not context_len or start == end:
+            continue
+        blocks = rows.block_tables[i, : -(-context_len // block_size)].long()
+        k, v = (
+            cache[blocks].flatten(0, 1)[:context_len].float().repeat_interleave(n_groups, dim=1)
+            for cache in (k_cache, v_cache)
+        )
+        scores = torch.einsum("qhd,khd->hqk", q[start:end].float(), k) * scale
+        place = torch.arange(context_len, device=q.device)
+        newest = place[context_len - (end - start) :, None]
+        scores = scores.masked_fill(place > newest, float("-inf"))
+        out[start:end] = torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), v).to(q.dtype)
+    return out.flatten(1)
+
+
+def _filtered(weights: Tensor, *, sampling: SamplingTensors) -> Tensor:
+    """Return ``weights``, the best of each row 1, with 0 for what the filters leave out: first all
+    but the ``top_k`` best, of those what the best ``top_p`` of their sum do not need, and what is
+    below ``min_p`` times the best. Of equals the lower ids stay."""
+    n_columns = weights.shape[-1]
+    values, ids = weights.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(n_columns, device=weights.device)
+    top_k = torch.where(sampling.top_k > 0, sampling.top_k, n_columns)[:, None]
+    values = values.masked_fill(rank >= top_k, 0.0)
+    before = values.cumsum(dim=-1) - values
+    outside = before >= sampling.top_p.double()[:, None] * values.sum(dim=-1, keepdim=True)
+    outside |= values < sampling.min_p.double()[:, None]
+    outside[:, 0] = False
+    return torch.zeros_like(weights).scatter_(1, ids, values.masked_fill(outside, 0.0))
