@@ -1,4 +1,4 @@
-"""Builds the parts that several families read alike from a model's tensors."""
+"""Builds the parts that several families read alike from a model's tensors, or a shard's."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from engine_service.layers.feed_forward import FeedForward
 from engine_service.layers.layernorm import RMSNorm
 from engine_service.layers.linear import Linear
 from engine_service.layers.rotary_embedding import RotaryEmbedding
-from engine_service.models.weights import WeightReader
+from engine_service.models.weights import Part, WeightReader
 
 
 def read_decoder(
@@ -55,22 +55,49 @@ def read_decoder(
     )
 
 
-def read_qkv(config: ModelConfig, weights: WeightReader, *, prefix: str, has_bias: bool) -> Linear:
-    """Read the projections of q, k and v, fused, with the biases of a family that has them."""
-    q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    sizes = {f"{prefix}q_proj": q_size, f"{prefix}k_proj": kv_size, f"{prefix}v_proj": kv_size}
+def read_attention(
+    config: ModelConfig,
+    weights: WeightReader,
+    *,
+    prefix: str,
+    has_bias: bool = False,
+    q_norm: RMSNorm | None = None,
+    k_norm: RMSNorm | None = None,
+) -> Attention:
+    """Read the heads of the reader's shard, q, k and v fused, with the biases of a family that has
+    them."""
+    shard, head_dim = weights.shard, config.head_dim
+    local = shard.of(config)
+    q_size, kv_size = config.n_heads * head_dim, config.n_kv_heads * head_dim
+    kv_heads = shard.kv_heads(config.n_kv_heads)
+    kv_rows = slice(kv_heads.start * head_dim, kv_heads.stop * head_dim)
+    parts = [
+        (f"{prefix}q_proj", q_size, shard.part(q_size)),
+        (f"{prefix}k_proj", kv_size, kv_rows),
+        (f"{prefix}v_proj", kv_size, kv_rows),
+    ]
     weight = weights.take_stacked(
-        *((f"{name}.weight", (size, config.hidden_size)) for name, size in sizes.items())
+        *(Part(f"{name}.weight", (size, config.hidden_size), rows) for name, size, rows in parts)
     )
     bias = None
     if has_bias:
-        bias = weights.take_stacked(*((f"{name}.bias", (size,)) for name, size in sizes.items()))
-    return Linear(weight, bias=bias)
-
-
-def read_attention_output(config: ModelConfig, weights: WeightReader, *, prefix: str) -> Linear:
-    shape = (config.hidden_size, config.n_heads * config.head_dim)
-    return Linear(weights.take(f"{prefix}o_proj.weight", shape=shape))
+        bias = weights.take_stacked(
+            *(Part(f"{name}.bias", (size,), rows) for name, size, rows in parts)
+        )
+    output = weights.take(
+        f"{prefix}o_proj.weight",
+        shape=(config.hidden_size, q_size),
+        columns=shard.part(q_size),
+    )
+    return Attention(
+        qkv=Linear(weight, bias=bias),
+        output=Linear(output),
+        n_heads=local.n_heads,
+        n_kv_heads=local.n_kv_heads,
+        head_dim=head_dim,
+        q_norm=q_norm,
+        k_norm=k_norm,
+    )
 
 
 def _norm(config: ModelConfig, weights: WeightReader, *, name: str) -> RMSNorm:
@@ -80,12 +107,13 @@ def _norm(config: ModelConfig, weights: WeightReader, *, name: str) -> RMSNorm:
 
 def _feed_forward(config: ModelConfig, weights: WeightReader, *, prefix: str) -> FeedForward:
     hidden, inner = config.hidden_size, config.intermediate_size
+    part = weights.shard.part(inner)
     return FeedForward(
         gate_up=Linear(
             weights.take_stacked(
-                (f"{prefix}gate_proj.weight", (inner, hidden)),
-                (f"{prefix}up_proj.weight", (inner, hidden)),
+                Part(f"{prefix}gate_proj.weight", (inner, hidden), part),
+                Part(f"{prefix}up_proj.weight", (inner, hidden), part),
             )
         ),
-        down=Linear(weights.take(f"{prefix}down_proj.weight", shape=(hidden, inner))),
+        down=Linear(weights.take(f"{prefix}down_proj.weight", shape=(hidden, inner), columns=part)),
     )

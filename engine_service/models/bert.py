@@ -7,7 +7,7 @@ from engine_service.encoder_config import EncoderConfig
 from engine_service.layers.encoder import Encoder, EncoderLayer
 from engine_service.layers.layernorm import LayerNorm
 from engine_service.layers.linear import Linear
-from engine_service.models.weights import WeightReader
+from engine_service.models.weights import Part, WeightReader
 
 
 def read_bert(config: EncoderConfig, *, weights: WeightReader) -> Encoder:
@@ -39,8 +39,8 @@ def _layer(config: EncoderConfig, weights: WeightReader, *, prefix: str) -> Enco
     names = [f"{prefix}attention.self.{part}" for part in ("query", "key", "value")]
     return EncoderLayer(
         qkv=Linear(
-            weights.take_stacked(*((f"{name}.weight", (hidden, hidden)) for name in names)),
-            bias=weights.take_stacked(*((f"{name}.bias", (hidden,)) for name in names)),
+            weights.take_stacked(*(Part(f"{name}.weight", (hidden, hidden)) for name in names)),
+            bias=weights.take_stacked(*(Part(f"{name}.bias", (hidden,)) for name in names)),
         ),
         output=_linear(weights, name=f"{prefix}attention.output.dense", shape=(hidden, hidden)),
         attention_norm=_norm(config, weights, name=f"{prefix}attention.output.LayerNorm"),

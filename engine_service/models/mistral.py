@@ -8,7 +8,7 @@ import torch
 from engine_service.config import ModelConfig
 from engine_service.layers.attention import Attention
 from engine_service.layers.decoder import Decoder
-from engine_service.models.assembly import read_attention_output, read_decoder, read_qkv
+from engine_service.models.assembly import read_attention, read_decoder
 from engine_service.models.weights import WeightReader
 
 
@@ -16,13 +16,7 @@ def read_mistral(
     config: ModelConfig, *, weights: WeightReader, max_model_len: int, dtype: torch.dtype
 ) -> Decoder:
     def attention(prefix: str) -> Attention:
-        return Attention(
-            qkv=read_qkv(config, weights, prefix=prefix, has_bias=False),
-            output=read_attention_output(config, weights, prefix=prefix),
-            n_heads=config.n_heads,
-            n_kv_heads=config.n_kv_heads,
-            head_dim=config.head_dim,
-        )
+        return read_attention(config, weights, prefix=prefix)
 
     return read_decoder(
         config,

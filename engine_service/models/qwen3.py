@@ -9,7 +9,7 @@ from engine_service.config import ModelConfig
 from engine_service.layers.attention import Attention
 from engine_service.layers.decoder import Decoder
 from engine_service.layers.layernorm import RMSNorm
-from engine_service.models.assembly import read_attention_output, read_decoder, read_qkv
+from engine_service.models.assembly import read_attention, read_decoder
 from engine_service.models.weights import WeightReader
 
 
@@ -21,12 +21,10 @@ def read_qwen3(
         return RMSNorm(weight=weight, eps=config.rms_norm_eps)
 
     def attention(prefix: str) -> Attention:
-        return Attention(
-            qkv=read_qkv(config, weights, prefix=prefix, has_bias=False),
-            output=read_attention_output(config, weights, prefix=prefix),
-            n_heads=config.n_heads,
-            n_kv_heads=config.n_kv_heads,
-            head_dim=config.head_dim,
+        return read_attention(
+            config,
+            weights,
+            prefix=prefix,
             q_norm=norm(f"{prefix}q_norm.weight"),
             k_norm=norm(f"{prefix}k_norm.weight"),
         )

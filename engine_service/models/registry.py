@@ -18,11 +18,13 @@ from engine_service.models.manifest import verify_manifest
 from engine_service.models.mistral import read_mistral
 from engine_service.models.qwen2 import read_qwen2
 from engine_service.models.qwen3 import read_qwen3
+from engine_service.models.shard import WHOLE, Shard
 from engine_service.models.weights import WeightReader
 
 
 class ReadModel(Protocol):
-    """Takes every tensor of a model; raises ModelError for one missing, misshapen or unknown."""
+    """Takes the reader's shard of every tensor; raises ModelError for one missing, misshapen or
+    unknown."""
 
     def __call__(
         self, config: ModelConfig, *, weights: WeightReader, max_model_len: int, dtype: torch.dtype
@@ -39,14 +41,22 @@ MODELS: Final[Mapping[str, ReadModel]] = {
 
 
 def load_model(
-    model_dir: Path, *, config: ModelConfig, max_model_len: int, dtype: torch.dtype
+    model_dir: Path,
+    *,
+    config: ModelConfig,
+    max_model_len: int,
+    dtype: torch.dtype,
+    shard: Shard = WHOLE,
 ) -> Decoder:
-    """Verify a model directory against its manifest and load it.
+    """Verify a model directory against its manifest and load it, or a shard of it.
 
     Raises:
-        ModelError: it is altered, incomplete, or not what its configuration says.
+        ModelError: it is altered, incomplete, not what its configuration says, or cannot be cut.
     """
-    with _verified_weights(model_dir, architecture=config.architecture, dtype=dtype) as weights:
+    shard.check(config)
+    with _verified_weights(
+        model_dir, architecture=config.architecture, dtype=dtype, shard=shard
+    ) as weights:
         read = MODELS[config.architecture]
         return read(config, weights=weights, max_model_len=max_model_len, dtype=dtype)
 
@@ -63,11 +73,11 @@ def load_encoder(model_dir: Path, *, config: EncoderConfig, dtype: torch.dtype) 
 
 @contextmanager
 def _verified_weights(
-    model_dir: Path, *, architecture: str, dtype: torch.dtype
+    model_dir: Path, *, architecture: str, dtype: torch.dtype, shard: Shard = WHOLE
 ) -> Iterator[WeightReader]:
     manifest = verify_manifest(model_dir)
     if manifest.architecture != architecture:
         raise ModelError(f"the manifest says {manifest.architecture}, config.json {architecture}")
     paths = [model_dir / name for name in manifest.files if name.endswith(".safetensors")]
-    with WeightReader(paths, dtype=dtype) as weights:
+    with WeightReader(paths, dtype=dtype, shard=shard) as weights:
         yield weights

@@ -1,7 +1,9 @@
-"""Reads a model's tensors out of its safetensors files, each by name, shape and type, and all."""
+"""Reads a model's tensors out of its safetensors files, each by name, shape and type, and all; or
+of each what one of several processes computes with."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -11,14 +13,34 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine_service.errors import ModelError
+from engine_service.models.shard import WHOLE, Shard
 
 _STORED_DTYPES: Final = ("F32", "BF16", "F16")
+_ALL: Final = slice(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tensor, the shape that it must have, and which of its rows are wanted."""
+
+    name: str
+    shape: tuple[int, ...]
+    rows: slice = _ALL
+
+    @property
+    def n_rows(self) -> int:
+        return len(range(*self.rows.indices(self.shape[0])))
 
 
 class WeightReader:
-    """Memory-maps the files; what ``take`` returns is a copy in the engine's dtype."""
+    """Memory-maps the files; what ``take`` returns is a copy in the engine's dtype.
 
-    def __init__(self, paths: Iterable[Path], *, dtype: torch.dtype) -> None:
+    shard: the part of the model that is to be read. Whoever reads asks for the rows and columns of
+    it: what of a tensor belongs to which rank the reader does not know.
+    """
+
+    def __init__(self, paths: Iterable[Path], *, dtype: torch.dtype, shard: Shard = WHOLE) -> None:
+        self.shard = shard
         self._dtype = dtype
         self._files = ExitStack()
         self._file_of: dict[str, Any] = {}
@@ -45,19 +67,20 @@ class WeightReader:
     ) -> None:
         self._files.close()
 
-    def take(self, name: str, *, shape: tuple[int, ...]) -> Tensor:
-        """Return one tensor; raises ModelError unless it is there with this shape."""
-        return self.take_stacked((name, shape))
+    def take(self, name: str, *, shape: tuple[int, ...], columns: slice = _ALL) -> Tensor:
+        """Return one tensor, or ``columns`` of a matrix; raises ModelError unless it is there with
+        this shape."""
+        stored = self._stored(Part(name, shape), columns=columns)
+        return torch.empty(stored.shape, dtype=self._dtype).copy_(stored)
 
-    def take_stacked(self, *parts: tuple[str, tuple[int, ...]]) -> Tensor:
+    def take_stacked(self, *parts: Part) -> Tensor:
         """Return several tensors as one, stacked along their first dimension."""
-        first_shape = parts[0][1]
-        n_rows = sum(shape[0] for _, shape in parts)
-        stacked = torch.empty((n_rows, *first_shape[1:]), dtype=self._dtype)
+        n_rows = sum(part.n_rows for part in parts)
+        stacked = torch.empty((n_rows, *parts[0].shape[1:]), dtype=self._dtype)
         start = 0
-        for name, shape in parts:
-            stacked[start : start + shape[0]] = self._stored(name, shape=shape)
-            start += shape[0]
+        for part in parts:
+            stacked[start : start + part.n_rows] = self._stored(part)
+            start += part.n_rows
         return stacked
 
     def finish(self, *, ignored: frozenset[str]) -> None:
@@ -66,7 +89,8 @@ class WeightReader:
         if unknown:
             raise ModelError(f"the model has {len(unknown)} unknown tensors, such as {unknown[0]}")
 
-    def _stored(self, name: str, *, shape: tuple[int, ...]) -> Tensor:
+    def _stored(self, part: Part, *, columns: slice = _ALL) -> Tensor:
+        name, shape = part.name, part.shape
         file = self._file_of.get(name)
         if file is None:
             raise ModelError(f"the model lacks the tensor {name}")
@@ -77,5 +101,10 @@ class WeightReader:
         if stored_dtype not in _STORED_DTYPES:
             raise ModelError(f"{name} is of type {stored_dtype}, not {', '.join(_STORED_DTYPES)}")
         self._untaken.discard(name)
-        tensor: Tensor = file.get_tensor(name)
+        if part.rows == _ALL and columns == _ALL:
+            tensor: Tensor = file.get_tensor(name)
+        elif columns == _ALL:
+            tensor = description[part.rows]
+        else:
+            tensor = description[part.rows, columns]
         return tensor
