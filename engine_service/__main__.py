@@ -1,8 +1,8 @@
 """Starts the engine process: arguments, model, socket; then runs until it is told to stop.
 
-Exit codes: 0 stopped as asked, 69 the socket is in use, 70 the step loop failed or the journal
-cannot be written, 78 the model or the configuration is wrong (starting again will not help), 143
-stopped by a second signal.
+Exit codes: 0 stopped as asked, 69 the socket is in use, 70 the step loop failed, a process of the
+engine died or the journal cannot be written, 78 the model or the configuration is wrong (starting
+again will not help), 143 stopped by a second signal.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from engine_service.config import (
 )
 from engine_service.encoder_config import is_encoder
 from engine_service.engine import Engine
-from engine_service.errors import EngineError, ModelError
+from engine_service.errors import EngineError, EngineLost, ModelError
 from engine_service.frontend import Frontend, load_tokenizer
 from engine_service.journal import Journal, JournalError
 from engine_service.server.listening import SocketError, SocketInUse
@@ -91,6 +91,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         "max_waiting": "most requests that wait",
         "max_waiting_per_tenant": "most requests of one tenant that wait",
         "threads": "threads of the model's arithmetic",
+        "tensor_parallel": "GPUs that hold the model together",
     }
     for name, text in numbers.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=text)
@@ -147,7 +148,7 @@ class Shutdown:
             raise SocketError("--exit-with-parent needs stdin to be a pipe") from error
 
     def failed(self, error: BaseException) -> None:
-        """Called by the step thread when it gives up."""
+        """Called from any thread when the step loop has given up, or waits in vain."""
         logger.critical("the step loop failed: %s", error)
         self._loop.call_soon_threadsafe(self.fatal.set)
 
@@ -224,7 +225,8 @@ async def serve(
         code = await _run_until_told(shutdown, service=service, drain_s=options.drain_s)
         if code != EXIT_FORCED:
             await service.close()
-            engine.stop(timeout_s=_STEP_THREAD_STOP_S)
+            if code != EXIT_FATAL:  # else its thread has ended, or will never
+                engine.stop(timeout_s=_STEP_THREAD_STOP_S)
             if journal is not None:
                 journal.close()
         return code
@@ -286,9 +288,9 @@ def main(arguments: Sequence[str]) -> int:
     except SocketInUse as error:
         logger.error("cannot start: %s", error)
         return EXIT_IN_USE
-    except JournalError as error:
+    except (JournalError, EngineLost) as error:
         logger.error("cannot start: %s", error)
-        return EXIT_FATAL  # a disk may be emptied: starting again may help
+        return EXIT_FATAL  # a disk may be emptied, a process killed: starting again may help
     except (ModelError, SocketError) as error:
         logger.error("cannot start: %s", error)
         return EXIT_CONFIGURATION

@@ -47,6 +47,7 @@ class EngineConfig:
     quantization: ``int8`` halves the weights when loading; only the compiled kernels know it.
     instruction_set: which one the compiled kernels use; None takes the best there is.
     trace: a file that gets every step as trace events.
+    tensor_parallel: how many GPUs hold the model together, each its part of every layer.
     """
 
     model_dir: Path
@@ -66,6 +67,7 @@ class EngineConfig:
     instruction_set: str | None = None
     quantization: QuantizationName = "none"
     trace: Path | None = None
+    tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -84,6 +86,7 @@ class EngineConfig:
             )
         for name in ("block_size", "kv_cache_tokens", "max_sequences", "max_waiting"):
             _require_positive(name, getattr(self, name))
+        _require_positive("tensor_parallel", self.tensor_parallel)
         for name in ("max_model_len", "max_waiting_per_tenant", "n_threads"):
             if getattr(self, name) is not None:
                 _require_positive(name, getattr(self, name))

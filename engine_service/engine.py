@@ -18,7 +18,7 @@ from engine_service.backends.base import (
     EngineRequest,
     SequenceOutput,
 )
-from engine_service.errors import EngineError, Overloaded
+from engine_service.errors import EngineError, EngineLost, Overloaded
 from engine_service.protocol import EngineStats
 
 MAX_FAILED_STEPS_IN_A_ROW = 5
@@ -47,8 +47,8 @@ class Engine:
     """Runs ``backend`` on its own thread.
 
     on_outputs: called on that thread, once after each step that changed something. on_fatal: called
-    on that thread when the loop ends by an error; ``fatal`` keeps it. max_inbox: most requests that
-    wait for the next step to take them.
+    once when the loop ends by an error, or the backend is lost and the loop may hang; ``fatal``
+    keeps it. max_inbox: most requests that wait for the next step to take them.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine-step", daemon=True)
 
     def start(self) -> None:
+        self._backend.watch(self._fail)
         self._thread.start()
 
     def submit(self, request: EngineRequest | EmbeddingRequest) -> None:
@@ -131,10 +132,15 @@ class Engine:
                     self._on_outputs(outputs)
         except BaseException as error:  # the thread's last act is to say that it ends
             logger.exception("the step loop has ended")
-            with self._news:
-                self.fatal = error
-            if self._on_fatal is not None:
-                self._on_fatal(error)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._news:
+            if self.fatal is not None:
+                return
+            self.fatal = error
+        if self._on_fatal is not None:
+            self._on_fatal(error)
 
     def _next_inbox(self) -> _Inbox | None:
         """Wait until there is something to do; None when the engine stops."""
@@ -169,6 +175,8 @@ class Engine:
             return ()
         try:
             outputs = self._backend.step()
+        except EngineLost:
+            raise
         except Exception as error:
             self._n_failed_in_a_row += 1
             if self._n_failed_in_a_row >= MAX_FAILED_STEPS_IN_A_ROW:

@@ -66,3 +66,8 @@ class Stalled(EngineError):
 
 class ModelError(EngineError):
     """A model directory is incomplete, altered or of an unsupported kind; nothing starts."""
+
+
+class EngineLost(EngineError):
+    """The engine can compute no more, whatever is asked of it: the process is to end and be
+    started again."""

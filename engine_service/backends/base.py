@@ -1,11 +1,12 @@
 """What a backend is: the thing the step loop drives. It knows token ids, never text or sockets."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
 
 from engine_service.config import QuantizationName
-from engine_service.errors import EngineError
+from engine_service.errors import EngineError, EngineLost
 from engine_service.protocol import (
     NO_STANDING,
     EngineStats,
@@ -107,6 +108,10 @@ class Backend(Protocol):
     """Driven by one thread, which alone may call it after construction."""
 
     info: ModelInfo
+
+    def watch(self, on_lost: Callable[[EngineLost], None]) -> None:
+        """Have ``on_lost`` called, once and on whatever thread, when no step can succeed any more:
+        also while one hangs. A ``step`` that finds that out itself raises EngineLost."""
 
     def add(self, request: EngineRequest | EmbeddingRequest) -> None:
         """Queue a request. Raises RequestError or Overloaded, and then holds nothing of it.

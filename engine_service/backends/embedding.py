@@ -6,6 +6,7 @@ same bits, because a product over more rows may add up in another order.
 """
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from engine_service.backends.base import (
 )
 from engine_service.config import EngineConfig
 from engine_service.encoder_config import EncoderConfig
-from engine_service.errors import EngineError, ModelError, WrongTask
+from engine_service.errors import EngineError, EngineLost, ModelError, WrongTask
 from engine_service.models.registry import load_encoder
 from engine_service.protocol import EngineStats
 from engine_service.scheduling.embedding_queue import EmbeddingQueue, PendingInput
@@ -94,6 +95,9 @@ class EmbeddingBackend:
         self._outputs: list[SequenceOutput] = []
         self._batch: list[PendingInput] = []
         self._counters = _Counters()
+
+    def watch(self, on_lost: Callable[[EngineLost], None]) -> None:
+        """All of it is in this process."""
 
     def add(self, request: EngineRequest | EmbeddingRequest) -> None:
         if not isinstance(request, EmbeddingRequest):

@@ -4,11 +4,11 @@ The second of several answers begins with the prompt's second token, and so on.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from engine_service.backends.base import EngineRequest, ModelInfo, SequenceOutput
-from engine_service.errors import EngineError, RequestError
+from engine_service.errors import EngineError, EngineLost, RequestError
 from engine_service.protocol import EngineStats, FinishReason
 
 REFUSED_SALT = "refused by the backend"
@@ -24,7 +24,8 @@ class _Running:
 
 @dataclass
 class EchoBackend:
-    """``steps`` is set while steps may run; ``failures`` are raised by the next steps."""
+    """``steps`` is set while steps may run; ``failures`` are raised by the next steps. ``lose``
+    says that none can succeed any more."""
 
     info: ModelInfo
     steps: threading.Event = field(default_factory=threading.Event)
@@ -35,6 +36,9 @@ class EchoBackend:
 
     def __post_init__(self) -> None:
         self.steps.set()
+
+    def watch(self, on_lost: Callable[[EngineLost], None]) -> None:
+        self.lose = on_lost
 
     def add(self, request: EngineRequest) -> None:
         if request.cache_salt == REFUSED_SALT:

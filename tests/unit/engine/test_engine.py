@@ -1,14 +1,14 @@
 """The step loop with a stand-in backend: nothing that a request brings ends it."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 
 from engine_service.backends.base import EngineRequest, SequenceOutput
 from engine_service.engine import MAX_FAILED_STEPS_IN_A_ROW, Engine
-from engine_service.errors import EngineError, Overloaded, RequestError
+from engine_service.errors import EngineError, EngineLost, Overloaded, RequestError
 from engine_service.protocol import EngineStats, SamplingParams
 from tests.waiting import wait_until
 
@@ -22,9 +22,13 @@ class CountingBackend:
         self.n_steps = 0
         self.purged: list[str] = []
         self.fail_next = 0
+        self.is_lost = False
         self.step_is_held = threading.Event()
         self.hold_steps = threading.Event()
         self.hold_steps.set()
+
+    def watch(self, on_lost: Callable[[EngineLost], None]) -> None:
+        self.lose = on_lost
 
     def add(self, request: EngineRequest) -> None:
         if request.max_new_tokens == 666:
@@ -46,6 +50,8 @@ class CountingBackend:
         self.step_is_held.set()
         self.hold_steps.wait(10)
         self.n_steps += 1
+        if self.is_lost:
+            raise EngineLost("a process is gone")
         if self.fail_next:
             self.fail_next -= 1
             raise ValueError("boom")
@@ -177,6 +183,34 @@ def test_failing_steps_in_a_row_are_fatal() -> None:
         assert str(engine.fatal) == "boom"
         with pytest.raises(EngineError, match="the engine has failed: boom"):
             engine.submit(make_request(100))
+
+
+def test_a_step_that_finds_the_backend_lost_is_fatal_at_once() -> None:
+    backend = CountingBackend()
+    backend.is_lost = True
+    with running(backend) as (engine, recorder):
+        engine.submit(make_request(0))
+        wait_until("the end", lambda: recorder.fatal)
+        assert [str(error) for error in recorder.fatal] == ["a process is gone"]
+        with pytest.raises(EngineError, match="the engine has failed: a process is gone"):
+            engine.submit(make_request(1))
+    assert backend.n_steps == 1
+
+
+def test_a_backend_lost_while_a_step_hangs_is_fatal_at_once_and_once() -> None:
+    backend = CountingBackend()
+    backend.hold_steps.clear()
+    with running(backend) as (engine, recorder):
+        engine.submit(make_request(0))
+        assert backend.step_is_held.wait(10)
+        backend.lose(EngineLost("a process is gone"))
+        assert [str(error) for error in recorder.fatal] == ["a process is gone"]
+        with pytest.raises(EngineError, match="the engine has failed: a process is gone"):
+            engine.submit(make_request(1))
+        backend.is_lost = True
+        backend.hold_steps.set()
+        assert engine.stop(timeout_s=10)
+        assert len(recorder.fatal) == 1
 
 
 def test_abort_takes_effect_before_the_next_step_even_from_the_inbox() -> None:
