@@ -20,21 +20,29 @@ logger = logging.getLogger(__name__)
 
 DTypeName = Literal["auto", "bfloat16", "float32"]
 DTYPE_NAMES: Final = ("auto", "bfloat16", "float32")
-KernelsName = Literal["auto", "compiled", "reference"]
-KERNELS_NAMES: Final = ("auto", "compiled", "reference")
-SpeculationName = Literal["off", "ngram"]
-SPECULATION_NAMES: Final = ("off", "ngram")
+DeviceName = Literal["auto", "cpu", "cuda"]
+DEVICE_NAMES: Final = ("auto", "cpu", "cuda")
+KernelsName = Literal["auto", "compiled", "reference", "triton", "torch"]
+KERNELS_NAMES: Final = ("auto", "compiled", "reference", "triton", "torch")
+SpeculationName = Literal["auto", "off", "ngram"]
+SPECULATION_NAMES: Final = ("auto", "off", "ngram")
 QuantizationName = Literal["none", "int8"]
 QUANTIZATION_NAMES: Final = ("none", "int8")
+
+
+DEFAULT_KV_CACHE_TOKENS: Final = 32768
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """How one engine process runs one model.
 
-    dtype: ``auto`` is bfloat16 on the compiled kernels and where the processor multiplies it
-        natively, else float32.
-    kv_cache_tokens: size of the KV pool. max_sequences: most sequences in one step.
+    device: ``auto`` is a GPU where torch finds one.
+    dtype: ``auto`` is bfloat16 on a GPU, on the compiled kernels and where the processor multiplies
+        it natively, else float32.
+    kv_cache_tokens: size of the KV pool; None is ``DEFAULT_KV_CACHE_TOKENS`` on a processor, and on
+        a GPU all memory up to ``gpu_memory_fraction`` of it that weights and steps leave.
+    max_sequences: most sequences in one step.
     max_batched_tokens: most tokens in one step, decode and prefill together.
     max_model_len: None takes the model's context; both are bounded by the pool.
     max_waiting_per_tenant: most of those that wait may be one tenant's, so that one that floods
@@ -42,8 +50,10 @@ class EngineConfig:
     target_itl_s: how long a step that decodes and prefills should take; None sets no target.
     prefill_slowdown: or how many times as long as a step that only decodes; None sets no such one.
     speculation: ``ngram`` drafts by prompt lookup where that pays; the tokens are the same.
+        ``auto`` does on a processor; on a GPU steps overlap instead.
     n_threads: None leaves the choice to torch.
-    kernels: ``auto`` is compiled where that can be, else reference, with a warning.
+    kernels: ``auto`` is triton on a GPU; else compiled where that can be, else reference, with a
+        warning. ``torch`` is what triton's are compared with, on either.
     quantization: ``int8`` halves the weights when loading; only the compiled kernels know it.
     instruction_set: which one the compiled kernels use; None takes the best there is.
     trace: a file that gets every step as trace events.
@@ -51,9 +61,11 @@ class EngineConfig:
     """
 
     model_dir: Path
+    device: DeviceName = "auto"
     dtype: DTypeName = "auto"
     block_size: int = 16
-    kv_cache_tokens: int = 32768
+    kv_cache_tokens: int | None = None
+    gpu_memory_fraction: float = 0.9
     max_sequences: int = 64
     max_batched_tokens: int = 512
     max_model_len: int | None = None
@@ -61,7 +73,7 @@ class EngineConfig:
     max_waiting_per_tenant: int | None = 256
     target_itl_s: float | None = None
     prefill_slowdown: float | None = 1.7
-    speculation: SpeculationName = "ngram"
+    speculation: SpeculationName = "auto"
     n_threads: int | None = None
     kernels: KernelsName = "auto"
     instruction_set: str | None = None
@@ -71,6 +83,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name, known in (
+            ("device", DEVICE_NAMES),
             ("dtype", DTYPE_NAMES),
             ("kernels", KERNELS_NAMES),
             ("speculation", SPECULATION_NAMES),
@@ -78,23 +91,32 @@ class EngineConfig:
         ):
             if (value := getattr(self, name)) not in known:
                 raise ModelError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-        if self.instruction_set is not None and self.kernels == "reference":
-            raise ModelError("instruction_set is of the compiled kernels; kernels is reference")
+        is_compiled = self.kernels in ("auto", "compiled")
+        if self.instruction_set is not None and not is_compiled:
+            raise ModelError(
+                f"instruction_set is of the compiled kernels; kernels is {self.kernels}"
+            )
         if self.quantization != "none" and self.kernels == "reference":
             raise ModelError(
                 f"quantization {self.quantization} is of the compiled kernels; kernels is reference"
             )
-        for name in ("block_size", "kv_cache_tokens", "max_sequences", "max_waiting"):
+        if self.device == "cuda" and self.kernels in ("compiled", "reference"):
+            raise ModelError(f"kernels {self.kernels} are the processor's; device is cuda")
+        if not 0.0 < self.gpu_memory_fraction <= 1.0:
+            raise ModelError(
+                f"gpu_memory_fraction must be above 0 and at most 1, not {self.gpu_memory_fraction}"
+            )
+        for name in ("block_size", "max_sequences", "max_waiting"):
             _require_positive(name, getattr(self, name))
         _require_positive("tensor_parallel", self.tensor_parallel)
-        for name in ("max_model_len", "max_waiting_per_tenant", "n_threads"):
+        for name in ("kv_cache_tokens", "max_model_len", "max_waiting_per_tenant", "n_threads"):
             if getattr(self, name) is not None:
                 _require_positive(name, getattr(self, name))
         if self.target_itl_s is not None and not 0.0 < self.target_itl_s < float("inf"):
             raise ModelError(f"target_itl_s must be a positive number, not {self.target_itl_s}")
         if self.prefill_slowdown is not None and not 1.0 < self.prefill_slowdown < float("inf"):
             raise ModelError(f"prefill_slowdown must be above 1, not {self.prefill_slowdown}")
-        if self.kv_cache_tokens < self.block_size:
+        if self.kv_cache_tokens is not None and self.kv_cache_tokens < self.block_size:
             raise ModelError(
                 f"kv_cache_tokens ({self.kv_cache_tokens}) must hold at least one block "
                 f"of {self.block_size} tokens"
@@ -107,7 +129,8 @@ class EngineConfig:
 
     @property
     def n_blocks(self) -> int:
-        return self.kv_cache_tokens // self.block_size
+        """Blocks of the KV pool, where it is not sized by a GPU's memory."""
+        return (self.kv_cache_tokens or DEFAULT_KV_CACHE_TOKENS) // self.block_size
 
     def effective_max_model_len(
         self, context_length: int, *, sliding_window: int | None = None
@@ -130,7 +153,9 @@ class EngineConfig:
                 f"max_model_len ({self.max_model_len}) is beyond the model's sliding_window of "
                 f"{sliding_window} tokens, which is not implemented"
             )
-        served = min(self.max_model_len or context_length, self.n_blocks * self.block_size)
+        served = self.max_model_len or context_length
+        if self.kv_cache_tokens is not None:
+            served = min(served, self.n_blocks * self.block_size)
         if sliding_window is not None and sliding_window < served:
             logger.warning(
                 "the context is cut to the model's sliding_window of %d tokens: %d would need "

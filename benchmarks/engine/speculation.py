@@ -25,9 +25,10 @@ from typing import Any, Final
 
 from engine_service.backends.base import EngineRequest
 from engine_service.backends.native import NativeBackend
-from engine_service.config import SPECULATION_NAMES, EngineConfig, SpeculationName
+from engine_service.config import EngineConfig, SpeculationName
 from engine_service.protocol import SamplingParams
 
+_NAMES: tuple[SpeculationName, ...] = ("off", "ngram")
 RESULT: Final = Path(__file__).parents[1] / "results" / "speculation.json"
 BATCHES: Final = (1, 8, 32)
 WORKLOADS: Final = ("repetitive", "random")
@@ -101,7 +102,7 @@ def compare(
     n_differences = 0
     for round_ in range(args.rounds + 1):  # the first is a warm-up
         found: dict[SpeculationName, Run] = {}
-        for name in SPECULATION_NAMES if round_ % 2 else reversed(SPECULATION_NAMES):
+        for name in _NAMES if round_ % 2 else reversed(_NAMES):
             requests = make_requests(
                 workload,
                 n=max(MIN_REQUESTS, n * REQUESTS_PER_PLACE),
@@ -145,7 +146,7 @@ def main() -> None:
         name: NativeBackend(
             EngineConfig(model_dir=args.model_dir, speculation=name, dtype="bfloat16")
         )
-        for name in SPECULATION_NAMES
+        for name in _NAMES
     }
     info = backends["ngram"].info
     result: dict[str, Any] = {

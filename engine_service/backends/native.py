@@ -17,10 +17,9 @@ from engine_service.backends.base import (
 from engine_service.backends.step_log import StepLog, StepRecord, TraceWriter
 from engine_service.config import EngineConfig, ModelConfig
 from engine_service.errors import EngineError, WrongTask
-from engine_service.models.registry import load_model
 from engine_service.protocol import EngineStats, TokenLogprob
-from engine_service.runner.kernel_choice import choose_kernels, make_executor
-from engine_service.runner.model_runner import Answer, ModelRunner, StepResult
+from engine_service.runner.loading import load
+from engine_service.runner.model_runner import Answer, Flight, StepResult
 from engine_service.scheduling.batch import Advance, Batch
 from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.drafting import PromptLookup
@@ -49,48 +48,45 @@ class NativeBackend:
         if config.n_threads is not None:
             torch.set_num_threads(config.n_threads)
         model_config = ModelConfig.from_dir(config.model_dir)
-        max_model_len = config.effective_max_model_len(
-            model_config.context_length, sliding_window=model_config.sliding_window
-        )
-        choice = choose_kernels(config, model_config=model_config, max_model_len=max_model_len)
-        model = load_model(
-            config.model_dir, config=model_config, max_model_len=max_model_len, dtype=choice.dtype
-        )
-        executor = make_executor(
-            model, choice, config=config, model_config=model_config, max_model_len=max_model_len
-        )
+        loaded = load(config, model_config=model_config)
         self.info = ModelInfo(
             name=config.model_dir.name,
             architecture=model_config.architecture,
-            dtype=str(choice.dtype).removeprefix("torch."),
-            device="cpu",
-            kernels=executor.kernels,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device=loaded.device,
+            kernels=loaded.kernels,
             quantization=config.quantization,
             backend="native",
             vocab_size=model_config.vocab_size,
-            max_model_len=max_model_len,
+            max_model_len=loaded.max_model_len,
             block_size=config.block_size,
-            n_blocks=config.n_blocks,
+            n_blocks=loaded.n_blocks,
             max_sequences=config.max_sequences,
             eos_token_ids=model_config.eos_token_ids,
         )
-        self._runner = ModelRunner(executor)
+        self._runner = loaded.runner
+        speculates = config.speculation == "ngram" or (
+            config.speculation == "auto" and not loaded.overlaps
+        )
         self._scheduler = Scheduler(
-            blocks=BlockManager(n_blocks=config.n_blocks, block_size=config.block_size),
+            blocks=BlockManager(n_blocks=loaded.n_blocks, block_size=config.block_size),
             max_sequences=config.max_sequences,
             max_batched_tokens=config.max_batched_tokens,
             max_waiting=config.max_waiting,
-            max_model_len=max_model_len,
+            max_model_len=loaded.max_model_len,
             eos_token_ids=model_config.eos_token_ids,
             max_waiting_per_tenant=config.max_waiting_per_tenant,
             target_itl_s=config.target_itl_s,
             prefill_slowdown=config.prefill_slowdown,
-            make_proposer=PromptLookup if config.speculation == "ngram" else None,
+            make_proposer=PromptLookup if speculates else None,
         )
         self._rng = rng or random.SystemRandom()
         self._live: dict[int, Sequence] = {}
         self._outputs: list[SequenceOutput] = []
         self._batch: Batch | None = None
+        self._flight: Flight | None = None
+        self._marks_s = (0.0, 0.0, 0.0)
+        self._landed_at_s = 0.0
         self._counters = _Counters()
         self._log = StepLog(TraceWriter(config.trace) if config.trace else None)
 
@@ -121,28 +117,41 @@ class NativeBackend:
             self._counters.n_aborted += 1
 
     def has_work(self) -> bool:
-        return bool(self._live or self._outputs)
+        return bool(self._live or self._outputs or self._flight)
 
     def step(self) -> SequenceOf[SequenceOutput]:
+        """Launch what comes next, then take the tokens of what was launched before.
+
+        With a runner that needs the processor for its steps both are one batch. With a device the
+        next batch is scheduled and launched while the one before it is computed; where it cannot
+        be, because it depends on the values of those tokens, they are waited for first.
+        """
+        if self._flight is not None and not self._flight.is_assumable:
+            self._land()
+        flight = self._flight
+        if flight is not None:
+            self._scheduler.assume(flight.batch)
         started_s = time.perf_counter()
         self._batch = None
         batch = self._batch = self._scheduler.schedule()
         for failure in self._scheduler.take_failures():
             self._report_failed(failure.sequence, error=failure.error)
+        launched = None
         if batch.rows:
             scheduled_s = time.perf_counter()
-            logits = self._runner.forward(batch)
-            computed_s = time.perf_counter()
-            result = self._runner.choose(batch, logits=logits)
-            chosen_s = time.perf_counter()
-            self._update(batch, result=result)
-            ended_s = time.perf_counter()
-            self._note(batch, marks_s=(started_s, scheduled_s, computed_s, chosen_s, ended_s))
+            launched = self._runner.launch(batch, after=flight)
+            marks_s = (started_s, scheduled_s, time.perf_counter())
+        if flight is not None:
+            self._land()
+        if launched is not None:
+            self._flight, self._marks_s = launched, marks_s
+            if not launched.is_assumable:
+                self._land()
         return self._take_outputs()
 
     def fail_running(self, error: EngineError) -> SequenceOf[SequenceOutput]:
         sequences = self._suspects()
-        self._batch = None
+        self._batch = self._flight = None
         for sequence in sequences:
             if sequence.state is not SequenceState.FINISHED:
                 self._scheduler.remove_family(sequence)
@@ -179,7 +188,25 @@ class NativeBackend:
             oldest_wait_ms=self._scheduler.oldest_wait_s() * 1000.0,
         )
 
-    def _update(self, batch: Batch, *, result: StepResult) -> None:
+    def _land(self) -> None:
+        """Take the tokens of the batch in flight. What of it fell into the time of the one before
+        counts as that one's."""
+        flight = self._flight
+        assert flight is not None
+        began_s = max(self._marks_s[0], self._landed_at_s)
+        result = self._runner.collect(flight)
+        chosen_s = time.perf_counter()
+        self._flight = None
+        self._update(flight.batch, result=result, step_s=chosen_s - began_s)
+        self._landed_at_s = time.perf_counter()
+        _, scheduled_s, launched_s = (max(mark_s, began_s) for mark_s in self._marks_s)
+        computed_s = max(result.computed_s, launched_s)
+        self._note(
+            flight.batch,
+            marks_s=(began_s, scheduled_s, computed_s, chosen_s, self._landed_at_s),
+        )
+
+    def _update(self, batch: Batch, *, result: StepResult, step_s: float) -> None:
         self._outputs += [self._scored(seq, logprobs) for seq, logprobs in result.scored]
         logprobs = {
             id(sequence): answer.logprobs
@@ -188,7 +215,7 @@ class NativeBackend:
         }
         self._fail_without_token(batch, answers=result.answers)
         advances = self._scheduler.update(
-            batch, token_ids=[answer.token_ids for answer in result.answers]
+            batch, token_ids=[answer.token_ids for answer in result.answers], step_s=step_s
         )
         self._outputs += [
             self._advanced(advance, logprobs=logprobs.get(id(advance.sequence), ()))
@@ -247,12 +274,16 @@ class NativeBackend:
         return _output_of(sequence, prompt_logprobs=logprobs)
 
     def _suspects(self) -> SequenceOf[Sequence]:
-        """Return whom to end after a step that raised."""
+        """Return whom to end after a step that raised: all that was in flight or about to be."""
+        in_flight = () if self._flight is None else self._flight.batch.rows
         if self._batch is not None:
-            return tuple(row.sequence for row in self._batch.rows)
+            rows = (*in_flight, *self._batch.rows)
+            return tuple({id(row.sequence): row.sequence for row in rows}.values())
         # It was scheduling itself that raised.
         suspect = self._scheduler.suspect
-        return self._scheduler.running if suspect is None else (suspect,)
+        if suspect is None:
+            return self._scheduler.running
+        return (*(row.sequence for row in in_flight if row.sequence is not suspect), suspect)
 
     def _report_failed(self, sequence: Sequence, *, error: EngineError) -> None:
         del self._live[sequence.key]

@@ -134,7 +134,7 @@ class TorchKernels:
     ) -> Tensor:
         n_kv_heads = k_cache.shape[2]
         n_heads = qkv.shape[1] - 2 * n_kv_heads
-        q, k, v = qkv.split((n_heads, n_kv_heads, n_kv_heads), dim=1)
+        q, k, v = qkv.tensor_split((n_heads, n_heads + n_kv_heads), dim=1)
         if q_norm is not None:
             q = self.rms_norm(q, weight=q_norm, eps=eps)
         if k_norm is not None:

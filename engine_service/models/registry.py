@@ -47,15 +47,16 @@ def load_model(
     max_model_len: int,
     dtype: torch.dtype,
     shard: Shard = WHOLE,
+    device: torch.device | None = None,
 ) -> Decoder:
-    """Verify a model directory against its manifest and load it, or a shard of it.
+    """Verify a model directory against its manifest and load it, or a shard of it, on ``device``.
 
     Raises:
         ModelError: it is altered, incomplete, not what its configuration says, or cannot be cut.
     """
     shard.check(config)
     with _verified_weights(
-        model_dir, architecture=config.architecture, dtype=dtype, shard=shard
+        model_dir, architecture=config.architecture, dtype=dtype, shard=shard, device=device
     ) as weights:
         read = MODELS[config.architecture]
         return read(config, weights=weights, max_model_len=max_model_len, dtype=dtype)
@@ -73,11 +74,16 @@ def load_encoder(model_dir: Path, *, config: EncoderConfig, dtype: torch.dtype) 
 
 @contextmanager
 def _verified_weights(
-    model_dir: Path, *, architecture: str, dtype: torch.dtype, shard: Shard = WHOLE
+    model_dir: Path,
+    *,
+    architecture: str,
+    dtype: torch.dtype,
+    shard: Shard = WHOLE,
+    device: torch.device | None = None,
 ) -> Iterator[WeightReader]:
     manifest = verify_manifest(model_dir)
     if manifest.architecture != architecture:
         raise ModelError(f"the manifest says {manifest.architecture}, config.json {architecture}")
     paths = [model_dir / name for name in manifest.files if name.endswith(".safetensors")]
-    with WeightReader(paths, dtype=dtype, shard=shard) as weights:
+    with WeightReader(paths, dtype=dtype, shard=shard, device=device) as weights:
         yield weights

@@ -3,7 +3,7 @@ of each what one of several processes computes with."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -25,7 +25,7 @@ class Part:
 
     name: str
     shape: tuple[int, ...]
-    rows: slice = _ALL
+    rows: slice = field(default_factory=lambda: _ALL)
 
     @property
     def n_rows(self) -> int:
@@ -33,14 +33,23 @@ class Part:
 
 
 class WeightReader:
-    """Memory-maps the files; what ``take`` returns is a copy in the engine's dtype.
+    """Memory-maps the files; what ``take`` returns is a copy in the engine's dtype on ``device``,
+    the processor's where it is None.
 
     shard: the part of the model that is to be read. Whoever reads asks for the rows and columns of
     it: what of a tensor belongs to which rank the reader does not know.
     """
 
-    def __init__(self, paths: Iterable[Path], *, dtype: torch.dtype, shard: Shard = WHOLE) -> None:
+    def __init__(
+        self,
+        paths: Iterable[Path],
+        *,
+        dtype: torch.dtype,
+        shard: Shard = WHOLE,
+        device: torch.device | None = None,
+    ) -> None:
         self.shard = shard
+        self._device = device
         self._dtype = dtype
         self._files = ExitStack()
         self._file_of: dict[str, Any] = {}
@@ -71,12 +80,12 @@ class WeightReader:
         """Return one tensor, or ``columns`` of a matrix; raises ModelError unless it is there with
         this shape."""
         stored = self._stored(Part(name, shape), columns=columns)
-        return torch.empty(stored.shape, dtype=self._dtype).copy_(stored)
+        return self._empty(*stored.shape).copy_(stored)
 
     def take_stacked(self, *parts: Part) -> Tensor:
         """Return several tensors as one, stacked along their first dimension."""
         n_rows = sum(part.n_rows for part in parts)
-        stacked = torch.empty((n_rows, *parts[0].shape[1:]), dtype=self._dtype)
+        stacked = self._empty(n_rows, *parts[0].shape[1:])
         start = 0
         for part in parts:
             stacked[start : start + part.n_rows] = self._stored(part)
@@ -88,6 +97,12 @@ class WeightReader:
         unknown = sorted(self._untaken - ignored)
         if unknown:
             raise ModelError(f"the model has {len(unknown)} unknown tensors, such as {unknown[0]}")
+
+    def _empty(self, *shape: int) -> Tensor:
+        try:
+            return torch.empty(shape, dtype=self._dtype, device=self._device)
+        except torch.OutOfMemoryError as error:
+            raise ModelError("the weights do not fit the device's memory") from error
 
     def _stored(self, part: Part, *, columns: slice = _ALL) -> Tensor:
         name, shape = part.name, part.shape

@@ -82,8 +82,8 @@ def compiled_shape(
     """Describe a model to the library. Raises ModelError for a pool that it cannot count."""
     if config.n_blocks > _MAX_INT32:
         raise ModelError(
-            f"kv_cache_tokens ({config.kv_cache_tokens}) makes {config.n_blocks} blocks; "
-            f"the compiled kernels count up to {_MAX_INT32}"
+            f"kv_cache_tokens ({config.n_blocks * config.block_size}) makes {config.n_blocks} "
+            f"blocks; the compiled kernels count up to {_MAX_INT32}"
         )
     return Shape(
         dtype=int(dtype == torch.bfloat16),

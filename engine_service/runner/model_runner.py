@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,18 +36,60 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """answers: in the order of ``batch.sampled``. scored: parts of prompts, where asked for."""
+    """answers: in the order of ``batch.sampled``. scored: parts of prompts, where asked for.
+    computed_s: when a device was seen to be done, on ``time.perf_counter``."""
 
     answers: tuple[Answer, ...]
     scored: tuple[tuple[Sequence, tuple[TokenLogprob, ...]], ...] = ()
+    computed_s: float = 0.0
+
+
+class Flight(Protocol):
+    """A batch that was launched. is_assumable: the next one may be launched before this one's
+    tokens are known."""
+
+    @property
+    def batch(self) -> Batch: ...
+
+    @property
+    def is_assumable(self) -> bool: ...
+
+
+class Runner(Protocol):
+    """Driven by the step thread alone. Batches are collected in the order of their launches, one
+    before the next but one is launched."""
+
+    def launch(self, batch: Batch, *, after: Flight | None) -> Flight:
+        """Have a batch computed. after: the flight whose tokens the batch's sequences assume."""
+
+    def collect(self, flight: Any) -> StepResult:
+        """Wait for what a flight gives."""
+
+    def clear(self, blocks: SequenceOf[int]) -> None:
+        """Make blocks that may hold infinities fit for another sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedFlight:
+    """One that was over when it was launched."""
+
+    batch: Batch
+    logits: Tensor
+    is_assumable: bool = False
 
 
 class ModelRunner:
-    """Has a batch computed, then samples and scores from its logits."""
+    """Has a batch computed by the processor, then samples and scores from its logits."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._masks = ThreadPoolExecutor(1, thread_name_prefix="masks")
+
+    def launch(self, batch: Batch, *, after: Flight | None) -> ComputedFlight:
+        return ComputedFlight(batch, self.forward(batch))
+
+    def collect(self, flight: ComputedFlight) -> StepResult:
+        return self.choose(flight.batch, logits=flight.logits)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
@@ -67,24 +110,10 @@ class ModelRunner:
     def choose(self, batch: Batch, *, logits: Tensor) -> StepResult:
         """Sample and score what ``forward`` returned, which may be changed."""
         sampled, scored = _split(logits, batch=batch)
-        rows = [
-            SampleRow(
-                params=seq.sampling,
-                seed=seq.seed,
-                n_generated=seq.n_generated + n_ahead,
-                state=seq.sampling_state,
-                token_ids=seq.token_ids,
-                draft=row.draft,
-                n_ahead=n_ahead,
-            )
-            for row in batch.rows
-            if row.is_sampled
-            for seq in row.members
-            for n_ahead in range(1 + len(row.draft))
-        ]
+        rows = sample_rows(batch)
         samples = sample(sampled, rows=rows) if rows else Samples(token_ids=[])
         return StepResult(
-            answers=tuple(_answers(samples, batch=batch)),
+            answers=answers_of(samples, batch=batch),
             scored=tuple(_score(scored, batch=batch)),
         )
 
@@ -92,6 +121,26 @@ class ModelRunner:
     def clear(self, blocks: SequenceOf[int]) -> None:
         """Make blocks that may hold infinities fit for another sequence."""
         self._executor.clear(blocks)
+
+
+def sample_rows(batch: Batch) -> list[SampleRow]:
+    """Return the draws of a batch that has not been taken as computed, in the order of its logits:
+    one for each member of a row, or for each of its guesses and the token behind them."""
+    return [
+        SampleRow(
+            params=seq.sampling,
+            seed=seq.seed,
+            n_generated=seq.n_generated + n_ahead,
+            state=seq.sampling_state,
+            token_ids=seq.token_ids,
+            draft=row.draft,
+            n_ahead=n_ahead,
+        )
+        for row in batch.rows
+        if row.is_sampled
+        for seq in row.members
+        for n_ahead in range(1 + len(row.draft))
+    ]
 
 
 def _needs_mask(sequence: Sequence) -> bool:
@@ -123,6 +172,11 @@ def _split(logits: Tensor, *, batch: Batch) -> tuple[Tensor, Tensor]:
         logits[:n_places].repeat_interleave(torch.tensor(n_draws), dim=0),
         logits[n_places:],
     )
+
+
+def answers_of(samples: Samples, *, batch: Batch) -> tuple[Answer, ...]:
+    """Return what each of ``batch.sampled`` gets of the draws that ``sample_rows`` describes."""
+    return tuple(_answers(samples, batch=batch))
 
 
 def _answers(samples: Samples, *, batch: Batch) -> Iterator[Answer]:

@@ -1,7 +1,7 @@
 """What one step runs, and what comes of it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine_service.errors import EngineError
 from engine_service.protocol import FinishReason
@@ -14,6 +14,8 @@ class Row:
 
     forks: those that start with this row: they take part in all that comes of it. draft: guesses
     behind the sequence's last token, the last of the row's tokens; logits are wanted at each.
+    is_sampled: the row reached the sequence's last token when it was made, so that its logits are
+    wanted.
     """
 
     sequence: Sequence
@@ -21,6 +23,10 @@ class Row:
     n_new: int
     forks: tuple[Sequence, ...] = ()
     draft: tuple[int, ...] = ()
+    is_sampled: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_sampled", self.end >= len(self.sequence))
 
     @property
     def members(self) -> tuple[Sequence, ...]:
@@ -36,9 +42,10 @@ class Row:
         return [*known, *self.draft] if self.draft else known
 
     @property
-    def is_sampled(self) -> bool:
-        """True where the row reaches the sequence's last token, so that its logits are wanted."""
-        return self.end >= len(self.sequence)
+    def n_known(self) -> int:
+        """Tokens of the sequence up to the row's end, its guesses not counted: the place of the
+        first token that it gives."""
+        return self.end - len(self.draft)
 
     @property
     def is_decode(self) -> bool:

@@ -15,6 +15,10 @@
 5. Prompt and answer of every request fit the pool, so the first in rank always goes on, and
    therefore each one ends. What waits beyond its deadline is given up; and should a step have
    nothing to compute although there is work, the one that is next is, so that the loop goes on.
+6. Where steps overlap, the next one is scheduled while one is in flight: ``assume`` has that one's
+   sequences go on as if each had got a token, whose value the device alone knows; ``update`` says
+   which it was. What was scheduled for a sequence that it ends is passed over, and its blocks may
+   be given away at once, since the device computes steps in their order.
 
 Invariant: ``running`` is in order of rank.
 """
@@ -34,7 +38,7 @@ from engine_service.scheduling.block_tables import BlockTables
 from engine_service.scheduling.budget import StepBudget, has_prefill_room, share_prefill
 from engine_service.scheduling.drafting import Proposer, StepCost
 from engine_service.scheduling.request_queue import RequestQueue
-from engine_service.scheduling.sequence import Sequence, SequenceState
+from engine_service.scheduling.sequence import ASSUMED_TOKEN, Sequence, SequenceState
 from engine_service.scheduling.sharing import Sharing, Turn
 from engine_service.scheduling.speculation import Speculation, lengthen
 from engine_service.scheduling.standing import check_standing
@@ -91,6 +95,7 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._seniority = itertools.count()
         self._failures: list[Failure] = []
+        self._is_assuming = False
         self._scheduled_at_s = 0.0
         self.waits_s: deque[float] = deque(maxlen=_WINDOW_WAITS)
 
@@ -158,7 +163,7 @@ class Scheduler:
         rows = self._rows(turn)
         if not rows and turn.left_out:  # the prompt that the others stood aside for has no room
             rows = self._rows(Turn())
-        if not rows:
+        if not rows and not self._is_assuming:
             self._fail_stalled()
         return Batch.of(rows, copies=self._tables.take_copies())
 
@@ -190,13 +195,32 @@ class Scheduler:
         failures, self._failures = self._failures, []
         return failures
 
-    def update(self, batch: Batch, *, token_ids: SequenceOf[SequenceOf[int]]) -> list[Advance]:
+    def assume(self, batch: Batch) -> None:
+        """Take a batch in flight, without guesses, as computed until ``update`` is called for it;
+        before that, ``schedule`` may be called once."""
+        self._is_assuming = True
+        for row in batch.rows:
+            for sequence in row.members:
+                if sequence.state is SequenceState.RUNNING:
+                    sequence.n_computed = row.end
+                    if row.is_sampled:
+                        sequence.token_ids.append(ASSUMED_TOKEN)
+
+    def update(
+        self,
+        batch: Batch,
+        *,
+        token_ids: SequenceOf[SequenceOf[int]],
+        step_s: float | None = None,
+    ) -> list[Advance]:
         """Record that a batch was computed; ``token_ids`` are what each of ``batch.sampled`` got.
 
         Sequences that were discarded since ``schedule`` are passed over, and so is what comes
-        behind a token that ends its sequence.
+        behind a token that ends its sequence. step_s: how long it took; None is since ``schedule``.
         """
-        step_s = self._clock() - self._scheduled_at_s
+        self._is_assuming = False
+        if step_s is None:
+            step_s = self._clock() - self._scheduled_at_s
         n_decodes = sum(row.n_new for row in batch.rows if row.is_decode)
         self._budget.record(
             n_decodes=n_decodes, n_prefill=batch.n_tokens - n_decodes, step_s=step_s
@@ -204,31 +228,31 @@ class Scheduler:
         advances = []
         sampled = iter(token_ids)
         for row in batch.rows:
-            is_sampled = row.is_sampled  # as long as its sequence has not grown
             n_scored = max(row.scored.stop, row.sequence.n_scored)
             for sequence in row.members:
-                new_ids = next(sampled) if is_sampled else ()
-                if sequence.state is not SequenceState.RUNNING:
+                new_ids = next(sampled) if row.is_sampled else ()
+                if sequence.state is SequenceState.FINISHED:
                     continue
                 sequence.n_scored = n_scored
-                if is_sampled:
+                if row.is_sampled:
                     advances.append(self._advance(sequence, token_ids=new_ids, row=row))
-                else:
+                elif sequence.state is SequenceState.RUNNING:
                     sequence.n_computed = row.end
                     self._tables.register_full(sequence)
         return advances
 
     def _advance(self, sequence: Sequence, *, token_ids: SequenceOf[int], row: Row) -> Advance:
         reason = None
-        n_before = len(sequence)
+        del sequence.token_ids[row.n_known :]  # the assumed one
         for token_id in token_ids:
             sequence.token_ids.append(token_id)
             if (reason := self._finish_reason(sequence, token_id=token_id)) is not None:
                 break
-        n_new = len(sequence) - n_before
+        n_new = len(sequence) - row.n_known
         self._waiting.charge(sequence, n_tokens=n_new)
-        sequence.n_computed = len(sequence) - 1
-        self._tables.register_full(sequence)
+        if sequence.state is SequenceState.RUNNING:  # else it was preempted while in flight
+            sequence.n_computed = len(sequence) - 1
+            self._tables.register_full(sequence)
         if row.draft:
             self._tables.trim(sequence)
             self.speculation.count(n_drafted=len(row.draft), n_accepted=n_new - 1)
@@ -269,6 +293,8 @@ class Scheduler:
             if sequence.state is not SequenceState.RUNNING:
                 break  # preempted for one before it, and so are all after it
             self.suspect = sequence
+            if sequence.is_spent:
+                continue
             if not sequence.is_decoding:
                 if turn.takes_prompt(sequence):
                     prefills.append(sequence)

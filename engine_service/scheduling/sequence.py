@@ -11,6 +11,8 @@ from engine_service.scheduling.drafting import Drafter
 from engine_service.scheduling.sampling_state import SamplingState
 
 _DIGEST_BYTES = 16
+# Stands for a token that a step in flight is about to give.
+ASSUMED_TOKEN = -1
 
 
 class SequenceState(Enum):
@@ -125,6 +127,11 @@ class Sequence:
     @property
     def is_decoding(self) -> bool:
         return self.n_uncomputed == 1
+
+    @property
+    def is_spent(self) -> bool:
+        """True once it has all the tokens that it may have, one that is assumed counted."""
+        return self.n_generated >= self.max_new_tokens
 
     @property
     def rank(self) -> tuple[int, int, int]:

@@ -1,0 +1,95 @@
+"""CUDA graphs of the steps that only decode: the launches of a step, recorded once for each of some
+batch sizes and repeated with one call.
+
+A batch runs in the graph of the next larger size; what pads it reads and writes nothing. Sizes lie
+so close that this costs little: the work that padding adds is that of dense layers, whose time
+hardly grows from one size to the next.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+_INPUTS_PER_ROW = 6
+
+
+class GraphApi(Protocol):
+    """What is used of torch's: to record, and what was recorded."""
+
+    def record(self, compute: Callable[[], Tensor]) -> "tuple[Callable[[], None], Tensor]":
+        """Return what repeats ``compute``, and the tensor in which its result then stands."""
+
+
+class CudaGraphApi:
+    """All graphs share one memory pool: only one of them runs at a time."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def record(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # compiles kernels and makes handles, outside of the graph
+            compute()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = compute()
+        self._pool = self._pool or graph.pool()
+        return graph.replay, result
+
+
+class DecodeGraphs:
+    """decode: computes so many rows from the first numbers of the array that it is given, as
+    ``DeviceModel.decode``. Recorded when made, the largest first, so that smaller ones find their
+    memory."""
+
+    def __init__(
+        self,
+        decode: Callable[..., Tensor],
+        *,
+        sizes: SequenceOf[int],
+        device: torch.device,
+        api: GraphApi,
+    ) -> None:
+        self.sizes = sorted(sizes)
+        largest = self.sizes[-1] if self.sizes else 0
+        # Padding, until the first batch: no slot, no source, no context.
+        self._numbers = torch.full((_INPUTS_PER_ROW * largest,), -1, dtype=torch.int32).to(device)
+        self._graphs: dict[int, tuple[Callable[[], None], Tensor]] = {}
+        for size in reversed(self.sizes):
+            self._pad_all(size)
+            self._graphs[size] = api.record(partial(decode, size, numbers=self._numbers))
+
+    def size_for(self, n_rows: int) -> int | None:
+        """Return the size of the graph that takes so many rows; None where none does."""
+        place = bisect_left(self.sizes, n_rows)
+        return self.sizes[place] if place < len(self.sizes) else None
+
+    def run(self, size: int, *, numbers: Tensor) -> Tensor:
+        """Return the logits of a step packed to ``size`` rows; they stand until the next run.
+
+        numbers: the step's, on the host or the device.
+        """
+        replay, logits = self._graphs[size]
+        n = _INPUTS_PER_ROW * size
+        self._numbers[:n].copy_(numbers[:n], non_blocking=True)
+        replay()
+        return logits
+
+    def _pad_all(self, size: int) -> None:
+        inputs = self._numbers[: _INPUTS_PER_ROW * size].view(_INPUTS_PER_ROW, size)
+        inputs.zero_()
+        inputs[2:4] = -1
+
+
+def graph_sizes(max_rows: int) -> list[int]:
+    """Return 1, 2, 4, 8, then steps of 8 up to 64, of 16 up to 256 and of 32 beyond, and the most
+    rows there are."""
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, max_rows + 1, 32)]
+    return sorted({size for size in sizes if size <= max_rows} | {max_rows})

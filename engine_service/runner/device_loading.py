@@ -1,0 +1,214 @@
+"""Loads a model on a device: weights, the memory that its steps take, and of the rest a KV pool."""
+
+import gc
+import logging
+import os
+from array import array
+from typing import Final
+
+import torch
+
+from engine_service.config import EngineConfig, ModelConfig
+from engine_service.errors import ModelError
+from engine_service.kernels.device import DeviceKernels, TorchKernels
+from engine_service.models.registry import load_model
+from engine_service.runner.decode_graphs import CudaGraphApi, DecodeGraphs, graph_sizes
+from engine_service.runner.device_model import DeviceModel, KVPool, PoolShape
+from engine_service.runner.device_runner import DeviceRunner
+from engine_service.runner.device_sampler import DeviceSampler
+from engine_service.runner.loading import LoadedModel
+from engine_service.runner.step_packing import PackedStep, TableMirror
+
+logger = logging.getLogger(__name__)
+
+# What graphs and the driver take beside what a trial step was seen to take.
+_RESERVE_BYTES: Final = 512 * 2**20
+_CPU: Final = torch.device("cpu")
+
+
+def load_on_device(config: EngineConfig, *, model_config: ModelConfig) -> LoadedModel:
+    """Raises as ``loading.load``."""
+    device = torch.device("cuda", torch.cuda.current_device()) if _is_cuda(config) else _CPU
+    kernels = _kernels(config, device=device)
+    if config.quantization != "none":
+        raise ModelError(f"quantization {config.quantization} is not for {kernels.name} kernels")
+    is_narrow = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+    dtype = torch.bfloat16 if is_narrow else torch.float32
+    wanted_len = config.effective_max_model_len(
+        model_config.context_length, sliding_window=model_config.sliding_window
+    )
+    model = load_model(
+        config.model_dir,
+        config=model_config,
+        max_model_len=wanted_len,
+        dtype=dtype,
+        device=device,
+    )
+    max_rows = config.max_sequences
+    # Each sequence may have guesses, which are drawn for, too.
+    max_draws = config.max_batched_tokens
+    device_model = DeviceModel(
+        model,
+        kernels=kernels,
+        device=device,
+        eps=model_config.rms_norm_eps,
+        max_rows=max_rows,
+        max_draws=max_draws,
+        max_blocks=-(-wanted_len // config.block_size),
+    )
+    del model
+    sampler = DeviceSampler(kernels, device=device, max_rows=max_draws)
+    n_blocks = _make_pool(
+        device_model, sampler, config=config, model_config=model_config, dtype=dtype
+    )
+    mirror = TableMirror(
+        n_rows=max_rows,
+        max_blocks=-(-wanted_len // config.block_size),
+        block_size=config.block_size,
+    )
+    graphs = None
+    if device.type == "cuda":
+        with torch.inference_mode():
+            graphs = DecodeGraphs(
+                device_model.decode,
+                sizes=graph_sizes(max_rows),
+                device=device,
+                api=CudaGraphApi(),
+            )
+    runner = DeviceRunner(
+        device_model,
+        sampler=sampler,
+        graphs=graphs,
+        mirror=mirror,
+        block_size=config.block_size,
+        max_numbers=4 * config.max_batched_tokens + max_rows * (4 + 2 * mirror.max_blocks) + 1,
+    )
+    return LoadedModel(
+        runner=runner,
+        kernels=kernels.name,
+        dtype=dtype,
+        device=str(device),
+        n_blocks=n_blocks,
+        max_model_len=min(wanted_len, n_blocks * config.block_size),
+        overlaps=True,
+    )
+
+
+def _is_cuda(config: EngineConfig) -> bool:
+    return config.device != "cpu" and torch.cuda.is_available()
+
+
+def _kernels(config: EngineConfig, *, device: torch.device) -> DeviceKernels:
+    if config.kernels == "torch":
+        return TorchKernels()
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ModelError("kernels triton need a GPU")
+    try:
+        from engine_service.kernels.triton.kernels import TritonKernels
+    except ImportError as error:
+        raise ModelError(f"kernels triton cannot be had: {error}") from error
+    return TritonKernels()
+
+
+def _make_pool(
+    model: DeviceModel,
+    sampler: DeviceSampler,
+    *,
+    config: EngineConfig,
+    model_config: ModelConfig,
+    dtype: torch.dtype,
+) -> int:
+    """Give the model its KV pool; return how many blocks it has."""
+
+    def pool(n_blocks: int) -> KVPool:
+        shape = PoolShape(
+            n_layers=model_config.n_layers,
+            n_blocks=n_blocks,
+            block_size=config.block_size,
+            n_kv_heads=model_config.n_kv_heads,
+            head_dim=model_config.head_dim,
+        )
+        return KVPool(shape, dtype=dtype, device=model.device)
+
+    n_blocks = config.n_blocks
+    if model.device.type == "cuda":
+        model.pool = pool(1)
+        step_bytes = _trial(model, sampler, config=config)
+        block_bytes = model.pool.shape.n_numbers_per_block * dtype.itemsize
+        model.pool = None
+        gc.collect()
+        torch.cuda.empty_cache()
+        n_blocks = _n_blocks(config, block_bytes=block_bytes, step_bytes=step_bytes)
+    try:
+        model.pool = pool(n_blocks)
+    except torch.OutOfMemoryError as error:
+        raise ModelError("the KV pool does not fit: lower kv_cache_tokens") from error
+    return n_blocks
+
+
+def _n_blocks(config: EngineConfig, *, block_bytes: int, step_bytes: int) -> int:
+    free, total = torch.cuda.mem_get_info()
+    left = int(total * config.gpu_memory_fraction) - (total - free) - step_bytes - _RESERVE_BYTES
+    fitting = max(0, left) // block_bytes
+    wanted = fitting if config.kv_cache_tokens is None else config.n_blocks
+    if wanted < 1 or wanted > fitting:
+        raise ModelError(
+            f"the GPU has {left / 2**30:.1f} GiB for the KV pool, once weights, "
+            f"{step_bytes / 2**30:.1f} GiB for steps and a reserve are taken: "
+            f"{fitting * config.block_size} tokens; lower kv_cache_tokens or max_batched_tokens"
+        )
+    logger.info(
+        "KV pool: %d blocks, %.1f GiB; steps take up to %.1f GiB",
+        wanted,
+        wanted * block_bytes / 2**30,
+        step_bytes / 2**30,
+    )
+    return wanted
+
+
+@torch.inference_mode()
+def _trial(model: DeviceModel, sampler: DeviceSampler, *, config: EngineConfig) -> int:
+    """Compute the largest step there can be; return how many bytes that took at most."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step = _largest_step(
+        n_tokens=config.max_batched_tokens,
+        max_len=model.max_len,
+        n_logits=config.max_sequences,
+    )
+    numbers = torch.frombuffer(step.numbers, dtype=torch.int32).to(model.device)
+    logits = model.logits(model.forward(step, numbers=numbers))
+    sampler.draw_trial(logits)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _largest_step(*, n_tokens: int, max_len: int, n_logits: int) -> PackedStep:
+    """Return prompts of so many tokens together that store nothing and read the first block."""
+    lengths = [max_len] * (n_tokens // max_len)
+    if n_tokens % max_len:
+        lengths.append(n_tokens % max_len)
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    numbers = array("i", [0] * n_tokens)
+    numbers.extend(place for length in lengths for place in range(length))
+    numbers.extend([-1] * n_tokens)
+    numbers.extend([-1] * len(lengths))
+    numbers.extend([0] * len(lengths))
+    numbers.extend(lengths)
+    numbers.extend(starts)
+    numbers.extend(place % n_tokens for place in range(n_logits))
+    return PackedStep(
+        n_tokens=n_tokens,
+        n_rows=len(lengths),
+        n_single=0,
+        n_logits=n_logits,
+        n_updates=0,
+        max_query_len=max(lengths),
+        max_context_len=max(lengths),
+        is_decode=False,
+        numbers=numbers,
+    )

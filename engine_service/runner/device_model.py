@@ -1,0 +1,272 @@
+"""A decoder on one device: its weights, the KV pool, the block tables, and a step through them.
+
+All that a step needs is in one array of integers (``step_packing``), so that a step can be sent to
+other processes, and the part of it that only decodes can be captured in a CUDA graph.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engine_service.kernels.device import DeviceKernels, PagedRows
+from engine_service.layers.decoder import Decoder, DecoderLayer
+from engine_service.runner.step_packing import PackedStep
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolShape:
+    """Sizes of a KV pool; n_kv_heads are those of this device."""
+
+    n_layers: int
+    n_blocks: int
+    block_size: int
+    n_kv_heads: int
+    head_dim: int
+
+    @property
+    def n_numbers_per_block(self) -> int:
+        return self.n_layers * 2 * self.block_size * self.n_kv_heads * self.head_dim
+
+
+class KVPool:
+    """One tensor (n_layers, 2, n_blocks, n_kv_heads, block_size, head_dim): what one head has in a
+    block lies together, which is what one program of a kernel reads."""
+
+    def __init__(self, shape: PoolShape, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape = shape
+        self.tensor = torch.zeros(
+            (
+                shape.n_layers,
+                2,
+                shape.n_blocks,
+                shape.n_kv_heads,
+                shape.block_size,
+                shape.head_dim,
+            ),
+            dtype=dtype,
+            device=device,
+        )
+        by_token = self.tensor.transpose(3, 4)
+        self.layers: SequenceOf[tuple[Tensor, Tensor]] = [(kv[0], kv[1]) for kv in by_token]
+
+    def clear(self, blocks: SequenceOf[int]) -> None:
+        self.tensor[:, :, list(blocks)] = 0
+
+    def copy(self, pairs: SequenceOf[tuple[int, int]]) -> None:
+        """Copy the content of blocks; each pair is from and to, none both."""
+        if pairs:
+            sources, targets = zip(*pairs, strict=True)
+            self.tensor[:, :, list(targets)] = self.tensor[:, :, list(sources)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    attention_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    output: Tensor
+    feed_forward_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+    @classmethod
+    def of(cls, layer: DecoderLayer) -> "_Layer":
+        attention, feed_forward = layer.attention, layer.feed_forward
+        return cls(
+            attention_norm=layer.attention_norm.weight,
+            qkv=attention.qkv.take(),
+            qkv_bias=attention.qkv.bias,
+            q_norm=None if attention.q_norm is None else attention.q_norm.weight,
+            k_norm=None if attention.k_norm is None else attention.k_norm.weight,
+            output=attention.output.take(),
+            feed_forward_norm=layer.feed_forward_norm.weight,
+            gate_up=feed_forward.gate_up.take(),
+            down=feed_forward.down.take(),
+        )
+
+
+class DeviceModel:
+    """Takes over the weights of ``model``, which are on the device already.
+
+    last_draws: int32 (max_draws,): the tokens that the last step drew, which the next one may take
+    as its input. reduce: adds up what the ranks of a tensor-parallel group hold, after attention
+    and after the feed-forward layer; None for a model that is whole.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        kernels: DeviceKernels,
+        device: torch.device,
+        eps: float,
+        max_rows: int,
+        max_draws: int,
+        max_blocks: int,
+        reduce: Reduce | None = None,
+    ) -> None:
+        self.kernels = kernels
+        self.device = device
+        self._eps = eps
+        self._reduce = reduce
+        self._embedding = model.embedding.weight
+        self._layers = [_Layer.of(layer) for layer in model.layers]
+        self._norm = model.norm.weight
+        self._head = model.head.take()
+        self._rotary = model.rotary.table.to(device)
+        attention = model.layers[0].attention
+        self._n_heads, self._head_dim = attention.n_heads, attention.head_dim
+        self._scale = self._head_dim**-0.5
+        self.pool: KVPool | None = None
+        # One row more, for what pads a batch.
+        self._tables = torch.zeros((max_rows + 1, max_blocks), dtype=torch.int32, device=device)
+        self.last_draws = torch.zeros(max_draws, dtype=torch.int32, device=device)
+
+    def update_tables(self, step: PackedStep, *, numbers: Tensor) -> None:
+        """Write what changes in the block tables; ``numbers``: the step's, on the device."""
+        if step.n_updates:
+            part = _sections(step, numbers)
+            flat = self._tables.view(-1)
+            flat.index_copy_(0, part["update_places"].long(), part["update_blocks"])
+
+    def decode(self, n_rows: int, *, numbers: Tensor) -> Tensor:
+        """Compute a step of so many rows that ``is_decode``; return the logits of all, (n_rows,
+        vocab) of the model's type. Nothing but ``n_rows`` depends on the host: a graph can hold it.
+        """
+        token_ids, positions, slots, sources, table_rows, context_lens = (
+            numbers[: 6 * n_rows].view(6, n_rows).unbind(0)
+        )
+        block_size = self._pool.shape.block_size
+        self._tables[table_rows.long(), (positions // block_size).long()] = torch.div(
+            slots, block_size, rounding_mode="floor"
+        ).int()
+        rows = PagedRows(
+            block_tables=self._tables.index_select(0, table_rows), context_lens=context_lens
+        )
+        x = self._embed(token_ids, sources=sources, n_single=n_rows)
+
+        def attend(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+            return self.kernels.decode_attention(
+                q, k_cache=k_cache, v_cache=v_cache, rows=rows, scale=self._scale
+            )
+
+        x = self._forward(x, positions=positions, slots=slots, attend=attend)
+        return self.logits(x)
+
+    def forward(self, step: PackedStep, *, numbers: Tensor) -> Tensor:
+        """Compute any step; return the normed (n_logits, hidden) of the tokens whose logits are
+        wanted."""
+        part = _sections(step, numbers)
+        n_single = step.n_single
+        block_size = self._pool.shape.block_size
+        n_columns = -(-step.max_context_len // block_size)
+        tables = self._tables[:, :n_columns].index_select(0, part["table_rows"])
+        context_lens, query_starts = part["context_lens"], part["query_starts"]
+        single = PagedRows(block_tables=tables[:n_single], context_lens=context_lens[:n_single])
+        several = PagedRows(
+            block_tables=tables[n_single:],
+            context_lens=context_lens[n_single:],
+            query_starts=query_starts[n_single:] - n_single,
+            max_query_len=step.max_query_len,
+        )
+        x = self._embed(part["token_ids"], sources=part["sources"], n_single=n_single)
+
+        def attend(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+            found = []
+            if n_single:
+                found.append(
+                    self.kernels.decode_attention(
+                        q[:n_single],
+                        k_cache=k_cache,
+                        v_cache=v_cache,
+                        rows=single,
+                        scale=self._scale,
+                    )
+                )
+            if n_single < step.n_rows:
+                found.append(
+                    self.kernels.prefill_attention(
+                        q[n_single:],
+                        k_cache=k_cache,
+                        v_cache=v_cache,
+                        rows=several,
+                        scale=self._scale,
+                    )
+                )
+            return found[0] if len(found) == 1 else torch.cat(found)
+
+        x = self._forward(x, positions=part["positions"], slots=part["slots"], attend=attend)
+        return x.index_select(0, part["logit_places"])
+
+    def logits(self, normed: Tensor) -> Tensor:
+        return functional.linear(normed, self._head)
+
+    @property
+    def max_len(self) -> int:
+        """Positions that can be rotated."""
+        return len(self._rotary)
+
+    @property
+    def _pool(self) -> KVPool:
+        assert self.pool is not None
+        return self.pool
+
+    def _embed(self, token_ids: Tensor, *, sources: Tensor, n_single: int) -> Tensor:
+        if n_single:
+            single = sources[:n_single]
+            drawn = self.last_draws.index_select(0, single.clamp(min=0)).clamp(min=0)
+            first = torch.where(single >= 0, drawn, token_ids[:n_single])
+            token_ids = (
+                first if n_single == len(token_ids) else torch.cat((first, token_ids[n_single:]))
+            )
+        return functional.embedding(token_ids, self._embedding)
+
+    def _forward(
+        self,
+        x: Tensor,
+        *,
+        positions: Tensor,
+        slots: Tensor,
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        kernels, eps = self.kernels, self._eps
+        residual = x
+        x = kernels.rms_norm(x, weight=self._layers[0].attention_norm, eps=eps)
+        next_norms = [layer.attention_norm for layer in self._layers[1:]] + [self._norm]
+        for layer, (k_cache, v_cache), next_norm in zip(
+            self._layers, self._pool.layers, next_norms, strict=True
+        ):
+            q = kernels.rotate_and_store(
+                functional.linear(x, layer.qkv, layer.qkv_bias).view(len(x), -1, self._head_dim),
+                rotary=self._rotary,
+                positions=positions,
+                slots=slots,
+                k_cache=k_cache,
+                v_cache=v_cache,
+                q_norm=layer.q_norm,
+                k_norm=layer.k_norm,
+                eps=eps,
+            )
+            x = self._reduced(functional.linear(attend(q, k_cache, v_cache), layer.output))
+            x = kernels.add_rms_norm(x, residual=residual, weight=layer.feed_forward_norm, eps=eps)
+            inner = kernels.swiglu(functional.linear(x, layer.gate_up))
+            x = self._reduced(functional.linear(inner, layer.down))
+            x = kernels.add_rms_norm(x, residual=residual, weight=next_norm, eps=eps)
+        return x
+
+    def _reduced(self, x: Tensor) -> Tensor:
+        return x if self._reduce is None else self._reduce(x)
+
+
+def _sections(step: PackedStep, numbers: Tensor) -> dict[str, Tensor]:
+    return {
+        name: numbers[start : start + length] for name, (start, length) in step.sections().items()
+    }

@@ -1,0 +1,235 @@
+"""Runs batches on a device: packs, launches and draws without waiting, and collects tokens later.
+
+Only what the next step does not need to be launched is waited for: the tokens that a step draws
+stay on the device for it. The device computes steps in the order of their launches.
+"""
+
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine_service.protocol import TokenLogprob
+from engine_service.runner.decode_graphs import DecodeGraphs
+from engine_service.runner.device_model import DeviceModel
+from engine_service.runner.device_sampler import DeviceSampler
+from engine_service.runner.logprobs import score_prompt
+from engine_service.runner.model_runner import Flight, StepResult, answers_of, sample_rows
+from engine_service.runner.sample_row import SampleRow
+from engine_service.runner.sampler import Samples, sample
+from engine_service.runner.step_packing import PackedStep, TableMirror, is_decode, pack
+from engine_service.scheduling.batch import Batch
+from engine_service.scheduling.sequence import Sequence
+
+# A step's buffers on the host are written again so many steps later: two may be in flight.
+_N_BUFFERS = 3
+# Rows of the whole vocabulary that a prompt's scores may take at once.
+_SCORED_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFlight:
+    """A batch on the device.
+
+    draws: one for each token that it gives; drawn: their tokens, on the host once ``event`` has
+    happened. places: of those that give one token, by ``id`` of the sequence, which draw it is.
+    careful: draws that the processor has to make, from their ``logits``. scored: normed states of
+    the places in prompts whose logits are wanted.
+    """
+
+    batch: Batch
+    is_assumable: bool
+    draws: SequenceOf[SampleRow]
+    drawn: Tensor
+    event: "torch.cuda.Event | None"
+    places: Mapping[int, int]
+    careful: SequenceOf[int] = ()
+    logits: Tensor | None = None
+    scored: Tensor | None = None
+
+
+@dataclass(slots=True)
+class _HostBuffers:
+    """What the device reads from and writes to, by turns, so that none is written while in use."""
+
+    numbers: Tensor
+    drawn: Tensor
+
+
+class DeviceRunner:
+    """Draws tokens from what ``model`` computes. max_numbers: most integers of a packed step."""
+
+    def __init__(
+        self,
+        model: DeviceModel,
+        *,
+        sampler: DeviceSampler,
+        graphs: DecodeGraphs | None,
+        mirror: TableMirror,
+        block_size: int,
+        max_numbers: int,
+    ) -> None:
+        self._model = model
+        self._sampler = sampler
+        self._graphs = graphs
+        self._mirror = mirror
+        self._block_size = block_size
+        is_cuda = model.device.type == "cuda"
+        n_draws = len(model.last_draws)
+        self._hosts = [
+            _HostBuffers(
+                torch.empty(max_numbers, dtype=torch.int32, pin_memory=is_cuda),
+                torch.empty(n_draws, dtype=torch.int32, pin_memory=is_cuda),
+            )
+            for _ in range(_N_BUFFERS)
+        ]
+        self._turn = 0
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch, *, after: Flight | None) -> DeviceFlight:
+        """Queue a batch on the device; nothing here waits for it."""
+        assert after is None or isinstance(after, DeviceFlight)
+        pool = self._model.pool
+        assert pool is not None
+        pool.copy(batch.copies)
+        host = self._hosts[self._turn]
+        self._turn = (self._turn + 1) % _N_BUFFERS
+        logits, scored = self._compute(batch, after=after, host=host)
+        draws = sample_rows(batch)
+        careful = [i for i, row in enumerate(draws) if self._sampler.is_careful(row)]
+        kept = logits[careful].float() if careful else None
+        drawn = self._sampler.draw(logits, rows=draws) if draws else None
+        event = None
+        if drawn is not None:
+            self._model.last_draws[: len(draws)].copy_(drawn)
+            host.drawn[: len(draws)].copy_(drawn, non_blocking=True)
+        if self._model.device.type == "cuda":
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        return DeviceFlight(
+            batch=batch,
+            is_assumable=not careful
+            and all(_is_free(seq, row.draft) for row in batch.rows for seq in row.members),
+            draws=draws,
+            drawn=host.drawn[: len(draws)],
+            event=event,
+            places=_places(batch),
+            careful=careful,
+            logits=kept,
+            scored=scored,
+        )
+
+    @torch.inference_mode()
+    def collect(self, flight: DeviceFlight) -> StepResult:
+        if flight.event is not None:
+            flight.event.synchronize()
+        computed_s = time.perf_counter()
+        token_ids: list[int | None] = [
+            token_id if token_id >= 0 else None for token_id in flight.drawn.tolist()
+        ]
+        samples = Samples(token_ids=token_ids)
+        if flight.logits is not None:
+            self._draw_again(samples, flight=flight, logits=flight.logits.cpu())
+        return StepResult(
+            answers=answers_of(samples, batch=flight.batch),
+            scored=self._score(flight),
+            computed_s=computed_s,
+        )
+
+    @torch.inference_mode()
+    def clear(self, blocks: SequenceOf[int]) -> None:
+        assert self._model.pool is not None
+        self._model.pool.clear(blocks)
+
+    def _compute(
+        self, batch: Batch, *, after: DeviceFlight | None, host: _HostBuffers
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the logits of every draw, and the normed states of the scored places."""
+        size = None
+        if self._graphs is not None and is_decode(batch):
+            size = self._graphs.size_for(len(batch.rows))
+        step = pack(
+            batch,
+            mirror=self._mirror,
+            block_size=self._block_size,
+            sources={} if after is None else after.places,
+            pad_to=size or 0,
+        )
+        numbers = self._to_device(step, host=host)
+        self._model.update_tables(step, numbers=numbers)
+        if self._graphs is not None and size is not None:
+            return self._graphs.run(size, numbers=numbers)[: len(batch.rows)], None
+        if step.is_decode:
+            return self._model.decode(step.n_rows, numbers=numbers), None
+        normed = self._model.forward(step, numbers=numbers)
+        n_sampled = sum(1 + len(row.draft) for row in batch.rows if row.is_sampled)
+        places = [place for place, n in enumerate(_draws_per_place(batch)) for _ in range(n)]
+        sampled = normed[:n_sampled]
+        if len(places) != n_sampled:
+            where = torch.tensor(places, device=self._model.device)
+            sampled = sampled.index_select(0, where)
+        scored = normed[n_sampled:] if len(normed) > n_sampled else None
+        return self._model.logits(sampled), scored
+
+    def _to_device(self, step: PackedStep, *, host: _HostBuffers) -> Tensor:
+        n = len(step.numbers)
+        host.numbers[:n] = torch.frombuffer(step.numbers, dtype=torch.int32)
+        return host.numbers[:n].to(self._model.device, non_blocking=True)
+
+    def _draw_again(self, samples: Samples, *, flight: DeviceFlight, logits: Tensor) -> None:
+        """Have the processor make the draws that are for it."""
+        rows = [flight.draws[i] for i in flight.careful]
+        found = sample(logits, rows=rows)
+        for place, i in enumerate(flight.careful):
+            samples.token_ids[i] = found.token_ids[place]
+            if place in found.errors:
+                samples.errors[i] = found.errors[place]
+            if place in found.logprobs:
+                samples.logprobs[i] = found.logprobs[place]
+
+    def _score(self, flight: DeviceFlight) -> tuple[tuple[Sequence, tuple[TokenLogprob, ...]], ...]:
+        if flight.scored is None:
+            return ()
+        scores, start = [], 0
+        for row in flight.batch.rows:
+            places = row.scored
+            found: list[TokenLogprob] = []
+            for first in range(places.start, places.stop, _SCORED_AT_ONCE):
+                last = min(first + _SCORED_AT_ONCE, places.stop)
+                states = flight.scored[start : start + last - first]
+                found += score_prompt(
+                    self._model.logits(states).float().cpu(),
+                    token_ids=row.sequence.token_ids[first + 1 : last + 1],
+                    n_top=row.sequence.sampling.prompt_logprobs or 0,
+                )
+                start += last - first
+            if places:
+                scores.append((row.sequence, tuple(found)))
+        return tuple(scores)
+
+
+def _is_free(sequence: Sequence, draft: tuple[int, ...]) -> bool:
+    """Return whether its next step can be launched without knowing what this one gives it."""
+    return (
+        sequence.sampling_state is None and not draft and sequence.sampling.prompt_logprobs is None
+    )
+
+
+def _places(batch: Batch) -> dict[int, int]:
+    places, place = {}, 0
+    for row in batch.rows:
+        if row.is_sampled:
+            for sequence in row.members:
+                places[id(sequence)] = place
+                place += 1 + len(row.draft)
+    return places
+
+
+def _draws_per_place(batch: Batch) -> list[int]:
+    """Return how many draws each of the sampled places gets: one with forks one for each member."""
+    return [
+        n for row in batch.rows if row.is_sampled for n in [len(row.members)] * (1 + len(row.draft))
+    ]

@@ -1,0 +1,230 @@
+"""Packs a batch for a device: every number of a step in one array, so that one copy brings them.
+
+The device keeps a copy of every block table and hears only of what changes in it.
+"""
+
+from array import array
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Final
+
+from engine_service.scheduling.batch import Batch, Row
+from engine_service.scheduling.sequence import ASSUMED_TOKEN, Sequence, SequenceState
+
+_NO_SLOT: Final = -1
+NO_SOURCE: Final = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedStep:
+    """The sections of ``numbers``, int32, in this order; n_rows and n_tokens count padding.
+
+    Of each token: its id, its position, its slot in the pool (-1: none). Of each row: which of the
+    last step's draws is its only token (-1: none, the id above holds), its row among the device's
+    block tables, its context. Then, unless each row is one token whose logits are wanted
+    (``is_decode``): where rows begin (n_rows + 1), and which tokens' logits are wanted. Then what
+    changes in the tables, first the places, then the blocks: what this step needs and
+    ``is_decode`` does not say itself, which is the block of each row's slot.
+
+    n_single: so many rows come first that have one token each. max_query_len: most tokens of one
+    of the others. max_context_len: of any row.
+    """
+
+    n_tokens: int
+    n_rows: int
+    n_single: int
+    n_logits: int
+    n_updates: int
+    max_query_len: int
+    max_context_len: int
+    is_decode: bool
+    numbers: "array[int]"
+
+    def sections(self) -> dict[str, tuple[int, int]]:
+        """Return where each section begins and how long it is."""
+        lengths = {
+            "token_ids": self.n_tokens,
+            "positions": self.n_tokens,
+            "slots": self.n_tokens,
+            "sources": self.n_rows,
+            "table_rows": self.n_rows,
+            "context_lens": self.n_rows,
+            "query_starts": 0 if self.is_decode else self.n_rows + 1,
+            "logit_places": 0 if self.is_decode else self.n_logits,
+            "update_places": self.n_updates,
+            "update_blocks": self.n_updates,
+        }
+        sections, start = {}, 0
+        for name, length in lengths.items():
+            sections[name] = (start, length)
+            start += length
+        return sections
+
+
+class TableMirror:
+    """Says which row of the device's block tables is whose, and what is not there yet.
+
+    A table changes at its end, or as a whole, and then it is another list; and a block that is
+    about to be written may have been changed for a copy of its own. n_rows: most sequences that
+    run at a time.
+    """
+
+    def __init__(self, *, n_rows: int, max_blocks: int, block_size: int) -> None:
+        self.padding_row = n_rows
+        self.max_blocks = max_blocks
+        self._block_size = block_size
+        self._free = list(range(n_rows - 1, -1, -1))
+        self._mirrored: dict[int, _Mirrored] = {}
+
+    def place(self, row: Row) -> tuple[int, int]:
+        """Return the sequence's row there, and from which of its blocks on the device must be told
+        about those that this step reads and writes; they are taken as told."""
+        sequence = row.sequence
+        mirrored = self._mirrored.get(id(sequence))
+        if mirrored is None:
+            mirrored = self._mirrored[id(sequence)] = _Mirrored(sequence, self._take_row())
+        first = row.n_computed // self._block_size
+        is_known = mirrored.table is sequence.block_table
+        start = min(mirrored.n_known, first) if is_known else 0
+        mirrored.table = sequence.block_table
+        mirrored.n_known = -(-row.end // self._block_size)
+        return mirrored.row, start
+
+    def _take_row(self) -> int:
+        if not self._free:
+            gone = [
+                key
+                for key, each in self._mirrored.items()
+                if each.sequence.state is not SequenceState.RUNNING
+            ]
+            self._free = [self._mirrored.pop(key).row for key in gone]
+        return self._free.pop()
+
+
+@dataclass(slots=True)
+class _Mirrored:
+    sequence: Sequence
+    row: int
+    table: list[int] | None = None
+    n_known: int = 0
+
+
+def is_decode(batch: Batch) -> bool:
+    """Return whether each row is one token whose logits are wanted, and no others are."""
+    return all(row.n_new == 1 and row.is_sampled and not row.scored for row in batch.rows)
+
+
+def pack(
+    batch: Batch,
+    *,
+    mirror: TableMirror,
+    block_size: int,
+    sources: Mapping[int, int],
+    pad_to: int = 0,
+) -> PackedStep:
+    """Pack a batch. sources: by ``id`` of a sequence which of the last draws is the token that it
+    assumes. pad_to: so many rows where ``is_decode``, those that are added read and write nothing.
+    """
+    decodes = is_decode(batch)
+    packing = _Packing(mirror, block_size=block_size, sources=sources, tells_slots=decodes)
+    n_single = 0
+    for row in batch.rows:
+        n_single += row.n_new == 1
+        packing.add(row)
+    if decodes:
+        packing.pad(pad_to)
+    logit_places = () if decodes else batch.logit_places()
+    numbers = packing.numbers()
+    if not decodes:
+        numbers.fromlist(packing.query_starts)
+        numbers.fromlist(list(logit_places))
+    numbers.fromlist(packing.update_places)
+    numbers.fromlist(packing.update_blocks)
+    return PackedStep(
+        n_tokens=len(packing.token_ids),
+        n_rows=len(packing.context_lens),
+        n_single=n_single,
+        n_logits=len(batch.rows) if decodes else len(logit_places),
+        n_updates=len(packing.update_places),
+        max_query_len=max((row.n_new for row in batch.rows), default=0),
+        max_context_len=max((row.end for row in batch.rows), default=0),
+        is_decode=decodes,
+        numbers=numbers,
+    )
+
+
+class _Packing:
+    def __init__(
+        self,
+        mirror: TableMirror,
+        *,
+        block_size: int,
+        sources: Mapping[int, int],
+        tells_slots: bool,
+    ) -> None:
+        self._mirror = mirror
+        self._block_size = block_size
+        self._sources = sources
+        self._tells_slots = tells_slots
+        self.token_ids: list[int] = []
+        self.positions: list[int] = []
+        self.slots: list[int] = []
+        self.sources: list[int] = []
+        self.table_rows: list[int] = []
+        self.context_lens: list[int] = []
+        self.query_starts: list[int] = [0]
+        self.update_places: list[int] = []
+        self.update_blocks: list[int] = []
+
+    def add(self, row: Row) -> None:
+        table_row, start = self._mirror.place(row)
+        table, size = row.sequence.block_table, self._block_size
+        place = row.n_computed
+        if row.n_new == 1:
+            token_id = row.sequence.token_ids[place]
+            self.token_ids.append(max(token_id, 0))
+            self.positions.append(place)
+            self.slots.append(table[place // size] * size + place % size)
+            assumes = token_id == ASSUMED_TOKEN
+            self.sources.append(self._sources[id(row.sequence)] if assumes else NO_SOURCE)
+        else:
+            places = range(place, row.end)
+            self.token_ids += row.token_ids
+            self.positions += places
+            self.slots += [table[i // size] * size + i % size for i in places]
+            self.sources.append(NO_SOURCE)
+        self.table_rows.append(table_row)
+        self.context_lens.append(row.end)
+        self.query_starts.append(self.query_starts[-1] + row.n_new)
+        end = place // size if self._tells_slots else -(-row.end // size)
+        if start < end:
+            first = table_row * self._mirror.max_blocks
+            self.update_places += range(first + start, first + end)
+            self.update_blocks += table[start:end]
+
+    def pad(self, n_rows: int) -> None:
+        n_lacking = n_rows - len(self.context_lens)
+        if n_lacking > 0:
+            self.token_ids += [0] * n_lacking
+            self.positions += [0] * n_lacking
+            self.slots += [_NO_SLOT] * n_lacking
+            self.sources += [NO_SOURCE] * n_lacking
+            self.table_rows += [self._mirror.padding_row] * n_lacking
+            self.context_lens += [0] * n_lacking
+
+    def numbers(self) -> "array[int]":
+        numbers = array("i")
+        for part in self._per_token():
+            numbers.fromlist(part)
+        return numbers
+
+    def _per_token(self) -> SequenceOf[list[int]]:
+        return (
+            self.token_ids,
+            self.positions,
+            self.slots,
+            self.sources,
+            self.table_rows,
+            self.context_lens,
+        )
