@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from math import e, log2
 
@@ -146,7 +146,7 @@ def tune(
     times: dict[AttentionTiling, float] = {}
     for tiling in candidates:
         try:
-            times[tiling] = do_bench(lambda tiling=tiling: attend(tiling), return_mode="median")
+            times[tiling] = do_bench(partial(attend, tiling), return_mode="median")
         except OutOfResources:
             continue
     return dict(sorted(times.items(), key=lambda item: item[1]))
