@@ -16,9 +16,12 @@ from triton.testing import do_bench
 from engine_service.kernels.device import PagedRows
 from engine_service.kernels.triton.attention_kernels import attend_kernel, combine_kernel
 
-# Of K, and as much of V: 64 tokens of 128 numbers of 2 bytes. With Triton's stages this leaves
-# shared memory for two or three programs on a multiprocessor.
+# Of K, and as much of V: 64 tokens of 128 numbers of 2 bytes.
 _KV_TILE_BYTES = 16 * 1024
+# A tile's blocks are loaded before its K and V, so that two tiles of these under way need stages
+# for five, and with a large tile of queries 130 KiB of shared memory; with three it is one.
+_STAGES, _STAGES_OF_SMALL_DEVICES = 5, 3
+_LARGE_SHARED_BYTES = 160 * 1024
 # Products on tensor cores have no fewer rows.
 _MIN_ROWS = 16
 # A context is split until this many programs wait for each multiprocessor: three or four run on
@@ -101,7 +104,7 @@ def prefill_attention(
 
 
 def default_tiling(q: Tensor, *, n_kv_heads: int, max_query_len: int = 1) -> AttentionTiling:
-    """Return the tiling for ``q`` (n_tokens, n_heads, head_dim), by its shape and type alone."""
+    """Return the tiling for ``q`` (n_tokens, n_heads, head_dim), by its shape, type and device."""
     n_heads, head_dim = q.shape[1:]
     group = n_heads // n_kv_heads
     padded_bytes = triton.next_power_of_2(head_dim) * q.element_size()
@@ -114,7 +117,7 @@ def default_tiling(q: Tensor, *, n_kv_heads: int, max_query_len: int = 1) -> Att
         query_rows=query_rows,
         kv_tokens=min(max(_KV_TILE_BYTES // padded_bytes, 16), 128),
         n_warps=8 if query_rows >= 128 else 4,
-        n_stages=3,
+        n_stages=_n_stages(q.device),
     )
 
 
@@ -129,7 +132,7 @@ def tiling_candidates(start: AttentionTiling) -> Iterator[AttentionTiling]:
     """Yield ``start`` and what is worth a trial beside it on a new device."""
     yield start
     for kv_tokens, n_warps, n_stages in product(
-        (start.kv_tokens // 2, start.kv_tokens, start.kv_tokens * 2), (4, 8), (2, 3, 4)
+        (start.kv_tokens // 2, start.kv_tokens, start.kv_tokens * 2), (4, 8), (3, 5)
     ):
         tiling = AttentionTiling(
             query_rows=start.query_rows, kv_tokens=kv_tokens, n_warps=n_warps, n_stages=n_stages
@@ -228,3 +231,11 @@ def _n_processors(device: torch.device) -> int:
     if device.type != "cuda":
         return _INTERPRETED_PROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def _n_stages(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _STAGES
+    shared_bytes = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return _STAGES if shared_bytes >= _LARGE_SHARED_BYTES else _STAGES_OF_SMALL_DEVICES
