@@ -108,14 +108,17 @@ def default_tiling(q: Tensor, *, n_kv_heads: int, max_query_len: int = 1) -> Att
     n_heads, head_dim = q.shape[1:]
     group = n_heads // n_kv_heads
     padded_bytes = triton.next_power_of_2(head_dim) * q.element_size()
-    # Exact float32 products run without tensor cores, on what fits into registers.
-    most_rows = 32 if q.dtype == torch.float32 else 128 if padded_bytes <= 256 else 64
+    tile_bytes, most_rows = _KV_TILE_BYTES, 128 if padded_bytes <= 256 else 64
+    if q.dtype == torch.float32:
+        # Exact products run without tensor cores, on what fits into registers, and are unrolled:
+        # larger tiles take minutes to compile.
+        tile_bytes, most_rows = _KV_TILE_BYTES // 2, _MIN_ROWS
     wanted_rows = triton.next_power_of_2(max_query_len * group)
     least_rows = max(_MIN_ROWS, triton.next_power_of_2(group))
     query_rows = max(least_rows, min(wanted_rows, most_rows))
     return AttentionTiling(
         query_rows=query_rows,
-        kv_tokens=min(max(_KV_TILE_BYTES // padded_bytes, 16), 128),
+        kv_tokens=min(max(tile_bytes // padded_bytes, 16), 128),
         n_warps=8 if query_rows >= 128 else 4,
         n_stages=_n_stages(q.device),
     )
@@ -237,5 +240,7 @@ def _n_processors(device: torch.device) -> int:
 def _n_stages(device: torch.device) -> int:
     if device.type != "cuda":
         return _STAGES
-    shared_bytes = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties = torch.cuda.get_device_properties(device)
+    # Torch's types leave it out.
+    shared_bytes: int = getattr(properties, "shared_memory_per_block_optin", 0)
     return _STAGES if shared_bytes >= _LARGE_SHARED_BYTES else _STAGES_OF_SMALL_DEVICES
