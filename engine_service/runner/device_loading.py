@@ -57,7 +57,7 @@ def load_on_device(config: EngineConfig, *, model_config: ModelConfig) -> Loaded
         max_blocks=-(-wanted_len // config.block_size),
     )
     del model
-    sampler = DeviceSampler(kernels, device=device, max_rows=max_draws)
+    sampler = DeviceSampler(kernels, device=device)
     n_blocks = _make_pool(
         device_model, sampler, config=config, model_config=model_config, dtype=dtype
     )

@@ -44,7 +44,7 @@ class DeviceFlight:
     is_assumable: bool
     draws: SequenceOf[SampleRow]
     drawn: Tensor
-    event: "torch.cuda.Event | None"
+    event: torch.cuda.Event | None
     places: Mapping[int, int]
     careful: SequenceOf[int] = ()
     logits: Tensor | None = None
@@ -99,26 +99,24 @@ class DeviceRunner:
         self._turn = (self._turn + 1) % _N_BUFFERS
         logits, scored = self._compute(batch, after=after, host=host)
         draws = sample_rows(batch)
-        careful = [i for i, row in enumerate(draws) if self._sampler.is_careful(row)]
-        kept = logits[careful].float() if careful else None
         drawn = self._sampler.draw(logits, rows=draws) if draws else None
-        event = None
         if drawn is not None:
-            self._model.last_draws[: len(draws)].copy_(drawn)
-            host.drawn[: len(draws)].copy_(drawn, non_blocking=True)
+            self._model.last_draws[: len(draws)].copy_(drawn.token_ids)
+            host.drawn[: len(draws)].copy_(drawn.token_ids, non_blocking=True)
+        event = None
         if self._model.device.type == "cuda":
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
+        careful = () if drawn is None else drawn.careful
         return DeviceFlight(
             batch=batch,
-            is_assumable=not careful
-            and all(_is_free(seq, row.draft) for row in batch.rows for seq in row.members),
+            is_assumable=not careful and _are_free(batch),
             draws=draws,
             drawn=host.drawn[: len(draws)],
             event=event,
             places=_places(batch),
             careful=careful,
-            logits=kept,
+            logits=None if drawn is None else drawn.logits,
             scored=scored,
         )
 
@@ -211,11 +209,13 @@ class DeviceRunner:
         return tuple(scores)
 
 
-def _is_free(sequence: Sequence, draft: tuple[int, ...]) -> bool:
-    """Return whether its next step can be launched without knowing what this one gives it."""
-    return (
-        sequence.sampling_state is None and not draft and sequence.sampling.prompt_logprobs is None
-    )
+def _are_free(batch: Batch) -> bool:
+    """Return whether the next step can be launched without knowing what this one gives."""
+    return all(
+        sequence.sampling_state is None and sequence.sampling.prompt_logprobs is None
+        for row in batch.rows
+        for sequence in row.members
+    ) and not any(row.draft for row in batch.rows)
 
 
 def _places(batch: Batch) -> dict[int, int]:

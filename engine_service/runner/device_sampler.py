@@ -1,46 +1,39 @@
 """Draws tokens on the device, those apart that only the processor can draw."""
 
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine_service.kernels.device import DeviceKernels, SamplingTensors
+from engine_service.runner.device_sampling import build_draws
 from engine_service.runner.sample_row import SampleRow
 
 
-class DeviceSampler:
-    """max_rows: most draws of a step."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """token_ids: int32 (n_rows,) on the device. careful: rows that the processor has to draw, from
+    ``logits``, float32 on the device."""
 
-    def __init__(self, kernels: DeviceKernels, *, device: torch.device, max_rows: int) -> None:
+    token_ids: Tensor
+    careful: tuple[int, ...] = ()
+    logits: Tensor | None = None
+
+
+class DeviceSampler:
+    def __init__(self, kernels: DeviceKernels, *, device: torch.device) -> None:
         self._kernels = kernels
         self._device = device
 
-    def is_careful(self, row: SampleRow) -> bool:
-        """Return whether the processor has to make this draw."""
-        return row.state is not None or row.params.logprobs is not None
-
-    def draw(self, logits: Tensor, *, rows: SequenceOf[SampleRow]) -> Tensor:
-        """Return int32 (n_rows,) on the device, without waiting for it."""
-        params = [row.params for row in rows]
-        floats = torch.tensor(
-            [
-                [0.0 if row.is_greedy else row.params.temperature for row in rows],
-                [each.top_p for each in params],
-                [each.min_p for each in params],
-            ]
-        ).to(self._device, non_blocking=True)
-        uniform = torch.tensor([row.uniform for row in rows], dtype=torch.float64)
-        sampling = SamplingTensors(
-            temperature=floats[0],
-            top_k=torch.tensor([each.top_k for each in params], dtype=torch.int32).to(self._device),
-            top_p=floats[1],
-            min_p=floats[2],
-            uniform=uniform.to(self._device, non_blocking=True),
-            filtered=any(row.filter != "none" for row in rows),
-            drawn=any(not row.is_greedy for row in rows),
-        )
-        return self._kernels.sample(logits, sampling=sampling)
+    def draw(self, logits: Tensor, *, rows: SequenceOf[SampleRow]) -> Drawn:
+        """Draw from (n_rows, vocab) logits, which are changed, without waiting for the device."""
+        draws = build_draws(rows, vocab_size=logits.shape[1], device=self._device)
+        kept = logits[list(draws.careful)].float() if draws.careful else None
+        if draws.adjustments is not None:
+            self._kernels.adjust(logits, adjustments=draws.adjustments)
+        token_ids = self._kernels.sample(logits, sampling=draws.sampling)
+        return Drawn(token_ids=token_ids, careful=draws.careful, logits=kept)
 
     def draw_trial(self, logits: Tensor) -> None:
         """Draw in the way that takes the most memory."""
