@@ -53,6 +53,34 @@ class SamplingTensors:
     drawn: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdjustmentTensors:
+    """What changes logits before a token is drawn, in this order; each kind may be empty.
+
+    penalized_rows, penalized_ids: int32 (n,), pairs of row and token, none twice, that penalties
+    look at; counts: float32 (n,), how often the answer has it, 0 for one that only the prompt has.
+    repetition, frequency, presence: float32 (n_rows,), one entry a row, 1 and 0 for none; empty
+    where no row has any. biased_rows, biased_ids: int32, pairs, none twice; bias: float32.
+    forbidden_rows, forbidden_ids: int32. masked_rows: int32 (n_masked,), none twice; masks: uint8
+    (n_masked, n_bytes): token i is bit i % 8 of byte i // 8, 1 allows it; n_bytes may be more than
+    the vocabulary needs.
+    """
+
+    penalized_rows: Tensor
+    penalized_ids: Tensor
+    counts: Tensor
+    repetition: Tensor
+    frequency: Tensor
+    presence: Tensor
+    biased_rows: Tensor
+    biased_ids: Tensor
+    bias: Tensor
+    forbidden_rows: Tensor
+    forbidden_ids: Tensor
+    masked_rows: Tensor
+    masks: Tensor
+
+
 class DeviceKernels(Protocol):
     """name: for people and the log."""
 
@@ -100,6 +128,9 @@ class DeviceKernels(Protocol):
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """Return silu(gate) * up of (n_tokens, 2 * n), gate first."""
+
+    def adjust(self, logits: Tensor, *, adjustments: AdjustmentTensors) -> None:
+        """Change (n_rows, vocab) logits of any float type in place."""
 
     def sample(self, logits: Tensor, *, sampling: SamplingTensors) -> Tensor:
         """Return int32 (n_rows,): the token of each row of (n_rows, vocab) logits of any float
@@ -166,6 +197,24 @@ class TorchKernels:
     def swiglu(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.float().chunk(2, dim=-1)
         return (functional.silu(gate) * up).to(gate_up.dtype)
+
+    def adjust(self, logits: Tensor, *, adjustments: AdjustmentTensors) -> None:
+        if len(rows := adjustments.penalized_rows.long()):
+            where, counts = (rows, adjustments.penalized_ids.long()), adjustments.counts
+            values, repetition = logits[where].float(), adjustments.repetition[rows]
+            values = torch.where(values < 0, values * repetition, values / repetition)
+            values -= counts * adjustments.frequency[rows]
+            values -= (counts > 0) * adjustments.presence[rows]
+            logits[where] = values.to(logits.dtype)
+        if len(rows := adjustments.biased_rows.long()):
+            where = (rows, adjustments.biased_ids.long())
+            logits[where] = (logits[where].float() + adjustments.bias).to(logits.dtype)
+        if len(rows := adjustments.forbidden_rows.long()):
+            logits[rows, adjustments.forbidden_ids.long()] = float("-inf")
+        if len(rows := adjustments.masked_rows.long()):
+            ids = torch.arange(logits.shape[1], device=logits.device)
+            is_allowed = (adjustments.masks[:, ids // 8] >> (ids % 8).byte()) & 1
+            logits[rows] += torch.where(is_allowed.bool(), 0.0, float("-inf"))
 
     def sample(self, logits: Tensor, *, sampling: SamplingTensors) -> Tensor:
         logits = logits.float()
