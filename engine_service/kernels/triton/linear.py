@@ -222,11 +222,15 @@ def _summed_kernel(
         scale = tl.load(norm_weight + columns, mask=is_column, other=0.0).to(tl.float32)
     if has_bias:
         shift = tl.load(bias + rows, mask=is_row, other=0.0).to(tl.float32)
+    # Without a barrier the assembler moves each load down to where its values are used, so that
+    # one waits for the other.
+    tl.debug_barrier()
     if dependent:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     for token in tl.static_range(n_tokens):
         values = tl.load(x + token * x_stride + columns, mask=is_column, other=0.0).to(tl.float32)
+        tl.debug_barrier()
         rate = 1.0
         if has_norm:
             # The norm's rate is one number: it can wait until after the sum.
