@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine_service.convert.pipeline import convert
 from engine_service.models.manifest import ManifestSource, ModelFacts, write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +57,9 @@ def _wheel(name: str, *, requirements: str) -> Path:
 
 
 def _converted(wheel: Path, *, name: str) -> Path:
+    # Here, since a machine for GPU tests need not have what reading other formats takes.
+    from engine_service.convert.pipeline import convert
+
     output = CACHE / f"{name}-{CONVERTED_FORMAT}"
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / ".lock").open("w") as lock:
