@@ -6,6 +6,8 @@ PORT ?= 8000
 VAR  ?= var
 ROUNDS ?= 5
 WORKERS ?= 2
+WHEELS ?= .whl
+PEERS ?= .whl
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 POSTGRES_URL ?= postgresql://postgres@127.0.0.1:5432/nano_llm
 
@@ -23,7 +25,7 @@ ONE_BY_ONE := tests/e2e/test_schemathesis.py $(addprefix tests/faults/test_,clie
 # Else each of the hundreds of processes that tests start would compile the sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-postgresql check bench bench-gateway bench-engine prove-serve prove-engine prove-api prove-limits prove-models soak lock setup setup-dev kernels model clean
+.PHONY: help serve test test-postgresql check bench bench-gateway bench-engine prove-serve prove-engine prove-api prove-limits prove-models gpu-check gpu-peers soak lock setup setup-dev kernels model clean
 
 help: ## show this
 	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]      set up and run everything"
@@ -128,6 +130,15 @@ prove-models: setup-dev model ## the proof of models, deployments and routes: fa
 		--junit-xml=var/prove-models.xml -o junit_logging=system-out $(MODELS_TESTS)
 	$(BIN)/python -m benchmarks.proof var/prove-models.xml \
 		benchmarks/results/prove-models-postgresql.json
+
+gpu-check: ## on a GPU: its tests, then speed beside others and the machine's own [WHEELS=.whl] [PEERS=.whl]
+	$(PYTHON) -m benchmarks.gpu --wheels "$(WHEELS)" --peers "$(PEERS)" $(if $(PARTS),--parts "$(PARTS)")
+
+NANO_VLLM_COMMIT := bb823b3e06983d71485a8e1f23715ebd87d98ef8
+
+gpu-peers: ## bring nano-vllm, which gpu-check runs beside the engine, into PEERS [PEERS=.whl]
+	@test -d "$(PEERS)/nano-vllm" || git clone --quiet https://github.com/GeeeekExplorer/nano-vllm "$(PEERS)/nano-vllm"
+	git -C "$(PEERS)/nano-vllm" checkout --quiet --detach $(NANO_VLLM_COMMIT)
 
 soak: setup-dev model ## 2,000 requests while engines, servers and stores are killed: nothing lost, nothing twice
 	$(BIN)/pytest -m prove -s tests/faults/test_soak.py

@@ -1,7 +1,8 @@
 """Greedy parity: are an engine's token ids those of transformers on the same weights?
 
-A difference where the reference's own two best logits lie within ``NEAR_TIE`` is a near-tie: it is
-counted, the reference's token is forced, and the comparison goes on behind it.
+A difference where the reference's own two best logits lie within ``NEAR_TIE``, or within what
+another dtype needs, is a near-tie: it is counted, the reference's token is forced, and the
+comparison goes on behind it.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,15 +52,18 @@ def reference_answers(
     prompts: Sequence[Prompt],
     n_tokens: int,
     drafts: Sequence[Sequence[int]] = (),
+    weights_dtype: torch.dtype = torch.float32,
 ) -> list[ReferenceAnswer]:
     """Answer each prompt alone, greedily, in float32, with transformers.
+
+    weights_dtype: what the weights are rounded to first.
 
     drafts: guesses of the answers. They only save time: one forward pass checks a whole guess, and
     every token returned is the best of the reference's own logits behind its own tokens.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=torch.float32, local_files_only=True
-    )
+        model_dir, dtype=weights_dtype, local_files_only=True
+    ).float()
     padded = [*drafts, *([()] * (len(prompts) - len(drafts)))]
     return [
         _reference_answer(model, prompt=prompt, n_tokens=n_tokens, draft=list(draft))
@@ -101,6 +105,7 @@ def compare(
     generate: Generate,
     *,
     outputs: list[list[int]] | None = None,
+    near_tie: float = NEAR_TIE,
 ) -> ParityReport:
     """Run all prompts through ``generate`` together and compare every token.
 
@@ -123,7 +128,7 @@ def compare(
             if output == expected:
                 continue
             at = next(i for i, token_id in enumerate(output) if token_id != expected[i])
-            if answer.gaps[start + at] >= NEAR_TIE:
+            if answer.gaps[start + at] >= near_tie:
                 report.differences.append(
                     f"prompt {answers.index(answer)}, token {start + at}: {output[at]} for "
                     f"{expected[at]}, the reference's gap is {answer.gaps[start + at]:.2e}"
