@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from engine_service.kernels.triton import activation, attention, norms, rotary, sampling
 from torch import Tensor
 
 from benchmarks.gpu.child import Child, child_options
 from benchmarks.gpu.rates import seconds_of
 from benchmarks.gpu.shape import QWEN3_0_6B
 from engine_service.kernels.device import PagedRows, SamplingTensors
+from engine_service.kernels.triton import activation, attention, norms, rotary, sampling
 
 SHAPE: Final = QWEN3_0_6B
 BLOCK_SIZE: Final = 16
