@@ -147,22 +147,25 @@ def test_decode_of_each_head_size_and_type(head_dim: int, dtype: torch.dtype) ->
     decoding(case).check(attention.decode_attention)
 
 
-@pytest.mark.parametrize("layout", ["tokens", "heads"])
-@pytest.mark.parametrize(("group", "n_kv_heads"), [(1, 3), (3, 2), (7, 1), (8, 1), (20, 1)])
+@pytest.mark.parametrize(
+    ("group", "n_kv_heads", "layout"),
+    [(1, 3, "tokens"), (3, 2, "heads"), (7, 1, "tokens"), (8, 1, "heads"), (20, 1, "tokens")],
+)
 def test_decode_of_each_group_and_layout(group: int, n_kv_heads: int, layout: str) -> None:
     shape = Shape(group=group, n_kv_heads=n_kv_heads, layout=layout)
     case = make_case(single([47, 0, 200, 1]), shape=shape, seed=group)
     decoding(case).check(attention.decode_attention)
 
 
-@pytest.mark.parametrize("block_size", [16, 64, 256])
-@pytest.mark.parametrize("n_splits", [1, 2, 5, 32])
+@pytest.mark.parametrize(("n_splits", "block_size"), [(1, 16), (2, 64), (5, 256), (32, 16)])
 def test_decode_of_each_number_of_splits(n_splits: int, block_size: int) -> None:
-    case = make_case(single([0, 700, 128, 129, 5]), shape=Shape(block_size=block_size))
+    case = make_case(
+        single([0, 700, 128, 129, 5]), shape=Shape(block_size=block_size, n_kv_heads=1)
+    )
     decoding(case).check(attention.decode_attention, n_splits=n_splits)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_decode_of_random_rows(seed: int) -> None:
     choice = random.Random(seed)
     contexts = [choice.randrange(300) for _ in range(choice.randrange(1, 9))]
@@ -209,22 +212,23 @@ def test_prefill_of_each_head_size_and_type(head_dim: int, dtype: torch.dtype) -
     make_case(rows, shape=shape).check(attention.prefill_attention)
 
 
-@pytest.mark.parametrize("layout", ["tokens", "heads"])
-@pytest.mark.parametrize(("group", "n_kv_heads"), [(1, 3), (3, 2), (7, 1), (8, 1)])
+@pytest.mark.parametrize(
+    ("group", "n_kv_heads", "layout"),
+    [(1, 2, "heads"), (3, 2, "tokens"), (7, 1, "heads"), (8, 1, "tokens")],
+)
 def test_prefill_of_each_group_and_layout(group: int, n_kv_heads: int, layout: str) -> None:
     shape = Shape(group=group, n_kv_heads=n_kv_heads, layout=layout)
-    rows = [(70, 70), (0, 20), (33, 100), (1, 31), (16, 16)]
+    rows = [(40, 40), (0, 20), (33, 70), (1, 31), (16, 16)]
     make_case(rows, shape=shape, seed=group).check(attention.prefill_attention)
 
 
-@pytest.mark.parametrize("n_splits", [1, 3, 32])
-@pytest.mark.parametrize("longest", [2, 5, 16, 40])
+@pytest.mark.parametrize(("longest", "n_splits"), [(2, 1), (2, 9), (5, 3), (16, 3), (40, 2)])
 def test_prefill_of_a_few_tokens_on_long_contexts(longest: int, n_splits: int) -> None:
     rows = [(longest, 300), (1, 64), (2, 2), (longest, longest), (2, 129)]
-    make_case(rows, shape=Shape()).check(attention.prefill_attention, n_splits=n_splits)
+    make_case(rows, shape=Shape(n_kv_heads=1)).check(attention.prefill_attention, n_splits=n_splits)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_prefill_of_random_rows(seed: int) -> None:
     choice = random.Random(seed)
     rows = []
