@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 # ruff: noqa: N803, N806 (what the compiler knows is written in capitals)
 """What runs on the device for ``attention``: one pass over a part of a row's context, and the sum
 of such parts. Triton's language carries no types; the faces with types are in ``attention``."""
