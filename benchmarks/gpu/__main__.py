@@ -129,15 +129,18 @@ class Check:
         self._measure_model("ours", module="ours", chosen=tuple(chosen))
 
     def _peers(self) -> None:
-        peers = self._options.peers
         if self._is_small:
-            self.result["nano_vllm"] = {"left_out": "it needs a GPU"}
-        elif not (peers / "nano-vllm" / "nanovllm").is_dir():
-            self.result["nano_vllm"] = {"left_out": f"no nano-vllm in {peers}: make gpu-peers"}
-        else:
+            self.result |= {
+                name: {"left_out": "for a GPU"} for name in ("nano_vllm", "transformers")
+            }
+            return
+        peers = self._options.peers
+        if (peers / "nano-vllm" / "nanovllm").is_dir():
             self._measure_model(
                 "nano_vllm", module="nano_vllm", chosen=NANO_VLLM, options=("--peers", str(peers))
             )
+        else:
+            self.result["nano_vllm"] = {"left_out": f"no nano-vllm in {peers}: make gpu-peers"}
         self._measure_model("transformers", module="drive_transformers", chosen=TRANSFORMERS)
 
     def _product(self) -> None:

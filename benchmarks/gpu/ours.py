@@ -24,6 +24,7 @@ def load(options: argparse.Namespace) -> NativeBackend:
     """Load the model in bfloat16 with a pool for all that is asked at once."""
     common: dict[str, Any] = {
         "model_dir": options.model_dir,
+        "device": options.device,
         "dtype": "bfloat16",
         "max_sequences": MAX_SEQUENCES,
         "max_batched_tokens": 16_384,
@@ -31,11 +32,10 @@ def load(options: argparse.Namespace) -> NativeBackend:
         "max_waiting_per_tenant": None,
         "speculation": "off",
     }
-    if options.device == "cpu":
-        return NativeBackend(EngineConfig(**common))
-    # All prompts come at once and nobody waits between tokens: chunks as large as they may be.
-    on_device = {"device": options.device, "kv_cache_tokens": None, "prefill_slowdown": None}
-    return NativeBackend(EngineConfig(**common, **on_device, max_model_len=MAX_MODEL_LEN))
+    if options.device == "cuda":
+        # All prompts come at once and nobody waits between tokens: chunks as large as may be.
+        common |= {"prefill_slowdown": None, "max_model_len": MAX_MODEL_LEN}
+    return NativeBackend(EngineConfig(**common))
 
 
 def run(backend: NativeBackend, workload: Workload) -> dict[str, Any]:
