@@ -140,7 +140,7 @@ class PagesAsSequences:
     """FlashAttention-2 inside torch, which reads no block tables but sequences at any offset.
 
     Every page of every row is a sequence of its own; a row's pages are joined by their sums of
-    exponentials, as flash decoding joins its splits (https://pytorch.org/blog/flash-decoding).
+    exponentials, as flash decoding joins its splits (Dao et al. 2023, "Flash-Decoding").
     The query heads of a K/V head are that many queries, so that a page is read once for them.
     """
 
