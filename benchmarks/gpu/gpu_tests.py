@@ -1,5 +1,7 @@
 """Runs the GPU tests with pytest alone: neither Django nor any plug-in of pytest is needed."""
 
+import importlib.util
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,4 +63,8 @@ def _words(tests: str) -> list[str]:
     """Tests' own conftest.py files count, but not that of ``tests``, which needs Django."""
     words = ["-m", "pytest", "-q", "-m", "", "-c", "benchmarks/gpu/pytest.ini", "--rootdir", "."]
     words += ["-p", "no:cacheprovider", "--confcutdir", "tests/gpu"]
+    # Most of the time goes into compiling kernels, which processes do side by side.
+    n_workers = min(8, (os.cpu_count() or 1) // 2)
+    if n_workers > 1 and importlib.util.find_spec("xdist") is not None:
+        words += ["-n", str(n_workers)]
     return [*words, "-p", "no:django", "--durations=5", tests]
