@@ -22,6 +22,7 @@ from typing import Final, NoReturn, get_args
 
 from engine_service.backends.base import Backend
 from engine_service.config import (
+    BackendName,
     DTypeName,
     EngineConfig,
     KernelsName,
@@ -75,6 +76,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser.add_argument(
         "--journal", type=Path, metavar="DIR", help="keep a record of every request there"
     )
+    parser.add_argument("--backend", choices=get_args(BackendName), default="native")
     parser.add_argument("--dtype", choices=get_args(DTypeName), default="auto")
     parser.add_argument("--kernels", choices=get_args(KernelsName), default="auto")
     parser.add_argument(
@@ -114,6 +116,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     return Options(
         engine=EngineConfig(
             model_dir=found.model,
+            backend=found.backend,
             dtype=found.dtype,
             kernels=found.kernels,
             speculation=found.speculation,
@@ -164,6 +167,11 @@ class Shutdown:
 
 def load_backend(config: EngineConfig) -> Backend:
     """Load the model; torch is imported only here, after the arguments were found good."""
+    if config.backend == "nanovllm":
+        from engine_service.backends.nanovllm.adapter import NanoVllmBackend
+        from engine_service.backends.nanovllm.loading import load_package
+
+        return NanoVllmBackend(config, package=load_package(config))
     if is_encoder(config.model_dir):
         from engine_service.backends.embedding import EmbeddingBackend
 
@@ -269,9 +277,10 @@ def main(arguments: Sequence[str]) -> int:
         backend = load_backend(options.engine)
         info = backend.info
         logger.info(
-            "loaded %s (%s, %s on %s, %s kernels, quantization %s), context %d, "
+            "loaded %s by the %s backend (%s, %s on %s, %s kernels, quantization %s), context %d, "
             "%d blocks of %d tokens, in %.1f s",
             info.name,
+            info.backend,
             info.architecture,
             info.dtype,
             info.device,

@@ -28,6 +28,8 @@ SpeculationName = Literal["auto", "off", "ngram"]
 SPECULATION_NAMES: Final = ("auto", "off", "ngram")
 QuantizationName = Literal["none", "int8"]
 QUANTIZATION_NAMES: Final = ("none", "int8")
+BackendName = Literal["native", "nanovllm"]
+BACKEND_NAMES: Final = ("native", "nanovllm")
 
 
 DEFAULT_KV_CACHE_TOKENS: Final = 32768
@@ -58,10 +60,13 @@ class EngineConfig:
     instruction_set: which one the compiled kernels use; None takes the best there is.
     trace: a file that gets every step as trace events.
     tensor_parallel: how many GPUs hold the model together, each its part of every layer.
+    backend: ``nanovllm`` is the nano-vllm package; ``backends/nanovllm/loading.py`` says which of
+        these settings it knows.
     """
 
     model_dir: Path
     device: DeviceName = "auto"
+    backend: BackendName = "native"
     dtype: DTypeName = "auto"
     block_size: int = 16
     kv_cache_tokens: int | None = None
@@ -84,6 +89,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name, known in (
             ("device", DEVICE_NAMES),
+            ("backend", BACKEND_NAMES),
             ("dtype", DTYPE_NAMES),
             ("kernels", KERNELS_NAMES),
             ("speculation", SPECULATION_NAMES),

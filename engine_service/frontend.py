@@ -38,6 +38,7 @@ from engine_service.protocol import (
     TokenizeInputs,
 )
 from engine_service.validation import (
+    unsupported_parameter,
     validate_cache_tags,
     validate_inputs,
     validate_request,
@@ -152,6 +153,12 @@ class Frontend:
             tool_format=tools,
             reasoning=reasoning,
         )
+        if constraint is not None and not self._info.takes_masks:
+            output_format = request.output_format
+            raise unsupported_parameter(
+                "tools" if output_format is None else output_format.param,
+                backend=self._info.backend,
+            )
         if constraint is not None and request.sampling.ignore_eos:
             raise RequestError(
                 "ignore_eos cannot be combined with tools or a response format.",

@@ -32,6 +32,7 @@ MAX_BIASED_TOKENS: Final = 1024
 MAX_STOP_TOKEN_IDS: Final = 64
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
+_DEFAULT_SAMPLING: Final = SamplingParams()
 
 
 def validate_request(
@@ -51,6 +52,7 @@ def validate_request(
         RequestError: says which field is wrong and what was expected.
     """
     _check_prompt(prompt_token_ids, info=info, param=prompt_param)
+    _check_supported(sampling, info=info)
     _check_sampling(sampling)
     _check_n(sampling, info=info)
     _check_penalties(sampling)
@@ -130,6 +132,21 @@ def _check_vocabulary(token_ids: Sequence[int], *, info: "ModelInfo", param: str
         raise _invalid(
             param, f"has token id {outside}; the vocabulary is 0 to {info.vocab_size - 1}"
         )
+
+
+def _check_supported(sampling: SamplingParams, *, info: "ModelInfo") -> None:
+    for param in sorted(info.unsupported):
+        if getattr(sampling, param) != getattr(_DEFAULT_SAMPLING, param):
+            raise unsupported_parameter(param, backend=info.backend)
+
+
+def unsupported_parameter(param: str, *, backend: str) -> RequestError:
+    """Return the error of a parameter that only other backends know."""
+    return RequestError(
+        f"{param} is not supported by this deployment: the {backend} backend lacks it.",
+        code="unsupported_parameter",
+        param=param,
+    )
 
 
 def _check_sampling(sampling: SamplingParams) -> None:

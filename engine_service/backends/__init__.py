@@ -1,1 +1,1 @@
-"""Engines behind one interface; ``native`` is ours."""
+"""Engines behind one interface; ``native`` is ours, ``nanovllm`` drives the nano-vllm package."""

@@ -85,6 +85,8 @@ class ModelInfo:
     weights became when they were loaded.
     max_model_len: of an embedding model, most tokens of one input. embedding_size: numbers in a
     vector; None for a model that generates.
+    unsupported: fields of ``SamplingParams`` that the backend knows only the default of.
+    takes_masks: whether answers can be held to a grammar.
     """
 
     name: str
@@ -102,6 +104,8 @@ class ModelInfo:
     task: Task = "generate"
     embedding_size: int | None = None
     quantization: QuantizationName = "none"
+    unsupported: frozenset[str] = frozenset()
+    takes_masks: bool = True
 
 
 class Backend(Protocol):

@@ -4,12 +4,14 @@ import time
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from engine_service.errors import ModelError, RequestError
 from engine_service.frontend import Frontend, load_tokenizer
 from engine_service.protocol import (
     ChatMessage,
     ChatPrompt,
+    OutputFormat,
     Prepare,
     Prompt,
     SamplingParams,
@@ -151,3 +153,19 @@ def test_a_closed_frontend_takes_no_more(frontend: Frontend) -> None:
     frontend.close()
     with pytest.raises(RuntimeError):
         asyncio.run(frontend.prepare(prepare(chat("hi"))))
+
+
+def test_what_the_backend_lacks_is_refused_before_it_runs() -> None:
+    """By name, and before anything is reserved for the request."""
+    info = model_info(unsupported=frozenset({"top_k", "seed"}), takes_masks=False)
+    frontend = Frontend(chat_tokenizer(), info)
+    prompt = TextPrompt(text="the dog")
+    assert frontend.prepare_now(prepare(prompt, temperature=0.5)).max_new_tokens > 0
+    with pytest.raises(RequestError, match="the echo backend lacks it") as error:
+        frontend.prepare_now(prepare(prompt, top_k=5))
+    assert (error.value.code, error.value.param) == ("unsupported_parameter", "top_k")
+    held = structs.replace(prepare(prompt), output_format=OutputFormat(param="text.format"))
+    with pytest.raises(RequestError) as error:
+        frontend.prepare_now(held)
+    assert (error.value.code, error.value.param) == ("unsupported_parameter", "text.format")
+    assert Frontend(chat_tokenizer(), model_info()).prepare_now(held).constraint is not None

@@ -79,7 +79,13 @@ def chat_tokenizer() -> Any:
     )
 
 
-def model_info(*, max_model_len: int = 4096, max_sequences: int = 64) -> ModelInfo:
+def model_info(
+    *,
+    max_model_len: int = 4096,
+    max_sequences: int = 64,
+    unsupported: frozenset[str] = frozenset(),
+    takes_masks: bool = True,
+) -> ModelInfo:
     return ModelInfo(
         name="tiny",
         architecture="LlamaForCausalLM",
@@ -94,4 +100,6 @@ def model_info(*, max_model_len: int = 4096, max_sequences: int = 64) -> ModelIn
         n_blocks=1024,
         max_sequences=max_sequences,
         eos_token_ids=frozenset({byte_level().token_to_id(END)}),
+        unsupported=unsupported,
+        takes_masks=takes_masks,
     )
