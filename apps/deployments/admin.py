@@ -92,7 +92,7 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
         "memory",
         "restarts",
     )
-    list_filter = ("desired_state",)
+    list_filter = ("desired_state", "backend")
     list_select_related = ("model_version__model", "remote")
     search_fields = ("name", "model_version__model__name", "remote__name", "remote_model")
     ordering = ("name",)
@@ -130,7 +130,8 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
             {
                 "description": "A change of these replaces the running engines.",
                 "fields": (
-                    ("device_class", "dtype", "quantization"),
+                    ("backend", "device_class"),
+                    ("dtype", "quantization"),
                     ("kv_cache_tokens", "max_sequences", "max_batched_tokens"),
                 ),
             },
@@ -166,6 +167,7 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
             max_replicas=obj.max_replicas,
             target_wait_ms=obj.target_wait_ms,
             device_class=obj.device_class,
+            backend=obj.backend,
             dtype=obj.dtype,
             quantization=obj.quantization,
             kv_cache_tokens=obj.kv_cache_tokens,

@@ -10,7 +10,7 @@ from guardian.models import UserObjectPermissionBase
 
 from apps.core.models import TimestampedModel
 from apps.core.outbound import MAX_URL_CHARS, UnsafeUrl, url_check
-from apps.engines.types import ENGINE_DEVICES
+from apps.engines.types import ENGINE_DEVICES, NANOVLLM_ARCHITECTURES, NANOVLLM_DEVICE
 from apps.registry.types import Task as RegistryTask
 
 _SECONDS = [MinValueValidator(1), MaxValueValidator(3600)]
@@ -76,6 +76,10 @@ class Deployment(TimestampedModel):
         RUNNING = "running", "Running"
         DRAINING = "draining", "Draining"  # the agent makes it stopped
         STOPPED = "stopped", "Stopped"
+
+    class Backend(models.TextChoices):
+        NATIVE = "native", "Ours"
+        NANOVLLM = "nanovllm", "nano-vllm"
 
     class Dtype(models.TextChoices):
         AUTO = "auto", "Best for this machine"
@@ -143,6 +147,14 @@ class Deployment(TimestampedModel):
     scaled_at = models.DateTimeField(null=True, blank=True, editable=False)
     device_class = models.CharField(
         "runs on", max_length=8, choices=DeviceClass.choices, default=DeviceClass.AUTO
+    )
+    backend = models.CharField(
+        "engine",
+        max_length=10,
+        choices=Backend.choices,
+        default=Backend.NATIVE,
+        db_default=Backend.NATIVE.value,
+        help_text="nano-vllm is a package of others: Qwen3 on a GPU, and fewer parameters.",
     )
     dtype = models.CharField(max_length=10, choices=Dtype.choices, default=Dtype.AUTO)
     quantization = models.CharField(
@@ -235,13 +247,17 @@ class Deployment(TimestampedModel):
             errors["max_model_len"] = "Nobody here knows the context of a remote model: give it."
         if (self.min_replicas, self.max_replicas) != (1, 1):
             errors["max_replicas"] = "A remote server is one replica to us, however many it has."
+        if self.backend != self.Backend.NATIVE:
+            errors["backend"] = "A remote server has an engine of its own."
         return errors
 
     def _wrong_engine(self) -> dict[str, str]:
         errors: dict[str, str] = {}
         if self.max_replicas < self.min_replicas:
             errors["max_replicas"] = f"At least the {self.min_replicas} that always run."
-        if self.device_class not in (self.DeviceClass.AUTO, *ENGINE_DEVICES):
+        if self.backend == self.Backend.NANOVLLM:
+            errors |= self._wrong_nanovllm()
+        elif self.device_class not in (self.DeviceClass.AUTO, *ENGINE_DEVICES):
             errors["device_class"] = "The engine computes on the processor only."
         if self.task == "embed" and self.quantization != self.Quantization.NONE:
             errors["quantization"] = "An embedding model runs with its weights as they are."
@@ -261,6 +277,19 @@ class Deployment(TimestampedModel):
                 errors["max_model_len"] = (
                     f"At most the {self.model_version.context_length} tokens that the model allows."
                 )
+        return errors
+
+    def _wrong_nanovllm(self) -> dict[str, str]:
+        version = self.model_version
+        errors: dict[str, str] = {}
+        if version is not None and version.architecture not in NANOVLLM_ARCHITECTURES:
+            errors["backend"] = f"nano-vllm runs Qwen3 only; {version} is a {version.architecture}."
+        if self.device_class != NANOVLLM_DEVICE:
+            errors["device_class"] = "nano-vllm runs on a GPU only: say so."
+        if self.dtype == self.Dtype.FLOAT32:
+            errors["dtype"] = "nano-vllm computes in bfloat16."
+        if self.quantization != self.Quantization.NONE:
+            errors["quantization"] = "nano-vllm runs a model with its weights as they are."
         return errors
 
 

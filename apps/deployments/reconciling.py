@@ -231,10 +231,12 @@ def _engine_spec(replica: Replica) -> EngineSpec:
         artifact = artifact_of(version)
         directory = node_cache().directory_of(artifact)
     is_quantized = deployment.quantization != Deployment.Quantization.NONE
+    is_native = deployment.backend == Deployment.Backend.NATIVE
     arguments = {
         "--model": directory,
         "--dtype": deployment.dtype,
         "--quantization": deployment.quantization if is_quantized else None,
+        "--backend": None if is_native else deployment.backend,
         "--kv-cache-tokens": deployment.kv_cache_tokens,
         "--max-sequences": deployment.max_sequences,
         "--max-batched-tokens": deployment.max_batched_tokens,

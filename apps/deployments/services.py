@@ -44,6 +44,7 @@ _ENGINE_FIELDS: Final = frozenset(
     {
         "model_version",
         "device_class",
+        "backend",
         "dtype",
         "quantization",
         "kv_cache_tokens",

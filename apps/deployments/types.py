@@ -106,6 +106,7 @@ class DeploymentFields(TypedDict, total=False):
     max_replicas: int
     target_wait_ms: int
     device_class: str
+    backend: str
     dtype: str
     quantization: str
     kv_cache_tokens: int

@@ -315,6 +315,9 @@ DeviceKind = Literal["cpu", "cuda"]
 
 # What an engine of ours computes on, the one that a deployment is given if it does not say first.
 ENGINE_DEVICES: Final[tuple[DeviceKind, ...]] = ("cpu",)
+# And what the nano-vllm package does, and which models it has; as the engine's backend checks.
+NANOVLLM_DEVICE: Final[DeviceKind] = "cuda"
+NANOVLLM_ARCHITECTURES: Final = frozenset({"Qwen3ForCausalLM"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

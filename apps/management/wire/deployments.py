@@ -25,6 +25,7 @@ Replicas = Annotated[int, Meta(ge=1, le=16)]
 Count = Annotated[int, Meta(ge=1, le=MAX_INT)]
 State = Literal["running", "draining", "stopped"]
 DeviceClass = Literal["auto", "cpu", "cuda"]
+Backend = Literal["native", "nanovllm"]
 Dtype = Literal["auto", "bfloat16", "float32"]
 Quantization = Literal["none", "int8"]
 RemoteTask = Literal["generate", "embed"]
@@ -39,6 +40,7 @@ class DeploymentChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     max_replicas: Replicas | UnsetType = UNSET
     target_wait_ms: Annotated[int, Meta(ge=50, le=600_000)] | UnsetType = UNSET
     device_class: DeviceClass | UnsetType = UNSET
+    backend: Backend | UnsetType = UNSET
     dtype: Dtype | UnsetType = UNSET
     quantization: Quantization | UnsetType = UNSET
     kv_cache_tokens: Annotated[int, Meta(ge=256, le=MAX_INT)] | UnsetType = UNSET
@@ -63,6 +65,7 @@ class DesiredDeployment(msgspec.Struct, kw_only=True):
     max_replicas: int
     target_wait_ms: int
     device_class: str
+    backend: str
     dtype: str
     quantization: str
     kv_cache_tokens: int
@@ -134,6 +137,7 @@ def desired(row: "Deployment") -> DesiredDeployment:
         max_replicas=row.max_replicas,
         target_wait_ms=row.target_wait_ms,
         device_class=row.device_class,
+        backend=row.backend,
         dtype=row.dtype,
         quantization=row.quantization,
         kv_cache_tokens=row.kv_cache_tokens,

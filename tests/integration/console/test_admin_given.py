@@ -103,6 +103,7 @@ def test_a_deployment_that_was_given_runs_no_other_model(bob: User, page: Client
         "max_replicas": 1,
         "target_wait_ms": deployment.target_wait_ms,
         "device_class": deployment.device_class,
+        "backend": deployment.backend,
         "quantization": deployment.quantization,
         "dtype": deployment.dtype,
         "kv_cache_tokens": deployment.kv_cache_tokens,

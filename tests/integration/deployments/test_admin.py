@@ -31,6 +31,7 @@ def form(deployment: Deployment, **changed: object) -> dict[str, object]:
         "max_replicas": deployment.max_replicas,
         "target_wait_ms": deployment.target_wait_ms,
         "device_class": deployment.device_class,
+        "backend": deployment.backend,
         "quantization": deployment.quantization,
         "dtype": deployment.dtype,
         "max_model_len": "",

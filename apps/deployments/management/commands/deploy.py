@@ -108,8 +108,10 @@ def _named(name: str) -> Deployment:
 def _line(deployment: Deployment) -> str:
     state = live_state(deployment)
     places = sorted({str(each.device) for each in deployment.replicas.all() if each.device})
+    is_native = deployment.backend == Deployment.Backend.NATIVE
     return (
         f"{deployment.name:<24} {state.word:<13} {state.n_ready} of {state.n_replicas} ready, "
         f"{deployment.min_replicas} to {deployment.max_replicas}  {', '.join(places) or '-'}"
+        f"{'' if is_native else f'  on {deployment.get_backend_display()}'}"
         f"{'  ' + state.last_error if state.last_error else ''}"
     )
