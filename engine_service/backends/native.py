@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from engine_service.backends.base import (
 )
 from engine_service.backends.step_log import StepLog, StepRecord, TraceWriter
 from engine_service.config import EngineConfig, ModelConfig
-from engine_service.errors import EngineError, WrongTask
+from engine_service.errors import EngineError, EngineLost, WrongTask
 from engine_service.protocol import EngineStats, TokenLogprob
 from engine_service.runner.loading import load
 from engine_service.runner.model_runner import Answer, Flight, StepResult
@@ -89,6 +90,9 @@ class NativeBackend:
         self._landed_at_s = 0.0
         self._counters = _Counters()
         self._log = StepLog(TraceWriter(config.trace) if config.trace else None)
+
+    def watch(self, on_lost: Callable[[EngineLost], None]) -> None:
+        """All of it is in this process."""
 
     def add(self, request: EngineRequest | EmbeddingRequest) -> None:
         if isinstance(request, EmbeddingRequest):
