@@ -66,6 +66,7 @@ class NativeBackend:
             eos_token_ids=model_config.eos_token_ids,
         )
         self._runner = loaded.runner
+        self._ranks = loaded.ranks
         speculates = config.speculation == "ngram" or (
             config.speculation == "auto" and not loaded.overlaps
         )
@@ -92,7 +93,8 @@ class NativeBackend:
         self._log = StepLog(TraceWriter(config.trace) if config.trace else None)
 
     def watch(self, on_lost: Callable[[EngineLost], None]) -> None:
-        """All of it is in this process."""
+        if self._ranks is not None:
+            self._ranks.watch(on_lost)
 
     def add(self, request: EngineRequest | EmbeddingRequest) -> None:
         if isinstance(request, EmbeddingRequest):

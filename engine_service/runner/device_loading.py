@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 from array import array
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -12,12 +13,16 @@ from engine_service.config import EngineConfig, ModelConfig
 from engine_service.errors import ModelError
 from engine_service.kernels.device import DeviceKernels, TorchKernels
 from engine_service.models.registry import load_model
+from engine_service.models.shard import WHOLE, Shard
+from engine_service.runner.collectives import Collectives, Member
 from engine_service.runner.decode_graphs import CudaGraphApi, DecodeGraphs, graph_sizes
 from engine_service.runner.device_model import DeviceModel, KVPool, PoolShape
 from engine_service.runner.device_runner import DeviceRunner
 from engine_service.runner.device_sampler import DeviceSampler
+from engine_service.runner.device_steps import DeviceSteps, Steps
 from engine_service.runner.loading import LoadedModel
 from engine_service.runner.step_packing import PackedStep, TableMirror
+from engine_service.runner.tensor_parallel import CommonSteps, RankGroup
 
 logger = logging.getLogger(__name__)
 
@@ -26,71 +31,140 @@ _RESERVE_BYTES: Final = 512 * 2**20
 _CPU: Final = torch.device("cpu")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePart:
+    """A model on a device, or a rank's part of it, and what computes its steps. max_len: most
+    tokens of a sequence that its tables have room for."""
+
+    model: DeviceModel
+    steps: DeviceSteps
+    sampler: DeviceSampler
+    graphs: DecodeGraphs | None
+    dtype: torch.dtype
+    n_blocks: int
+    max_len: int
+
+
 def load_on_device(config: EngineConfig, *, model_config: ModelConfig) -> LoadedModel:
     """Raises as ``loading.load``."""
-    device = torch.device("cuda", torch.cuda.current_device()) if _is_cuda(config) else _CPU
+    if config.tensor_parallel == 1:
+        part = load_part(config, model_config=model_config)
+        return _loaded(part, steps=part.steps, config=config, ranks=None)
+    shard = Shard(0, config.tensor_parallel)
+    shard.check(model_config)
+    if _is_cuda(config) and torch.cuda.device_count() < shard.n_ranks:
+        raise ModelError(
+            f"tensor_parallel is {shard.n_ranks}, and torch finds {torch.cuda.device_count()} GPUs"
+        )
+    ranks = RankGroup(config)
+    try:
+        collectives = Collectives(shard, rendezvous=ranks.rendezvous, device=device_of(config))
+        member = Member(shard=shard, collectives=collectives, agree=ranks.agree)
+        part = load_part(config, model_config=model_config, member=member)
+    except BaseException:
+        ranks.close()
+        raise
+    steps = CommonSteps(part.steps, ranks=ranks)
+    return _loaded(part, steps=steps, config=config, ranks=ranks)
+
+
+def load_part(
+    config: EngineConfig, *, model_config: ModelConfig, member: Member | None = None
+) -> DevicePart:
+    """Load the whole model on this process's device, or what ``member`` has of it: then all ranks
+    are to do so at once. Raises as ``loading.load``."""
+    shard = WHOLE if member is None else member.shard
+    device = device_of(config, rank=shard.rank)
     kernels = _kernels(config, device=device)
     if config.quantization != "none":
         raise ModelError(f"quantization {config.quantization} is not for {kernels.name} kernels")
     is_narrow = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
     dtype = torch.bfloat16 if is_narrow else torch.float32
-    wanted_len = config.effective_max_model_len(
+    max_len = config.effective_max_model_len(
         model_config.context_length, sliding_window=model_config.sliding_window
     )
-    model = load_model(
-        config.model_dir,
-        config=model_config,
-        max_model_len=wanted_len,
-        dtype=dtype,
-        device=device,
-    )
+    max_blocks = -(-max_len // config.block_size)
     max_rows = config.max_sequences
     # Each sequence may have guesses, which are drawn for, too.
     max_draws = config.max_batched_tokens
-    device_model = DeviceModel(
-        model,
+    model = DeviceModel(
+        load_model(
+            config.model_dir,
+            config=model_config,
+            max_model_len=max_len,
+            dtype=dtype,
+            device=device,
+            shard=shard,
+        ),
         kernels=kernels,
         device=device,
         eps=model_config.rms_norm_eps,
         max_rows=max_rows,
         max_draws=max_draws,
-        max_blocks=-(-wanted_len // config.block_size),
+        max_blocks=max_blocks,
+        reduce=None if member is None else member.collectives.reduce,
     )
-    del model
     sampler = DeviceSampler(kernels, device=device)
     n_blocks = _make_pool(
-        device_model, sampler, config=config, model_config=model_config, dtype=dtype
-    )
-    mirror = TableMirror(
-        n_rows=max_rows,
-        max_blocks=-(-wanted_len // config.block_size),
-        block_size=config.block_size,
+        model, sampler, config=config, model_config=model_config, dtype=dtype, member=member
     )
     graphs = None
     if device.type == "cuda":
         with torch.inference_mode():
             graphs = DecodeGraphs(
-                device_model.decode,
-                sizes=graph_sizes(max_rows),
-                device=device,
-                api=CudaGraphApi(),
+                model.decode, sizes=graph_sizes(max_rows), device=device, api=CudaGraphApi()
             )
-    runner = DeviceRunner(
-        device_model,
+    steps = DeviceSteps(
+        model,
+        graphs=graphs,
+        max_numbers=4 * config.max_batched_tokens + max_rows * (4 + 2 * max_blocks) + 1,
+        collectives=None if member is None else member.collectives,
+    )
+    return DevicePart(
+        model=model,
+        steps=steps,
         sampler=sampler,
         graphs=graphs,
-        mirror=mirror,
-        block_size=config.block_size,
-        max_numbers=4 * config.max_batched_tokens + max_rows * (4 + 2 * mirror.max_blocks) + 1,
+        dtype=dtype,
+        n_blocks=n_blocks,
+        max_len=max_len,
+    )
+
+
+def device_of(config: EngineConfig, *, rank: int = 0) -> torch.device:
+    """Return a rank's device, from now on the one that this process uses."""
+    if not _is_cuda(config):
+        return _CPU
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _loaded(
+    part: DevicePart, *, steps: Steps, config: EngineConfig, ranks: RankGroup | None
+) -> LoadedModel:
+    block_size = config.block_size
+    runner = DeviceRunner(
+        part.model,
+        steps=steps,
+        sampler=part.sampler,
+        graphs=part.graphs,
+        mirror=TableMirror(
+            n_rows=config.max_sequences,
+            max_blocks=-(-part.max_len // block_size),
+            block_size=block_size,
+        ),
+        block_size=block_size,
     )
     return LoadedModel(
         runner=runner,
-        kernels=kernels.name,
-        dtype=dtype,
-        device=str(device),
-        n_blocks=n_blocks,
-        max_model_len=min(wanted_len, n_blocks * config.block_size),
+        kernels=part.model.kernels.name,
+        dtype=part.dtype,
+        device=str(part.model.device),
+        n_blocks=part.n_blocks,
+        max_model_len=min(part.max_len, part.n_blocks * block_size),
         overlaps=True,
+        ranks=ranks,
     )
 
 
@@ -117,8 +191,11 @@ def _make_pool(
     config: EngineConfig,
     model_config: ModelConfig,
     dtype: torch.dtype,
+    member: Member | None,
 ) -> int:
     """Give the model its KV pool; return how many blocks it has."""
+    if member is not None:
+        model_config = member.shard.of(model_config)
 
     def pool(n_blocks: int) -> KVPool:
         shape = PoolShape(
@@ -139,6 +216,8 @@ def _make_pool(
         gc.collect()
         torch.cuda.empty_cache()
         n_blocks = _n_blocks(config, block_bytes=block_bytes, step_bytes=step_bytes)
+    if member is not None:
+        n_blocks = member.agree(n_blocks)
     try:
         model.pool = pool(n_blocks)
     except torch.OutOfMemoryError as error:

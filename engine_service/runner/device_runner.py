@@ -16,15 +16,16 @@ from engine_service.protocol import TokenLogprob
 from engine_service.runner.decode_graphs import DecodeGraphs
 from engine_service.runner.device_model import DeviceModel
 from engine_service.runner.device_sampler import DeviceSampler
+from engine_service.runner.device_steps import Steps
 from engine_service.runner.logprobs import score_prompt
 from engine_service.runner.model_runner import Flight, StepResult, answers_of, sample_rows
 from engine_service.runner.sample_row import SampleRow
 from engine_service.runner.sampler import Samples, sample
-from engine_service.runner.step_packing import PackedStep, TableMirror, is_decode, pack
+from engine_service.runner.step_packing import TableMirror, is_decode, pack
 from engine_service.scheduling.batch import Batch
 from engine_service.scheduling.sequence import Sequence
 
-# A step's buffers on the host are written again so many steps later: two may be in flight.
+# A step's draws on the host are written again so many steps later: two may be in flight.
 _N_BUFFERS = 3
 # Rows of the whole vocabulary that a prompt's scores may take at once.
 _SCORED_AT_ONCE = 64
@@ -51,40 +52,31 @@ class DeviceFlight:
     scored: Tensor | None = None
 
 
-@dataclass(slots=True)
-class _HostBuffers:
-    """What the device reads from and writes to, by turns, so that none is written while in use."""
-
-    numbers: Tensor
-    drawn: Tensor
-
-
 class DeviceRunner:
-    """Draws tokens from what ``model`` computes. max_numbers: most integers of a packed step."""
+    """Draws tokens from what ``steps`` computes with ``model``. graphs: those of the sizes that
+    batches are padded to."""
 
     def __init__(
         self,
         model: DeviceModel,
         *,
+        steps: Steps,
         sampler: DeviceSampler,
         graphs: DecodeGraphs | None,
         mirror: TableMirror,
         block_size: int,
-        max_numbers: int,
     ) -> None:
         self._model = model
+        self._steps = steps
         self._sampler = sampler
         self._graphs = graphs
         self._mirror = mirror
         self._block_size = block_size
         is_cuda = model.device.type == "cuda"
         n_draws = len(model.last_draws)
-        self._hosts = [
-            _HostBuffers(
-                torch.empty(max_numbers, dtype=torch.int32, pin_memory=is_cuda),
-                torch.empty(n_draws, dtype=torch.int32, pin_memory=is_cuda),
-            )
-            for _ in range(_N_BUFFERS)
+        # Written by the device, by turns, so that none is written while in use.
+        self._drawn = [
+            torch.empty(n_draws, dtype=torch.int32, pin_memory=is_cuda) for _ in range(_N_BUFFERS)
         ]
         self._turn = 0
 
@@ -92,17 +84,16 @@ class DeviceRunner:
     def launch(self, batch: Batch, *, after: Flight | None) -> DeviceFlight:
         """Queue a batch on the device; nothing here waits for it."""
         assert after is None or isinstance(after, DeviceFlight)
-        pool = self._model.pool
-        assert pool is not None
-        pool.copy(batch.copies)
-        host = self._hosts[self._turn]
+        if batch.copies:
+            self._steps.copy(batch.copies)
+        host = self._drawn[self._turn]
         self._turn = (self._turn + 1) % _N_BUFFERS
-        logits, scored = self._compute(batch, after=after, host=host)
+        logits, scored = self._compute(batch, after=after)
         draws = sample_rows(batch)
         drawn = self._sampler.draw(logits, rows=draws) if draws else None
         if drawn is not None:
             self._model.last_draws[: len(draws)].copy_(drawn.token_ids)
-            host.drawn[: len(draws)].copy_(drawn.token_ids, non_blocking=True)
+            host[: len(draws)].copy_(drawn.token_ids, non_blocking=True)
         event = None
         if self._model.device.type == "cuda":
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -112,7 +103,7 @@ class DeviceRunner:
             batch=batch,
             is_assumable=not careful and _are_free(batch),
             draws=draws,
-            drawn=host.drawn[: len(draws)],
+            drawn=host[: len(draws)],
             event=event,
             places=_places(batch),
             careful=careful,
@@ -137,14 +128,10 @@ class DeviceRunner:
             computed_s=computed_s,
         )
 
-    @torch.inference_mode()
     def clear(self, blocks: SequenceOf[int]) -> None:
-        assert self._model.pool is not None
-        self._model.pool.clear(blocks)
+        self._steps.clear(blocks)
 
-    def _compute(
-        self, batch: Batch, *, after: DeviceFlight | None, host: _HostBuffers
-    ) -> tuple[Tensor, Tensor | None]:
+    def _compute(self, batch: Batch, *, after: DeviceFlight | None) -> tuple[Tensor, Tensor | None]:
         """Return the logits of every draw, and the normed states of the scored places."""
         size = None
         if self._graphs is not None and is_decode(batch):
@@ -156,26 +143,17 @@ class DeviceRunner:
             sources={} if after is None else after.places,
             pad_to=size or 0,
         )
-        numbers = self._to_device(step, host=host)
-        self._model.update_tables(step, numbers=numbers)
-        if self._graphs is not None and size is not None:
-            return self._graphs.run(size, numbers=numbers)[: len(batch.rows)], None
+        computed = self._steps.compute(step)
         if step.is_decode:
-            return self._model.decode(step.n_rows, numbers=numbers), None
-        normed = self._model.forward(step, numbers=numbers)
+            return computed[: len(batch.rows)], None
         n_sampled = sum(1 + len(row.draft) for row in batch.rows if row.is_sampled)
         places = [place for place, n in enumerate(_draws_per_place(batch)) for _ in range(n)]
-        sampled = normed[:n_sampled]
+        sampled = computed[:n_sampled]
         if len(places) != n_sampled:
             where = torch.tensor(places, device=self._model.device)
             sampled = sampled.index_select(0, where)
-        scored = normed[n_sampled:] if len(normed) > n_sampled else None
+        scored = computed[n_sampled:] if len(computed) > n_sampled else None
         return self._model.logits(sampled), scored
-
-    def _to_device(self, step: PackedStep, *, host: _HostBuffers) -> Tensor:
-        n = len(step.numbers)
-        host.numbers[:n] = torch.frombuffer(step.numbers, dtype=torch.int32)
-        return host.numbers[:n].to(self._model.device, non_blocking=True)
 
     def _draw_again(self, samples: Samples, *, flight: DeviceFlight, logits: Tensor) -> None:
         """Have the processor make the draws that are for it."""

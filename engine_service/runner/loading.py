@@ -11,6 +11,7 @@ from engine_service.errors import ModelError
 from engine_service.models.registry import load_model
 from engine_service.runner.kernel_choice import choose_kernels, make_executor
 from engine_service.runner.model_runner import ModelRunner, Runner
+from engine_service.runner.tensor_parallel import RankGroup
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 class LoadedModel:
     """kernels: what computes its steps, for people. max_model_len: most tokens of prompt and answer
     together. n_blocks: of the KV pool. overlaps: whether a step may be launched while another is
-    computed."""
+    computed. ranks: the processes that hold the other parts of a model that was cut."""
 
     runner: Runner
     kernels: str
@@ -28,6 +29,7 @@ class LoadedModel:
     n_blocks: int
     max_model_len: int
     overlaps: bool
+    ranks: RankGroup | None = None
 
 
 def load(config: EngineConfig, *, model_config: ModelConfig) -> LoadedModel:
@@ -41,6 +43,8 @@ def load(config: EngineConfig, *, model_config: ModelConfig) -> LoadedModel:
         from engine_service.runner.device_loading import load_on_device
 
         return load_on_device(config, model_config=model_config)
+    if config.tensor_parallel > 1:
+        raise ModelError("tensor_parallel is for GPUs; this engine computes on the processor")
     if config.kv_cache_tokens is None:
         config = dataclasses.replace(config, kv_cache_tokens=DEFAULT_KV_CACHE_TOKENS)
     max_model_len = config.effective_max_model_len(

@@ -61,6 +61,12 @@ class PackedStep:
             start += length
         return sections
 
+    @property
+    def takes_draws(self) -> bool:
+        """True where a token is one that the last step drew."""
+        start, length = self.sections()["sources"]
+        return any(source != NO_SOURCE for source in self.numbers[start : start + length])
+
 
 class TableMirror:
     """Says which row of the device's block tables is whose, and what is not there yet.

@@ -1,0 +1,104 @@
+"""What rank 0 of a tensor-parallel engine and the others say to each other.
+
+A rank is set up, says that it is there, loads, and says so; then it does what it is told, in that
+order, and says nothing more: its part of the answers is in rank 0's tensors.
+"""
+
+from array import array
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from engine_service.config import EngineConfig
+from engine_service.runner.step_packing import PackedStep
+
+
+class SetUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """rendezvous: number of the file where the ranks meet, which the process has open."""
+
+    rank: int
+    rendezvous: int
+    engine: EngineConfig
+
+
+class Pool(msgspec.Struct, frozen=True, tag=True):
+    """The KV pool is to have so many blocks."""
+
+    n_blocks: int
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A ``PackedStep``, its numbers as bytes."""
+
+    n_tokens: int
+    n_rows: int
+    n_single: int
+    n_logits: int
+    n_updates: int
+    max_query_len: int
+    max_context_len: int
+    is_decode: bool
+    numbers: bytes
+
+    @classmethod
+    def of(cls, step: PackedStep) -> "Step":
+        sizes = {name: getattr(step, name) for name in cls.__struct_fields__[:-1]}
+        return cls(**sizes, numbers=step.numbers.tobytes())
+
+    def packed(self) -> PackedStep:
+        sizes = {name: getattr(self, name) for name in self.__struct_fields__[:-1]}
+        numbers = array("i")
+        numbers.frombytes(self.numbers)
+        return PackedStep(**sizes, numbers=numbers)
+
+
+class Clear(msgspec.Struct, frozen=True, tag=True):
+    blocks: list[int]
+
+
+class Copy(msgspec.Struct, frozen=True, tag=True):
+    """pairs: from and to."""
+
+    pairs: list[tuple[int, int]]
+
+
+ToRank = SetUp | Pool | Step | Clear | Copy
+
+
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """The rank is about to join the group, which waits for all."""
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """n_blocks: so many of the KV pool's it has room for."""
+
+    n_blocks: int
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The rank ends. is_model_error: starting again will not help."""
+
+    message: str
+    is_model_error: bool
+
+
+FromRank = Started | Loaded | Failed
+
+
+def _encode_other(value: Any) -> str:
+    """Encode what msgpack has no form for: of what is sent, paths."""
+    if not isinstance(value, Path):
+        raise NotImplementedError(f"{type(value)} is not sent to ranks")
+    return str(value)
+
+
+def _decode_other(kind: type, value: Any) -> Any:
+    return kind(value)
+
+
+encoder: Final = msgspec.msgpack.Encoder(enc_hook=_encode_other)
+to_rank_decoder: Final[msgspec.msgpack.Decoder[ToRank]] = msgspec.msgpack.Decoder(
+    ToRank, dec_hook=_decode_other
+)
+from_rank_decoder: Final[msgspec.msgpack.Decoder[FromRank]] = msgspec.msgpack.Decoder(FromRank)

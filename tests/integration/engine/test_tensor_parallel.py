@@ -1,0 +1,153 @@
+"""Two processes that hold a model together, its sums over gloo, give the tokens that one does."""
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import distributed
+
+from engine_service.backends.base import EngineRequest
+from engine_service.backends.native import NativeBackend
+from engine_service.config import EngineConfig
+from engine_service.errors import EngineLost, ModelError
+from engine_service.models.manifest import read_manifest
+from engine_service.protocol import SamplingParams
+from tests.integration.engine.backend import run_answers, tokens
+from tests.models import random_llama_dir, random_model_dir
+from tests.parity import Prompt, run_backend
+from tests.waiting import wait_until
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama: a K/V head for each rank": ("llama", {}),
+    "mistral: one K/V head for both": (
+        "mistral",
+        {"sliding_window": None, "tie_word_embeddings": False, "num_key_value_heads": 1},
+    ),
+    "qwen2: biases": ("qwen2", {"num_key_value_heads": 4}),
+    "qwen3: normed heads": ("qwen3", {"head_dim": 32, "tie_word_embeddings": False}),
+}
+
+
+def config_of(model_dir: Path, **settings: Any) -> EngineConfig:
+    return EngineConfig(
+        model_dir=model_dir,
+        device="cpu",
+        kernels="torch",
+        dtype="float32",
+        n_threads=1,
+        **{"kv_cache_tokens": 176, "max_batched_tokens": 13, "max_sequences": 8, **settings},
+    )
+
+
+@contextmanager
+def two_ranks(model_dir: Path, **settings: Any) -> Iterator[NativeBackend]:
+    """This process is rank 0, and the other one ends with the block."""
+    n_threads = torch.get_num_threads()
+    try:
+        backend = NativeBackend(config_of(model_dir, tensor_parallel=2, **settings))
+        assert backend._ranks is not None
+        yield backend
+        backend._ranks.close()
+    finally:
+        torch.set_num_threads(n_threads)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def prompts_of(rng: random.Random) -> list[Prompt]:
+    shared = tuple(rng.randrange(320) for _ in range(40))
+    prompts = [tuple(rng.randrange(320) for _ in range(n)) for n in (1, 2, 15, 16, 17, 33, 90)]
+    return prompts + [shared + tuple(rng.randrange(320) for _ in range(n)) for n in (1, 8, 30)]
+
+
+@pytest.mark.parametrize(("family", "settings"), MODELS.values(), ids=MODELS.keys())
+def test_equals_one_process_chunked_preempted_and_cached(
+    tmp_path: Path, family: str, settings: dict[str, Any]
+) -> None:
+    model_dir = random_model_dir(tmp_path, family, **settings)
+    prompts = prompts_of(random.Random(7))
+    n_tokens = [24] * len(prompts)
+    expected = run_backend(NativeBackend(config_of(model_dir)))(prompts, n_tokens)
+    with two_ranks(model_dir) as backend:
+        generate = run_backend(backend)
+        assert generate(prompts, n_tokens) == expected
+        assert generate(prompts, n_tokens) == expected
+        stats = backend.stats()
+    assert stats.n_preemptions > 0
+    assert stats.n_cached_tokens > 0
+    assert stats.n_blocks_free == stats.n_blocks_total == 11
+
+
+def test_answers_that_share_blocks_and_are_drawn_equal_one_process(tmp_path: Path) -> None:
+    """Shared blocks are copied before they are written, on every rank, and cleared on a purge."""
+    model_dir = random_llama_dir(tmp_path)
+    settings = {"kv_cache_tokens": 512, "max_batched_tokens": 64}
+
+    def answers(backend: NativeBackend) -> list[list[int]]:
+        rng = random.Random(3)
+        requests = [
+            EngineRequest(
+                key=key,
+                prompt_token_ids=tuple(rng.randrange(320) for _ in range(n)),
+                sampling=SamplingParams(temperature=0.9, seed=key, n=3, ignore_eos=True),
+                max_new_tokens=20,
+                cache_tags=("ann",),
+            )
+            for key, n in enumerate((5, 21, 40))
+        ]
+        found = run_answers(backend, *requests)
+        assert backend.purge("ann") > 0
+        return [tokens(outputs) for _, outputs in sorted(found.items())]
+
+    alone = NativeBackend(config_of(model_dir, **settings))
+    expected = answers(alone)
+    assert len({tuple(each) for each in expected}) == 9
+    with two_ranks(model_dir, **settings) as backend:
+        assert answers(backend) == expected
+        assert answers(backend) == expected
+
+
+def test_a_rank_that_ends_is_said_at_once_and_fails_the_next_step(tmp_path: Path) -> None:
+    with two_ranks(random_llama_dir(tmp_path)) as backend:
+        lost: list[EngineLost] = []
+        backend.watch(lost.append)
+        (rank,) = psutil.Process(os.getpid()).children()
+        started_s = time.monotonic()
+        rank.kill()
+        wait_until("the loss", lambda: lost, timeout_s=2.0)
+        assert str(lost[0]) == "rank 1 ended: killed by SIGKILL"
+        with pytest.raises(EngineLost):
+            run_backend(backend)([(1, 2, 3)], [50])
+        assert time.monotonic() - started_s < 5.0
+
+
+def test_what_a_rank_finds_wrong_is_said_by_rank_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_dir = random_llama_dir(tmp_path)
+    weights = model_dir / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    monkeypatch.setattr("engine_service.models.registry.verify_manifest", read_manifest)
+    with pytest.raises(ModelError, match=r"rank 1: .* was altered"), two_ranks(model_dir):
+        pass
+
+
+def test_a_processors_kernels_refuse_it(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="tensor_parallel is for GPUs"):
+        NativeBackend(
+            EngineConfig(
+                model_dir=random_llama_dir(tmp_path),
+                device="cpu",
+                kernels="reference",
+                tensor_parallel=2,
+            )
+        )
