@@ -26,6 +26,7 @@ from engine_service.config import (
     DTypeName,
     EngineConfig,
     KernelsName,
+    KVCacheDTypeName,
     QuantizationName,
     SpeculationName,
 )
@@ -84,6 +85,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     )
     parser.add_argument("--speculation", choices=get_args(SpeculationName), default="ngram")
     parser.add_argument("--quantization", choices=get_args(QuantizationName), default="none")
+    parser.add_argument("--kv-cache-dtype", choices=get_args(KVCacheDTypeName), default="auto")
     numbers = {
         "block_size": "tokens in a KV block",
         "kv_cache_tokens": "size of the KV pool",
@@ -121,6 +123,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
             kernels=found.kernels,
             speculation=found.speculation,
             quantization=found.quantization,
+            kv_cache_dtype=found.kv_cache_dtype,
             trace=found.trace,
             **given,
         ),

@@ -26,8 +26,10 @@ KernelsName = Literal["auto", "compiled", "reference", "triton", "torch"]
 KERNELS_NAMES: Final = ("auto", "compiled", "reference", "triton", "torch")
 SpeculationName = Literal["auto", "off", "ngram"]
 SPECULATION_NAMES: Final = ("auto", "off", "ngram")
-QuantizationName = Literal["none", "int8"]
-QUANTIZATION_NAMES: Final = ("none", "int8")
+QuantizationName = Literal["none", "int8", "fp8"]
+QUANTIZATION_NAMES: Final = ("none", "int8", "fp8")
+KVCacheDTypeName = Literal["auto", "fp8"]
+KV_CACHE_DTYPE_NAMES: Final = ("auto", "fp8")
 BackendName = Literal["native", "nanovllm"]
 BACKEND_NAMES: Final = ("native", "nanovllm")
 
@@ -56,7 +58,10 @@ class EngineConfig:
     n_threads: None leaves the choice to torch.
     kernels: ``auto`` is triton on a GPU; else compiled where that can be, else reference, with a
         warning. ``torch`` is what triton's are compared with, on either.
-    quantization: ``int8`` halves the weights when loading; only the compiled kernels know it.
+    quantization: ``int8`` and ``fp8`` halve the weights when loading. On a processor only the
+        compiled kernels know ``int8``, and nothing ``fp8``.
+    kv_cache_dtype: ``fp8`` stores K and V as float8_e4m3fn, cast as they are; only on a GPU.
+        ``auto`` stores them as they are computed.
     instruction_set: which one the compiled kernels use; None takes the best there is.
     trace: a file that gets every step as trace events.
     tensor_parallel: how many GPUs hold the model together, each its part of every layer.
@@ -83,6 +88,7 @@ class EngineConfig:
     kernels: KernelsName = "auto"
     instruction_set: str | None = None
     quantization: QuantizationName = "none"
+    kv_cache_dtype: KVCacheDTypeName = "auto"
     trace: Path | None = None
     tensor_parallel: int = 1
 
@@ -94,6 +100,7 @@ class EngineConfig:
             ("kernels", KERNELS_NAMES),
             ("speculation", SPECULATION_NAMES),
             ("quantization", QUANTIZATION_NAMES),
+            ("kv_cache_dtype", KV_CACHE_DTYPE_NAMES),
         ):
             if (value := getattr(self, name)) not in known:
                 raise ModelError(f"{name} must be one of {', '.join(known)}, not {value!r}")
@@ -104,7 +111,8 @@ class EngineConfig:
             )
         if self.quantization != "none" and self.kernels == "reference":
             raise ModelError(
-                f"quantization {self.quantization} is of the compiled kernels; kernels is reference"
+                f"quantization {self.quantization} is not of the reference kernels; "
+                "kernels is reference"
             )
         if self.device == "cuda" and self.kernels in ("compiled", "reference"):
             raise ModelError(f"kernels {self.kernels} are the processor's; device is cuda")

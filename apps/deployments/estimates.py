@@ -12,7 +12,8 @@ RUNTIME_BYTES: Final = 320 * 2**20
 # until the engine has loaded and tells it not to.
 _GIVEN_BACK_FROM_BYTES: Final = 32 * 2**20
 _DTYPE_BYTES: Final = {"float32": 4.0, "bfloat16": 2.0}
-_INT8_BYTES: Final = 1 + 4 / 32  # and a float32 scale for 32 of them
+# int8 has a float32 scale for 32 of them; that of fp8, one for an output, is next to nothing.
+_QUANTIZED_BYTES: Final = {"int8": 1 + 4 / 32, "fp8": 1.0}
 _FLOAT32_BYTES: Final = 4
 # Logits, what sampling makes of them, and a copy to sort.
 _LOGIT_COPIES: Final = 4
@@ -66,7 +67,7 @@ def estimate(
     if task == "embed":
         return _encoder(n_parameters, shape, sizes, width=width)
     products, ends = _products(shape), shape.vocab_size * shape.hidden_size
-    packed = _INT8_BYTES if sizes.quantization == "int8" else width
+    packed = _QUANTIZED_BYTES.get(sizes.quantization, width)
     # The compiled kernels keep the head in an order of its own, also where it is the embedding.
     weights = (shape.n_layers * sum(products) + ends) * packed + ends * width
     small = [n * width for n in products if n * width < _GIVEN_BACK_FROM_BYTES]

@@ -89,6 +89,7 @@ class Deployment(TimestampedModel):
     class Quantization(models.TextChoices):
         NONE = "none", "As they are"
         INT8 = "int8", "int8"
+        FP8 = "fp8", "fp8"
 
     class DeviceClass(models.TextChoices):
         AUTO = "auto", "What there is"
@@ -162,7 +163,8 @@ class Deployment(TimestampedModel):
         max_length=8,
         choices=Quantization.choices,
         default=Quantization.NONE,
-        help_text="int8 halves them when they are loaded; it needs the compiled kernels.",
+        help_text="int8 and fp8 halve them when they are loaded. On a processor int8 needs the "
+        "compiled kernels; fp8 needs a GPU.",
     )
     kv_cache_tokens = models.PositiveIntegerField(
         default=32768,
@@ -261,6 +263,11 @@ class Deployment(TimestampedModel):
             errors["device_class"] = "The engine computes on the processor only."
         if self.task == "embed" and self.quantization != self.Quantization.NONE:
             errors["quantization"] = "An embedding model runs with its weights as they are."
+        elif (
+            self.quantization == self.Quantization.FP8
+            and self.device_class != self.DeviceClass.CUDA
+        ):
+            errors["quantization"] = "fp8 needs a GPU: let it run on one."
         if self.max_batched_tokens < self.max_sequences:
             errors["max_batched_tokens"] = (
                 f"At least {self.max_sequences}, so that every request of a step gets a token."

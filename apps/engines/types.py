@@ -52,7 +52,7 @@ class EngineInfo:
     max_sequences: int
     task: Task
     embedding_size: int | None
-    quantization: Literal["none", "int8"]
+    quantization: Literal["none", "int8", "fp8"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,6 +62,8 @@ class EmbeddingBackend:
             raise ModelError(
                 f"quantization={config.quantization} is not supported for an embedding model"
             )
+        if config.kv_cache_dtype != "auto":
+            raise ModelError("kv_cache_dtype is not supported for an embedding model: it has none")
         if config.trace is not None:
             raise ModelError("trace is not supported for an embedding model")
         if config.n_threads is not None:

@@ -7,7 +7,7 @@ from engine_service.protocol.base import Message, Value
 FinishReason = Literal["stop", "length", "abort"]
 ErrorKind = Literal["request", "overloaded", "engine"]
 Task = Literal["generate", "embed"]
-Quantization = Literal["none", "int8"]
+Quantization = Literal["none", "int8", "fp8"]
 
 
 class Welcome(Message, frozen=True):

@@ -38,6 +38,9 @@ def choose_kernels(
     Raises:
         ModelError: the compiled kernels, or a quantization, are asked for and cannot be had.
     """
+    for name in ("quantization", "kv_cache_dtype"):
+        if getattr(config, name) == "fp8":
+            raise ModelError(f"{name} fp8 needs a GPU: this engine computes on the processor")
     compiled = None
     if config.kernels != "reference":
         shape = compiled_shape(

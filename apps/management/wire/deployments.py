@@ -27,7 +27,7 @@ State = Literal["running", "draining", "stopped"]
 DeviceClass = Literal["auto", "cpu", "cuda"]
 Backend = Literal["native", "nanovllm"]
 Dtype = Literal["auto", "bfloat16", "float32"]
-Quantization = Literal["none", "int8"]
+Quantization = Literal["none", "int8", "fp8"]
 RemoteTask = Literal["generate", "embed"]
 
 

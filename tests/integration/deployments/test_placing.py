@@ -175,6 +175,22 @@ def test_the_weights_may_be_int8(device: Device) -> None:
     assert spec.arguments[4:6] == ("--quantization", "int8")
 
 
+def test_fp8_weights_are_refused_where_there_may_be_no_gpu(actor: Actor) -> None:
+    for device_class in ("auto", "cpu"):
+        with pytest.raises(ValidationError) as refusal:
+            deployment_create(
+                actor=actor,
+                name="chat",
+                model_version=ModelVersionFactory(),
+                device_class=device_class,
+                quantization="fp8",
+            )
+        assert refusal.value.message_dict == {
+            "quantization": ["fp8 needs a GPU: let it run on one."]
+        }
+    assert not Deployment.objects.exists()
+
+
 # -- what a person is told -----------------------------------------------------------------------
 
 

@@ -97,9 +97,15 @@ def test_int8_is_named(model_dir: Path) -> None:
     assert quantized.info.kernels == plain.info.kernels
 
 
+@pytest.mark.parametrize("setting", ["quantization", "kv_cache_dtype"])
+def test_a_processor_refuses_fp8(model_dir: Path, setting: str) -> None:
+    with pytest.raises(ModelError, match=f"{setting} fp8 needs a GPU"):
+        make_backend(model_dir, **{setting: "fp8"})
+
+
 def test_int8_never_becomes_the_reference(model_dir: Path) -> None:
     compiled_library()
     with pytest.raises(ModelError, match="block_size 8 is no multiple of 16"):
         make_backend(model_dir, quantization="int8", block_size=8)
-    with pytest.raises(ModelError, match="quantization int8 is of the compiled kernels"):
+    with pytest.raises(ModelError, match="quantization int8 is not of the reference kernels"):
         EngineConfig(model_dir=model_dir, quantization="int8", kernels="reference")

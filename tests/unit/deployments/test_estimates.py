@@ -64,6 +64,7 @@ def test_what_the_type_and_the_quantization_change() -> None:
     assert of(dtype="auto") == wide, "the widest that it may become"
     assert int8.weights == round((PRODUCTS + ENDS) * 1.125) + 2 * ENDS
     assert int8.kv_cache == narrow.kv_cache
+    assert of(quantization="fp8").weights == PRODUCTS + ENDS + 2 * ENDS
 
 
 def test_a_large_model_gives_its_weights_back_one_by_one() -> None:

@@ -250,6 +250,12 @@ def test_refuses_a_directory_without_configuration(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"dtype": "float16"}, "dtype must be one of auto, bfloat16, float32"),
+        ({"quantization": "int4"}, "quantization must be one of none, int8, fp8, not 'int4'"),
+        ({"kv_cache_dtype": "int8"}, "kv_cache_dtype must be one of auto, fp8, not 'int8'"),
+        (
+            {"quantization": "fp8", "kernels": "reference"},
+            "quantization fp8 is not of the reference kernels",
+        ),
         ({"block_size": 0}, "block_size must be a positive integer, not 0"),
         ({"max_waiting": -1}, "max_waiting must be a positive integer"),
         ({"n_threads": 0}, "n_threads must be a positive integer"),
