@@ -176,8 +176,8 @@ class TorchKernels:
         places = slots[kept].long()
         block_size = k_cache.shape[1]
         where = (places // block_size, places % block_size)
-        k_cache[where] = k[kept].to(k_cache.dtype)
-        v_cache[where] = v[kept].to(v_cache.dtype)
+        k_cache[where] = _cast(k[kept], dtype=k_cache.dtype)
+        v_cache[where] = _cast(v[kept], dtype=v_cache.dtype)
         return q
 
     def decode_attention(
@@ -236,6 +236,15 @@ def _rotated(x: Tensor, *, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.float().chunk(2, dim=-1)
     turned = (first * cos - second * sin, second * cos + first * sin)
     return torch.cat(turned, dim=-1).to(x.dtype)
+
+
+def _cast(x: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """Cast as a GPU does: what is beyond the range of fp8 becomes its greatest, where torch alone
+    would make it NaN."""
+    if dtype == torch.float8_e4m3fn:
+        most = torch.finfo(dtype).max
+        x = x.clamp(-most, most)
+    return x.to(dtype)
 
 
 def _attend(

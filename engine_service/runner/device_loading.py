@@ -106,7 +106,12 @@ def load_part(
     )
     sampler = DeviceSampler(kernels, device=device)
     n_blocks = _make_pool(
-        model, sampler, config=config, model_config=model_config, dtype=dtype, member=member
+        model,
+        sampler,
+        config=config,
+        model_config=model_config,
+        dtype=_kv_dtype(config, dtype),
+        member=member,
     )
     graphs = None
     if device.type == "cuda":
@@ -182,6 +187,10 @@ def _kernels(config: EngineConfig, *, device: torch.device) -> DeviceKernels:
     except ImportError as error:
         raise ModelError(f"kernels triton cannot be had: {error}") from error
     return TritonKernels()
+
+
+def _kv_dtype(config: EngineConfig, dtype: torch.dtype) -> torch.dtype:
+    return torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
 
 
 def _make_pool(

@@ -52,17 +52,19 @@ class KVPool:
             dtype=dtype,
             device=device,
         )
+        # Not every version of torch indexes numbers of eight bits as such.
+        self._bits = self.tensor.view(torch.uint8) if dtype.itemsize == 1 else self.tensor
         by_token = self.tensor.transpose(3, 4)
         self.layers: SequenceOf[tuple[Tensor, Tensor]] = [(kv[0], kv[1]) for kv in by_token]
 
     def clear(self, blocks: SequenceOf[int]) -> None:
-        self.tensor[:, :, list(blocks)] = 0
+        self._bits[:, :, list(blocks)] = 0
 
     def copy(self, pairs: SequenceOf[tuple[int, int]]) -> None:
         """Copy the content of blocks; each pair is from and to, none both."""
         if pairs:
             sources, targets = zip(*pairs, strict=True)
-            self.tensor[:, :, list(targets)] = self.tensor[:, :, list(sources)]
+            self._bits[:, :, list(targets)] = self._bits[:, :, list(sources)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
