@@ -3,8 +3,9 @@
 import gc
 import logging
 import os
-from array import array
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from itertools import accumulate, product
 from typing import Final
 
 import torch
@@ -21,7 +22,7 @@ from engine_service.runner.device_runner import DeviceRunner
 from engine_service.runner.device_sampler import DeviceSampler
 from engine_service.runner.device_steps import DeviceSteps, Steps
 from engine_service.runner.loading import LoadedModel
-from engine_service.runner.step_packing import PackedStep, TableMirror
+from engine_service.runner.step_packing import PackedStep, TableMirror, joined
 from engine_service.runner.tensor_parallel import CommonSteps, RankGroup
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 # What graphs and the driver take beside what a trial step was seen to take.
 _RESERVE_BYTES: Final = 512 * 2**20
 _CPU: Final = torch.device("cpu")
+# New tokens of a row, and rows, between which attention's tiles and splits differ.
+_WARM_LENGTHS: Final = (2, 9, 17, 33, 65, 129)
+_WARM_ROWS: Final = (1, 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +119,7 @@ def load_part(
     )
     graphs = None
     if device.type == "cuda":
+        _warm_up(model, sampler, config=config)
         with torch.inference_mode():
             graphs = DecodeGraphs(
                 model.decode, sizes=graph_sizes(max_rows), device=device, api=CudaGraphApi()
@@ -257,46 +262,58 @@ def _n_blocks(config: EngineConfig, *, block_bytes: int, step_bytes: int) -> int
 @torch.inference_mode()
 def _trial(model: DeviceModel, sampler: DeviceSampler, *, config: EngineConfig) -> int:
     """Compute the largest step there can be; return how many bytes that took at most."""
+    max_len, n_tokens = model.max_len, config.max_batched_tokens
+    lengths = [max_len] * (n_tokens // max_len)
+    if n_tokens % max_len:
+        lengths.append(n_tokens % max_len)
+    _compute(model, sampler, lengths=lengths, n_logits=config.max_sequences)
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    step = _largest_step(
-        n_tokens=config.max_batched_tokens,
-        max_len=model.max_len,
-        n_logits=config.max_sequences,
-    )
-    numbers = torch.frombuffer(step.numbers, dtype=torch.int32).to(model.device)
-    logits = model.logits(model.forward(step, numbers=numbers))
-    sampler.draw_trial(logits)
+    _compute(model, sampler, lengths=lengths, n_logits=config.max_sequences)
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
 
 
-def _largest_step(*, n_tokens: int, max_len: int, n_logits: int) -> PackedStep:
-    """Return prompts of so many tokens together that store nothing and read the first block."""
-    lengths = [max_len] * (n_tokens // max_len)
-    if n_tokens % max_len:
-        lengths.append(n_tokens % max_len)
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
-    numbers = array("i", [0] * n_tokens)
-    numbers.extend(place for length in lengths for place in range(length))
-    numbers.extend([-1] * n_tokens)
-    numbers.extend([-1] * len(lengths))
-    numbers.extend([0] * len(lengths))
-    numbers.extend(lengths)
-    numbers.extend(starts)
-    numbers.extend(place % n_tokens for place in range(n_logits))
+@torch.inference_mode()
+def _warm_up(model: DeviceModel, sampler: DeviceSampler, *, config: EngineConfig) -> None:
+    """Have the kernels compiled that steps will need: no request waits for that."""
+    for length, n_rows in product(_WARM_LENGTHS, _WARM_ROWS):
+        if n_rows * (length + 1) <= config.max_batched_tokens and length <= model.max_len:
+            _compute(model, sampler, lengths=[1] * n_rows + [length] * n_rows, n_logits=n_rows)
+
+
+def _compute(
+    model: DeviceModel, sampler: DeviceSampler, *, lengths: SequenceOf[int], n_logits: int
+) -> None:
+    step = _trial_step(lengths, n_logits=n_logits)
+    numbers = torch.frombuffer(step.numbers, dtype=torch.int32).to(model.device)
+    sampler.draw_trial(model.logits(model.forward(step, numbers=numbers)))
+
+
+def _trial_step(lengths: SequenceOf[int], *, n_logits: int) -> PackedStep:
+    """Return prompts of these lengths, single tokens first, that store nothing and read the first
+    block."""
+    n_tokens, n_rows = sum(lengths), len(lengths)
+    sections: list[SequenceOf[int]] = [
+        [0] * n_tokens,
+        [place for length in lengths for place in range(length)],
+        [-1] * n_tokens,
+        [-1] * n_rows,
+        [0] * n_rows,
+        lengths,
+        [0, *accumulate(lengths)],
+        [place % n_tokens for place in range(n_logits)],
+    ]
     return PackedStep(
         n_tokens=n_tokens,
-        n_rows=len(lengths),
-        n_single=0,
+        n_rows=n_rows,
+        n_single=sum(length == 1 for length in lengths),
         n_logits=n_logits,
         n_updates=0,
         max_query_len=max(lengths),
         max_context_len=max(lengths),
         is_decode=False,
-        numbers=numbers,
+        numbers=joined(sections, is_decode=False),
     )

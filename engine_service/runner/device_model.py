@@ -169,7 +169,8 @@ class DeviceModel:
         part = _sections(step, numbers)
         n_single = step.n_single
         block_size = self._pool.shape.block_size
-        n_columns = -(-step.max_context_len // block_size)
+        # Kernels are compiled anew for a width that is no multiple of 16.
+        n_columns = -(-step.max_context_len // (16 * block_size)) * 16
         tables = self._tables[:, :n_columns].index_select(0, part["table_rows"])
         context_lens, query_starts = part["context_lens"], part["query_starts"]
         single = PagedRows(block_tables=tables[:n_single], context_lens=context_lens[:n_single])

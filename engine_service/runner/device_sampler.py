@@ -36,15 +36,16 @@ class DeviceSampler:
         return Drawn(token_ids=token_ids, careful=draws.careful, logits=kept)
 
     def draw_trial(self, logits: Tensor) -> None:
-        """Draw in the way that takes the most memory."""
+        """Draw in every way there is, also in that which takes the most memory."""
         n = len(logits)
-        sampling = SamplingTensors(
-            temperature=torch.ones(n, device=self._device),
-            top_k=torch.full((n,), 40, dtype=torch.int32, device=self._device),
-            top_p=torch.full((n,), 0.9, device=self._device),
-            min_p=torch.full((n,), 0.1, device=self._device),
-            uniform=torch.rand(n, dtype=torch.float64, device=self._device),
-            filtered=True,
-            drawn=True,
-        )
-        self._kernels.sample(logits, sampling=sampling)
+        for filtered, drawn in ((False, False), (False, True), (True, True)):
+            sampling = SamplingTensors(
+                temperature=torch.ones(n, device=self._device),
+                top_k=torch.full((n,), 40, dtype=torch.int32, device=self._device),
+                top_p=torch.full((n,), 0.9, device=self._device),
+                min_p=torch.full((n,), 0.1, device=self._device),
+                uniform=torch.rand(n, dtype=torch.float64, device=self._device),
+                filtered=filtered,
+                drawn=drawn,
+            )
+            self._kernels.sample(logits, sampling=sampling)

@@ -4,9 +4,10 @@ The device keeps a copy of every block table and hears only of what changes in i
 """
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Final
 
 from engine_service.scheduling.batch import Batch, Row
@@ -14,6 +15,7 @@ from engine_service.scheduling.sequence import ASSUMED_TOKEN, Sequence, Sequence
 
 _NO_SLOT: Final = -1
 NO_SOURCE: Final = -1
+_ALIGNMENT: Final = 4  # numbers of 4 bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,22 +45,15 @@ class PackedStep:
 
     def sections(self) -> dict[str, tuple[int, int]]:
         """Return where each section begins and how long it is."""
-        lengths = {
-            "token_ids": self.n_tokens,
-            "positions": self.n_tokens,
-            "slots": self.n_tokens,
-            "sources": self.n_rows,
-            "table_rows": self.n_rows,
-            "context_lens": self.n_rows,
-            "query_starts": 0 if self.is_decode else self.n_rows + 1,
-            "logit_places": 0 if self.is_decode else self.n_logits,
-            "update_places": self.n_updates,
-            "update_blocks": self.n_updates,
-        }
+        per_token = [("token_ids", self.n_tokens), ("positions", self.n_tokens)]
+        per_token += [("slots", self.n_tokens)]
+        per_row = [(name, self.n_rows) for name in ("sources", "table_rows", "context_lens")]
+        logits = [("query_starts", self.n_rows + 1), ("logit_places", self.n_logits)]
+        updates = [(name, self.n_updates) for name in ("update_places", "update_blocks")]
         sections, start = {}, 0
-        for name, length in lengths.items():
+        for name, length in (*per_token, *per_row, *(() if self.is_decode else logits), *updates):
             sections[name] = (start, length)
-            start += length
+            start += length if self.is_decode else aligned(length)
         return sections
 
     @property
@@ -66,6 +61,22 @@ class PackedStep:
         """True where a token is one that the last step drew."""
         start, length = self.sections()["sources"]
         return any(source != NO_SOURCE for source in self.numbers[start : start + length])
+
+
+def joined(sections: Iterable[SequenceOf[int]], *, is_decode: bool) -> "array[int]":
+    """Return the numbers of a step of these sections."""
+    numbers = array("i")
+    for section in sections:
+        numbers.extend(section)
+        if not is_decode:
+            numbers.extend([0] * (aligned(len(section)) - len(section)))
+    return numbers
+
+
+def aligned(length: int) -> int:
+    """Return the numbers that a section takes where each begins at a multiple of 16 bytes: kernels
+    are compiled anew for addresses that are none."""
+    return -(-length // _ALIGNMENT) * _ALIGNMENT
 
 
 class TableMirror:
@@ -117,8 +128,10 @@ class _Mirrored:
 
 
 def is_decode(batch: Batch) -> bool:
-    """Return whether each row is one token whose logits are wanted, and no others are."""
-    return all(row.n_new == 1 and row.is_sampled and not row.scored for row in batch.rows)
+    """Return whether each row is one token whose logits are wanted once, and no others are."""
+    return all(
+        row.n_new == 1 and row.is_sampled and not row.forks and not row.scored for row in batch.rows
+    )
 
 
 def pack(
@@ -140,13 +153,11 @@ def pack(
         packing.add(row)
     if decodes:
         packing.pad(pad_to)
-    logit_places = () if decodes else batch.logit_places()
-    numbers = packing.numbers()
+    logit_places = [] if decodes else batch.logit_places()
+    sections: list[SequenceOf[int]] = [*packing.per_token(), *packing.per_row()]
     if not decodes:
-        numbers.fromlist(packing.query_starts)
-        numbers.fromlist(list(logit_places))
-    numbers.fromlist(packing.update_places)
-    numbers.fromlist(packing.update_blocks)
+        sections += [packing.query_starts, logit_places]
+    sections += [packing.update_places, packing.update_blocks]
     return PackedStep(
         n_tokens=len(packing.token_ids),
         n_rows=len(packing.context_lens),
@@ -156,7 +167,7 @@ def pack(
         max_query_len=max((row.n_new for row in batch.rows), default=0),
         max_context_len=max((row.end for row in batch.rows), default=0),
         is_decode=decodes,
-        numbers=numbers,
+        numbers=joined(sections, is_decode=decodes),
     )
 
 
@@ -198,7 +209,9 @@ class _Packing:
             places = range(place, row.end)
             self.token_ids += row.token_ids
             self.positions += places
-            self.slots += [table[i // size] * size + i % size for i in places]
+            blocks = table[place // size : -(-row.end // size)]
+            slots = chain.from_iterable(range(block * size, (block + 1) * size) for block in blocks)
+            self.slots += islice(slots, place % size, place % size + row.n_new)
             self.sources.append(NO_SOURCE)
         self.table_rows.append(table_row)
         self.context_lens.append(row.end)
@@ -219,18 +232,8 @@ class _Packing:
             self.table_rows += [self._mirror.padding_row] * n_lacking
             self.context_lens += [0] * n_lacking
 
-    def numbers(self) -> "array[int]":
-        numbers = array("i")
-        for part in self._per_token():
-            numbers.fromlist(part)
-        return numbers
+    def per_token(self) -> SequenceOf[list[int]]:
+        return (self.token_ids, self.positions, self.slots)
 
-    def _per_token(self) -> SequenceOf[list[int]]:
-        return (
-            self.token_ids,
-            self.positions,
-            self.slots,
-            self.sources,
-            self.table_rows,
-            self.context_lens,
-        )
+    def per_row(self) -> SequenceOf[list[int]]:
+        return (self.sources, self.table_rows, self.context_lens)
