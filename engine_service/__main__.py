@@ -83,6 +83,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="write every step, for chrome://tracing"
     )
+    parser.add_argument("--kv-cache-dir", type=Path, metavar="DIR", help="where that disk is")
     parser.add_argument("--speculation", choices=get_args(SpeculationName), default="ngram")
     parser.add_argument("--quantization", choices=get_args(QuantizationName), default="none")
     parser.add_argument("--kv-cache-dtype", choices=get_args(KVCacheDTypeName), default="auto")
@@ -96,6 +97,8 @@ def parse_options(arguments: Sequence[str]) -> Options:
         "max_waiting_per_tenant": "most requests of one tenant that wait",
         "threads": "threads of the model's arithmetic",
         "tensor_parallel": "GPUs that hold the model together",
+        "host_kv_cache_bytes": "host memory for blocks that the KV pool evicts",
+        "disk_kv_cache_bytes": "disk for those that host memory evicts",
     }
     for name, text in numbers.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=text)
@@ -125,6 +128,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
             quantization=found.quantization,
             kv_cache_dtype=found.kv_cache_dtype,
             trace=found.trace,
+            kv_cache_dir=found.kv_cache_dir,
             **given,
         ),
         socket=found.socket,

@@ -63,6 +63,8 @@ class EngineConfig:
     kv_cache_dtype: ``fp8`` stores K and V as float8_e4m3fn, cast as they are; only on a GPU.
         ``auto`` stores them as they are computed.
     instruction_set: which one the compiled kernels use; None takes the best there is.
+    host_kv_cache_bytes: host memory for prefix blocks that the pool evicts; 0 keeps none.
+    disk_kv_cache_bytes: disk for those that host memory evicts, in kv_cache_dir; 0 keeps none.
     trace: a file that gets every step as trace events.
     tensor_parallel: how many GPUs hold the model together, each its part of every layer.
     backend: ``nanovllm`` is the nano-vllm package; ``backends/nanovllm/loading.py`` says which of
@@ -89,6 +91,9 @@ class EngineConfig:
     instruction_set: str | None = None
     quantization: QuantizationName = "none"
     kv_cache_dtype: KVCacheDTypeName = "auto"
+    host_kv_cache_bytes: int = 0
+    disk_kv_cache_bytes: int = 0
+    kv_cache_dir: Path | None = None
     trace: Path | None = None
     tensor_parallel: int = 1
 
@@ -126,6 +131,7 @@ class EngineConfig:
         for name in ("kv_cache_tokens", "max_model_len", "max_waiting_per_tenant", "n_threads"):
             if getattr(self, name) is not None:
                 _require_positive(name, getattr(self, name))
+        self._check_tiers()
         if self.target_itl_s is not None and not 0.0 < self.target_itl_s < float("inf"):
             raise ModelError(f"target_itl_s must be a positive number, not {self.target_itl_s}")
         if self.prefill_slowdown is not None and not 1.0 < self.prefill_slowdown < float("inf"):
@@ -140,6 +146,19 @@ class EngineConfig:
                 f"max_batched_tokens ({self.max_batched_tokens}) must be at least max_sequences "
                 f"({self.max_sequences}), so that every sequence can decode in every step"
             )
+
+    def _check_tiers(self) -> None:
+        for name in ("host_kv_cache_bytes", "disk_kv_cache_bytes"):
+            if getattr(self, name) < 0:
+                raise ModelError(f"{name} must be 0 (off) or more, not {getattr(self, name)}")
+        if self.disk_kv_cache_bytes and not self.host_kv_cache_bytes:
+            raise ModelError(
+                "disk_kv_cache_bytes needs host_kv_cache_bytes: blocks go to disk through it"
+            )
+        if self.host_kv_cache_bytes and self.tensor_parallel > 1:
+            raise ModelError("host_kv_cache_bytes is for one GPU; tensor_parallel is above 1")
+        if bool(self.disk_kv_cache_bytes) != (self.kv_cache_dir is not None):
+            raise ModelError("disk_kv_cache_bytes and kv_cache_dir are set together or not at all")
 
     @property
     def n_blocks(self) -> int:

@@ -66,6 +66,7 @@ class EngineProcessAdmin(ReadOnlyAdmin):
         ("What it serves", {"fields": ("info_table",)}),
         ("Counters of the last pong", {"fields": ("stats_table",)}),
         ("Its latest steps", {"fields": ("steps_table",)}),
+        ("Memory tiers below its KV pool", {"fields": ("tiers_table",)}),
         ("Files", {"fields": ("socket_path", "log_path")}),
         ("End of the log", {"fields": ("log",)}),
     )
@@ -73,7 +74,7 @@ class EngineProcessAdmin(ReadOnlyAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return (
             *("state_badge", "files", "ping", "memory", "requests", "blocks", "restarts"),
-            *("info_table", "stats_table", "steps_table", "log"),
+            *("info_table", "stats_table", "steps_table", "tiers_table", "log"),
         )
 
     @display(description="State", label=STATE_LABELS, ordering="state")
@@ -121,6 +122,10 @@ class EngineProcessAdmin(ReadOnlyAdmin):
     @display(description="Median, worst")
     def steps_table(self, process: EngineProcess) -> SafeString:
         return _table(process.stats.get("steps") or {})
+
+    @display(description="Host memory and disk")
+    def tiers_table(self, process: EngineProcess) -> SafeString:
+        return _table(process.stats.get("tiers") or {})
 
     @display(description="Last 200 lines")
     def log(self, process: EngineProcess) -> SafeString:
@@ -236,7 +241,7 @@ class QuarantinedRequestAdmin(ReadOnlyAdmin, TenantScoped):
         return "Refused" if row.expires_at > timezone.now() else "Over"
 
 
-_SHOWN_ELSEWHERE = ("epoch", "pid", "steps")
+_SHOWN_ELSEWHERE = ("epoch", "pid", "steps", "tiers")
 
 
 def _table(values: dict[str, Any]) -> SafeString:

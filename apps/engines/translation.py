@@ -12,6 +12,7 @@ from apps.engines.types import (
     EngineInfo,
     GenerationResult,
     StepStats,
+    TierStats,
     TokenLogprob,
     ToolCallDelta,
 )
@@ -61,12 +62,13 @@ def engine_info(message: protocol.Welcome) -> EngineInfo:
 
 def engine_health(pong: protocol.Pong, *, round_trip_s: float) -> EngineHealth:
     stats = msgspec.structs.asdict(pong.stats)
-    steps = stats.pop("steps")
+    steps, tiers = stats.pop("steps"), stats.pop("tiers")
     return EngineHealth(
         epoch=pong.epoch,
         draining=pong.draining,
         round_trip_s=round_trip_s,
         steps=steps and msgspec.convert(steps, StepStats, from_attributes=True),
+        tiers=tiers and msgspec.convert(tiers, TierStats, from_attributes=True),
         **stats,
     )
 

@@ -83,6 +83,28 @@ class StepStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TierStats:
+    """What an engine keeps of its prefix cache below the KV pool, in host memory and on disk.
+
+    Of blocks since its start: n_host_hits, n_disk_hits came back from there. n_dropped found no
+    room, or no disk that took them; n_unreadable were not on disk as they had been written.
+    """
+
+    host_bytes: int
+    host_bytes_total: int
+    disk_bytes: int
+    disk_bytes_total: int
+    n_host_hits: int
+    n_disk_hits: int
+    n_spilled: int
+    n_written: int
+    n_host_evictions: int
+    n_disk_evictions: int
+    n_dropped: int
+    n_unreadable: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineHealth:
     """A round trip through the step loop: counters since start unless the name says otherwise.
 
@@ -114,6 +136,7 @@ class EngineHealth:
     rss_bytes: int
     steps: StepStats | None
     oldest_wait_ms: float = 0.0
+    tiers: TierStats | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

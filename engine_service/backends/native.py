@@ -27,6 +27,7 @@ from engine_service.scheduling.drafting import PromptLookup
 from engine_service.scheduling.sampling_state import SamplingState
 from engine_service.scheduling.scheduler import Scheduler
 from engine_service.scheduling.sequence import Sequence, SequenceState, seed_of_choice
+from engine_service.scheduling.tiers import Tiers
 
 
 @dataclass(slots=True)
@@ -71,7 +72,11 @@ class NativeBackend:
             config.speculation == "auto" and not loaded.overlaps
         )
         self._scheduler = Scheduler(
-            blocks=BlockManager(n_blocks=loaded.n_blocks, block_size=config.block_size),
+            blocks=BlockManager(
+                n_blocks=loaded.n_blocks,
+                block_size=config.block_size,
+                tiers=None if loaded.tiers is None else Tiers(loaded.tiers),
+            ),
             max_sequences=config.max_sequences,
             max_batched_tokens=config.max_batched_tokens,
             max_waiting=config.max_waiting,
@@ -165,10 +170,11 @@ class NativeBackend:
         return self._take_outputs()
 
     def purge(self, tag: str) -> int:
+        n_below = self._scheduler.blocks.purge_tiers(tag)
         blocks = self._scheduler.blocks.purge(tag)
         if free := [block for block in blocks if not self._scheduler.blocks.is_held(block)]:
             self._runner.clear(free)
-        return len(blocks)
+        return n_below + len(blocks)
 
     def stats(self) -> EngineStats:
         counters = self._counters
@@ -192,6 +198,7 @@ class NativeBackend:
             n_accepted_tokens=self._scheduler.speculation.n_accepted_tokens,
             steps=self._log.stats(waits_s=self._scheduler.waits_s),
             oldest_wait_ms=self._scheduler.oldest_wait_s() * 1000.0,
+            tiers=None if blocks.tiers is None else blocks.tiers.stats(),
         )
 
     def _land(self) -> None:
@@ -280,16 +287,16 @@ class NativeBackend:
         return _output_of(sequence, prompt_logprobs=logprobs)
 
     def _suspects(self) -> SequenceOf[Sequence]:
-        """Return whom to end after a step that raised: all that was in flight or about to be."""
-        in_flight = () if self._flight is None else self._flight.batch.rows
-        if self._batch is not None:
-            rows = (*in_flight, *self._batch.rows)
-            return tuple({id(row.sequence): row.sequence for row in rows}.values())
-        # It was scheduling itself that raised.
-        suspect = self._scheduler.suspect
-        if suspect is None:
-            return self._scheduler.running
-        return (*(row.sequence for row in in_flight if row.sequence is not suspect), suspect)
+        """Return whom to end after a step that raised: all that was in flight or about to be, and
+        who counts on what it was to load."""
+        in_flight = [] if self._flight is None else [self._flight.batch]
+        batches = in_flight if self._batch is None else [*in_flight, self._batch]
+        found = [row.sequence for batch in batches for row in batch.rows]
+        if self._batch is None:  # it was scheduling itself that raised
+            suspect = self._scheduler.suspect
+            found = [*self._scheduler.running] if suspect is None else [*found, suspect]
+        found += self._scheduler.distrust(batches)
+        return tuple({id(sequence): sequence for sequence in found}.values())
 
     def _report_failed(self, sequence: Sequence, *, error: EngineError) -> None:
         del self._live[sequence.key]

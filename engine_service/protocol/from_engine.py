@@ -206,6 +206,28 @@ class StepStats(Value, frozen=True):
     mean_prefill_tokens: float
 
 
+class TierStats(Value, frozen=True):
+    """What is kept of the prefix cache below the KV pool, in host memory and on disk.
+
+    Of blocks since start: n_host_hits, n_disk_hits came back from there. n_spilled went to host
+    memory, n_written to disk. n_dropped found no room or no disk that took them. n_unreadable were
+    not on disk as they had been written, and were computed again.
+    """
+
+    host_bytes: int = 0
+    host_bytes_total: int = 0
+    disk_bytes: int = 0
+    disk_bytes_total: int = 0
+    n_host_hits: int = 0
+    n_disk_hits: int = 0
+    n_spilled: int = 0
+    n_written: int = 0
+    n_host_evictions: int = 0
+    n_disk_evictions: int = 0
+    n_dropped: int = 0
+    n_unreadable: int = 0
+
+
 class EngineStats(Value, frozen=True):
     """Counters since start unless the name says otherwise; blocks are exact.
 
@@ -213,6 +235,7 @@ class EngineStats(Value, frozen=True):
     n_drafted_tokens: guessed by speculation and computed; n_accepted_tokens: those that were right.
     oldest_wait_ms: of those that wait now to be computed for the first time, how long the first has
     waited; those below the usual priority, which are batches', are left out.
+    tiers: None where nothing is kept below the KV pool.
     """
 
     n_running: int = 0
@@ -235,6 +258,7 @@ class EngineStats(Value, frozen=True):
     rss_bytes: int = 0
     steps: StepStats | None = None
     oldest_wait_ms: float = 0.0
+    tiers: TierStats | None = None
 
 
 class Pong(Message, frozen=True):

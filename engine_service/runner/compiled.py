@@ -12,6 +12,7 @@ from engine_service.kernels.cpu.build import obstacle
 from engine_service.kernels.cpu.library import Library, Shape, load_library, unsupported
 from engine_service.kernels.cpu.model import CompiledModel, RaggedRows
 from engine_service.layers.decoder import Decoder, DecoderLayer
+from engine_service.runner.kv_tiers import BlockPool
 from engine_service.scheduling.batch import Batch
 
 _MAX_INT32 = 2**31 - 1
@@ -45,6 +46,7 @@ class CompiledExecutor:
         quantization: QuantizationName,
     ) -> None:
         self.kernels = f"compiled {kernels.instruction_set}"
+        self.pool: BlockPool | None = None
         try:
             self._model = CompiledModel(
                 kernels.library,

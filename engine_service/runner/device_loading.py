@@ -21,6 +21,7 @@ from engine_service.runner.device_model import DeviceModel, KVPool, PoolShape
 from engine_service.runner.device_runner import DeviceRunner
 from engine_service.runner.device_sampler import DeviceSampler
 from engine_service.runner.device_steps import DeviceSteps, Steps
+from engine_service.runner.kv_tiers import BlockPool, make_tiers
 from engine_service.runner.loading import LoadedModel
 from engine_service.runner.step_packing import PackedStep, TableMirror, joined
 from engine_service.runner.tensor_parallel import CommonSteps, RankGroup
@@ -154,6 +155,8 @@ def _loaded(
     part: DevicePart, *, steps: Steps, config: EngineConfig, ranks: RankGroup | None
 ) -> LoadedModel:
     block_size = config.block_size
+    assert part.model.pool is not None
+    tiers = make_tiers(config, pool=BlockPool(part.model.pool.tensor, dim=2))
     runner = DeviceRunner(
         part.model,
         steps=steps,
@@ -165,6 +168,7 @@ def _loaded(
             block_size=block_size,
         ),
         block_size=block_size,
+        tiers=tiers,
     )
     return LoadedModel(
         runner=runner,
@@ -175,6 +179,7 @@ def _loaded(
         max_model_len=min(part.max_len, part.n_blocks * block_size),
         overlaps=True,
         ranks=ranks,
+        tiers=tiers,
     )
 
 

@@ -17,6 +17,7 @@ from engine_service.runner.decode_graphs import DecodeGraphs
 from engine_service.runner.device_model import DeviceModel
 from engine_service.runner.device_sampler import DeviceSampler
 from engine_service.runner.device_steps import Steps
+from engine_service.runner.kv_tiers import KVTiers, move_blocks
 from engine_service.runner.logprobs import score_prompt
 from engine_service.runner.model_runner import Flight, StepResult, answers_of, sample_rows
 from engine_service.runner.sample_row import SampleRow
@@ -54,7 +55,7 @@ class DeviceFlight:
 
 class DeviceRunner:
     """Draws tokens from what ``steps`` computes with ``model``. graphs: those of the sizes that
-    batches are padded to."""
+    batches are padded to. tiers: move what a batch spills and loads; None where no batch does."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class DeviceRunner:
         graphs: DecodeGraphs | None,
         mirror: TableMirror,
         block_size: int,
+        tiers: KVTiers | None = None,
     ) -> None:
         self._model = model
         self._steps = steps
@@ -72,6 +74,7 @@ class DeviceRunner:
         self._graphs = graphs
         self._mirror = mirror
         self._block_size = block_size
+        self._tiers = tiers
         is_cuda = model.device.type == "cuda"
         n_draws = len(model.last_draws)
         # Written by the device, by turns, so that none is written while in use.
@@ -84,8 +87,7 @@ class DeviceRunner:
     def launch(self, batch: Batch, *, after: Flight | None) -> DeviceFlight:
         """Queue a batch on the device; nothing here waits for it."""
         assert after is None or isinstance(after, DeviceFlight)
-        if batch.copies:
-            self._steps.copy(batch.copies)
+        move_blocks(batch, copy=self._steps.copy, tiers=self._tiers)
         host = self._drawn[self._turn]
         self._turn = (self._turn + 1) % _N_BUFFERS
         logits, scored = self._compute(batch, after=after)

@@ -9,16 +9,18 @@ from torch import Tensor
 from engine_service.layers.decoder import Decoder
 from engine_service.runner.input_builder import build_step_input
 from engine_service.runner.kv_cache import KVCache
+from engine_service.runner.kv_tiers import BlockPool
 from engine_service.scheduling.batch import Batch
 
 
 class Executor(Protocol):
     """Driven by the step thread alone; which block is whose is the scheduler's business.
 
-    kernels: what it computes with, for people.
+    kernels: what it computes with, for people. pool: its KV pool, None where that cannot be read.
     """
 
     kernels: str
+    pool: BlockPool | None
 
     def forward(self, batch: Batch) -> Tensor:
         """Put the K and V of all tokens into their blocks; return the float32 logits of
@@ -42,6 +44,7 @@ class ReferenceExecutor:
         model.pack()
         self._model = model
         self._kv_cache = kv_cache
+        self.pool: BlockPool | None = kv_cache.pool
         self._block_size = block_size
         self._dtype = dtype
 

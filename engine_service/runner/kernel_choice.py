@@ -18,6 +18,7 @@ from engine_service.runner.compiled import (
 from engine_service.runner.devices import multiplies_bfloat16
 from engine_service.runner.executors import Executor, ReferenceExecutor
 from engine_service.runner.kv_cache import KVCache
+from engine_service.runner.kv_tiers import NEEDS_POOL
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ def choose_kernels(
     """Settle what ``config`` leaves open, before any weight is read.
 
     Raises:
-        ModelError: the compiled kernels, or a quantization, are asked for and cannot be had.
+        ModelError: the compiled kernels, or a quantization, are asked for and cannot be had, or
+            with these kernels host_kv_cache_bytes cannot.
     """
     for name in ("quantization", "kv_cache_dtype"):
         if getattr(config, name) == "fp8":
@@ -52,6 +54,8 @@ def choose_kernels(
             if config.kernels == "compiled" or config.quantization != "none":
                 raise ModelError(f"the compiled kernels cannot run: {reason}") from reason
             logger.warning("running the slower reference kernels: %s", reason)
+    if compiled is not None and config.host_kv_cache_bytes:
+        raise ModelError(NEEDS_POOL)
     # The compiled ones gain from bfloat16 everywhere: it is half the memory that a step reads.
     # To torch it is slow where the processor does not multiply it.
     is_narrow = config.dtype == "bfloat16" or (

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from engine_service.config import ModelConfig
 from engine_service.errors import ModelError
+from engine_service.runner.kv_tiers import BlockPool
 
 
 class KVCache:
@@ -30,6 +31,7 @@ class KVCache:
                 "more memory than can be had: lower kv_cache_tokens"
             ) from error
         self.layers: Sequence[Tensor] = self._tensor.unbind(0)
+        self.pool = BlockPool(self._tensor, dim=1)
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Overwrite blocks that may hold infinities: masked positions are multiplied by zero,

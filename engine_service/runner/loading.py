@@ -10,6 +10,7 @@ from engine_service.config import DEFAULT_KV_CACHE_TOKENS, EngineConfig, ModelCo
 from engine_service.errors import ModelError
 from engine_service.models.registry import load_model
 from engine_service.runner.kernel_choice import choose_kernels, make_executor
+from engine_service.runner.kv_tiers import KVTiers, make_tiers
 from engine_service.runner.model_runner import ModelRunner, Runner
 from engine_service.runner.tensor_parallel import RankGroup
 
@@ -20,7 +21,8 @@ logger = logging.getLogger(__name__)
 class LoadedModel:
     """kernels: what computes its steps, for people. max_model_len: most tokens of prompt and answer
     together. n_blocks: of the KV pool. overlaps: whether a step may be launched while another is
-    computed. ranks: the processes that hold the other parts of a model that was cut."""
+    computed. ranks: the processes that hold the other parts of a model that was cut. tiers: what
+    holds blocks that the pool evicts, None where nothing does."""
 
     runner: Runner
     kernels: str
@@ -30,6 +32,7 @@ class LoadedModel:
     max_model_len: int
     overlaps: bool
     ranks: RankGroup | None = None
+    tiers: KVTiers | None = None
 
 
 def load(config: EngineConfig, *, model_config: ModelConfig) -> LoadedModel:
@@ -57,14 +60,16 @@ def load(config: EngineConfig, *, model_config: ModelConfig) -> LoadedModel:
     executor = make_executor(
         model, choice, config=config, model_config=model_config, max_model_len=max_model_len
     )
+    tiers = make_tiers(config, pool=executor.pool)
     return LoadedModel(
-        runner=ModelRunner(executor),
+        runner=ModelRunner(executor, tiers=tiers),
         kernels=executor.kernels,
         dtype=choice.dtype,
         device="cpu",
         n_blocks=config.n_blocks,
         max_model_len=max_model_len,
         overlaps=False,
+        tiers=tiers,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from engine_service.errors import EngineError
 from engine_service.protocol import TokenLogprob
 from engine_service.runner.executors import Executor
+from engine_service.runner.kv_tiers import KVTiers, move_blocks
 from engine_service.runner.logprobs import score_prompt
 from engine_service.runner.sample_row import SampleRow, mask_comes_first
 from engine_service.runner.sampler import Samples, sample
@@ -79,10 +80,14 @@ class ComputedFlight:
 
 
 class ModelRunner:
-    """Has a batch computed by the processor, then samples and scores from its logits."""
+    """Has a batch computed by the processor, then samples and scores from its logits.
 
-    def __init__(self, executor: Executor) -> None:
+    tiers: move what a batch spills and loads; None where no batch does.
+    """
+
+    def __init__(self, executor: Executor, *, tiers: KVTiers | None = None) -> None:
         self._executor = executor
+        self._tiers = tiers
         self._masks = ThreadPoolExecutor(1, thread_name_prefix="masks")
 
     def launch(self, batch: Batch, *, after: Flight | None) -> ComputedFlight:
@@ -99,8 +104,7 @@ class ModelRunner:
         """
         masked = [row for row in batch.rows if row.is_sampled and _needs_mask(row.sequence)]
         masks = self._masks.submit(_make_masks, masked) if masked else None
-        if batch.copies:
-            self._executor.copy(batch.copies)
+        move_blocks(batch, copy=self._executor.copy, tiers=self._tiers)
         logits = self._executor.forward(batch)
         if masks is not None:
             masks.result()

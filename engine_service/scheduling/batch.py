@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from engine_service.errors import EngineError
 from engine_service.protocol import FinishReason
 from engine_service.scheduling.sequence import Sequence
+from engine_service.scheduling.tiers import NO_TRANSFERS, Transfers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +68,26 @@ class Batch:
     """Rows of one step: those of a single token first, by length, so that a kernel may take
     neighbours of like length together; then the others.
 
-    copies: blocks to copy before anything is computed, each pair from and to, none both.
+    Before anything is computed, in this order, each pair from and to: spills, from blocks of the
+    pool to host slots; copies, from blocks to blocks, none both; loads, from host slots to blocks.
+    (A block may be spilled and then filled anew; and one that was copied and given up may be.)
     """
 
     rows: tuple[Row, ...]
     copies: tuple[tuple[int, int], ...] = ()
+    spills: tuple[tuple[int, int], ...] = ()
+    loads: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, rows: Iterable[Row], *, copies: tuple[tuple[int, int], ...] = ()) -> "Batch":
+    def of(
+        cls,
+        rows: Iterable[Row],
+        *,
+        copies: tuple[tuple[int, int], ...] = (),
+        transfers: Transfers = NO_TRANSFERS,
+    ) -> "Batch":
         in_order = sorted(rows, key=lambda row: (row.n_new > 1, row.end))
-        return cls(tuple(in_order), copies=copies)
+        return cls(tuple(in_order), copies=copies, spills=transfers.spills, loads=transfers.loads)
 
     @property
     def n_tokens(self) -> int:

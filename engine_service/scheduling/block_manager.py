@@ -3,6 +3,9 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from engine_service.scheduling.shelf import Tags
+from engine_service.scheduling.tiers import Tiers
+
 
 class BlockManager:
     """Reference counts over a fixed pool, with a prefix cache of full blocks.
@@ -11,18 +14,20 @@ class BlockManager:
     exactly one of the three. A digest names at most one block. Only blocks whose tokens are all
     computed are registered, so that whatever ``lookup`` finds may be read at once. A registered
     block has the tags of all who registered, computed or found it, any other has none.
+
+    tiers: keep what is evicted; None keeps nothing.
     """
 
-    def __init__(self, *, n_blocks: int, block_size: int) -> None:
+    def __init__(self, *, n_blocks: int, block_size: int, tiers: Tiers | None = None) -> None:
         self.n_blocks = n_blocks
         self.block_size = block_size
+        self.tiers = tiers
         self._n_holders = [0] * n_blocks
         self._digest_of: list[bytes | None] = [None] * n_blocks
         self._block_of: dict[bytes, int] = {}
         self._blank = list(range(n_blocks - 1, -1, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()
-        self._tags_of: dict[int, set[str]] = {}
-        self._blocks_of_tag: dict[str, set[int]] = {}
+        self._tags: Tags[int] = Tags()
 
     @property
     def n_free(self) -> int:
@@ -83,6 +88,8 @@ class BlockManager:
             if self._n_holders[block] == 0:
                 if self._digest_of[block] is None:
                     self._blank.append(block)
+                    if self.tiers is not None:
+                        self.tiers.abandon(block)
                 else:
                     self._idle[block] = None
 
@@ -97,22 +104,29 @@ class BlockManager:
     def tag(self, blocks: Sequence[int], *, tags: Sequence[str]) -> None:
         """Note that registered blocks hold what these tags stand for, too."""
         for block in blocks:
-            for tag in tags:
-                self._tags_of.setdefault(block, set()).add(tag)
-                self._blocks_of_tag.setdefault(tag, set()).add(block)
+            self._tags.add(block, tags=tags)
 
     def purge(self, tag: str) -> list[int]:
         """Make every block of a tag unfindable, whatever other tags it has; return these blocks.
 
         Sequences that hold one go on with it.
         """
-        blocks = sorted(self._blocks_of_tag.get(tag, ()))
+        blocks = sorted(self._tags.keys(tag))
         self.forget(blocks)
         for block in blocks:
             if block in self._idle:
                 del self._idle[block]
                 self._blank.append(block)
         return blocks
+
+    def purge_tiers(self, tag: str) -> int:
+        """Do the same below the pool, before it is done there; return of how many blocks something
+        was kept there and not in the pool."""
+        if self.tiers is None:
+            return 0
+        found = {self._digest_of[block] for block in self._tags.keys(tag)}
+        digests = {digest for digest in found if digest is not None}
+        return len(self.tiers.purge(tag, digests=digests) - digests)
 
     def forget(self, blocks: Sequence[int]) -> None:
         """Make blocks unfindable that are held, or about to be held or blank."""
@@ -121,20 +135,16 @@ class BlockManager:
             if digest is not None:
                 del self._block_of[digest]
                 self._digest_of[block] = None
-                self._untag(block)
-
-    def _untag(self, block: int) -> None:
-        for tag in self._tags_of.pop(block, ()):
-            blocks = self._blocks_of_tag[tag]
-            blocks.remove(block)
-            if not blocks:
-                del self._blocks_of_tag[tag]
+                self._tags.drop(block)
 
     def _take(self) -> int:
         if self._blank:
             block = self._blank.pop()
         else:
             block, _ = self._idle.popitem(last=False)
+            digest = self._digest_of[block]
+            if self.tiers is not None and digest is not None:
+                self.tiers.spill(block, digest=digest, tags=self._tags.of(block))
             self.forget((block,))
         self._n_holders[block] = 1
         return block

@@ -4,10 +4,24 @@ Answers to one prompt share its blocks. Only the last of these may be part full 
 again: whoever writes it while another holds it gets a copy of its own first (copy-on-write).
 """
 
-from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
 from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.sequence import Sequence
+from engine_service.scheduling.tiers import NO_TRANSFERS, Transfers
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPrefix:
+    """What need not be computed of a sequence. blocks: of the pool; then digests: of blocks that
+    are kept below it."""
+
+    blocks: list[int]
+    digests: list[bytes]
+
+    @property
+    def n_blocks(self) -> int:
+        return len(self.blocks) + len(self.digests)
 
 
 class BlockTables:
@@ -17,27 +31,47 @@ class BlockTables:
         self._blocks = blocks
         self._copies: list[tuple[int, int]] = []
 
-    def known_blocks(self, sequence: Sequence) -> list[int]:
-        """Return the blocks of the longest prefix that may be taken from the cache."""
+    def known_prefix(self, sequence: Sequence) -> KnownPrefix:
+        """Return the longest prefix that may be taken from the cache."""
         # The last token is always computed, for its logits: its block must not come from the cache.
         block_size = self._blocks.block_size
         n_cacheable = (len(sequence) - 1) // block_size
         if sequence.sampling.prompt_logprobs is not None:
             # The cache keeps no logits.
             n_cacheable = min(n_cacheable, sequence.n_scored // block_size)
-        return self._blocks.lookup(sequence.block_digests(n_cacheable, block_size=block_size))
+        digests = sequence.block_digests(n_cacheable, block_size=block_size)
+        blocks, tiers = self._blocks.lookup(digests), self._blocks.tiers
+        return KnownPrefix(blocks, [] if tiers is None else tiers.known(digests[len(blocks) :]))
 
-    def open(self, sequence: Sequence, *, known: SequenceOf[int]) -> bool:
+    def open(self, sequence: Sequence, *, known: KnownPrefix) -> bool:
         """Hold blocks for all tokens so far, or nothing and return False."""
-        n_new = self._blocks.n_blocks_for(len(sequence)) - len(known)
-        table = self._blocks.claim(known=known, n_new=n_new)
+        if self._blocks.tiers is not None:
+            self._blocks.tiers.hold(known.digests)
+        n_new = self._blocks.n_blocks_for(len(sequence)) - len(known.blocks)
+        table = self._blocks.claim(known=known.blocks, n_new=n_new)
         if table is None:
             return False
-        self._blocks.tag(known, tags=sequence.cache_tags)
+        self._blocks.tag(known.blocks, tags=sequence.cache_tags)
         sequence.block_table = table
-        sequence.n_computed = len(known) * self._blocks.block_size
-        sequence.n_registered = len(known)
+        n_ready = len(known.blocks) + self._load(sequence, known=known)
+        sequence.n_computed = n_ready * self._blocks.block_size
+        sequence.n_registered = n_ready
         return True
+
+    def _load(self, sequence: Sequence, *, known: KnownPrefix) -> int:
+        """Have blocks filled from below the pool, as far as that goes; return how many.
+
+        ``settle_loads`` registers them: what they hold may not be read before the step ran.
+        """
+        if self._blocks.tiers is None:
+            return 0
+        n_loaded = 0
+        targets = sequence.block_table[len(known.blocks) : known.n_blocks]
+        for digest, block in zip(known.digests, targets, strict=True):
+            if not self._blocks.tiers.load(digest, block=block, tags=sequence.cache_tags):
+                break
+            n_loaded += 1
+        return n_loaded
 
     def extend(self, sequence: Sequence, *, n_new: int) -> bool:
         """Make the slots of the next ``n_new`` tokens the sequence's own, or return False."""
@@ -98,3 +132,24 @@ class BlockTables:
         """Return the blocks to copy before the next step computes, each pair from and to."""
         copies, self._copies = self._copies, []
         return tuple(copies)
+
+    def take_transfers(self) -> Transfers:
+        """Return what to move between the pool and what is kept below it."""
+        return NO_TRANSFERS if self._blocks.tiers is None else self._blocks.tiers.take()
+
+    def settle_loads(self) -> None:
+        """Make the blocks findable that steps have filled."""
+        for arrival in () if self._blocks.tiers is None else self._blocks.tiers.settle():
+            self._blocks.register(arrival.block, digest=arrival.digest, tags=arrival.tags)
+
+    def is_loading(self, sequence: Sequence) -> bool:
+        """Return whether it counts on a block that no step is known to have filled."""
+        tiers = self._blocks.tiers
+        return tiers is not None and any(map(tiers.is_arriving, sequence.block_table))
+
+    def forget_below(self, sequence: Sequence) -> None:
+        """Forget what is kept below the pool of a sequence's full blocks."""
+        if self._blocks.tiers is not None:
+            n_full = sequence.n_computed // self._blocks.block_size
+            digests = sequence.block_digests(n_full, block_size=self._blocks.block_size)
+            self._blocks.tiers.forget(digests)

@@ -11,7 +11,8 @@
    ``sharing`` says who, and who is admitted first.
 4. When a decode needs a block and none is free, the last in rank gives up all of its blocks and
    waits before all of its priority that were never admitted; it is computed again later, from the
-   prefix cache if that still knows it. Rank is priority, then order of first admission.
+   prefix cache or the ``tiers`` below it if these still know it. Rank is priority, then order of
+   first admission.
 5. Prompt and answer of every request fit the pool, so the first in rank always goes on, and
    therefore each one ends. What waits beyond its deadline is given up; and should a step have
    nothing to compute although there is work, the one that is next is, so that the loop goes on.
@@ -42,6 +43,7 @@ from engine_service.scheduling.sequence import ASSUMED_TOKEN, Sequence, Sequence
 from engine_service.scheduling.sharing import Sharing, Turn
 from engine_service.scheduling.speculation import Speculation, lengthen
 from engine_service.scheduling.standing import check_standing
+from engine_service.scheduling.tiers import NO_TRANSFERS
 
 _WINDOW_WAITS = 512
 
@@ -165,7 +167,8 @@ class Scheduler:
             rows = self._rows(Turn())
         if not rows and not self._is_assuming:
             self._fail_stalled()
-        return Batch.of(rows, copies=self._tables.take_copies())
+        transfers = self._tables.take_transfers() if rows else NO_TRANSFERS
+        return Batch.of(rows, copies=self._tables.take_copies(), transfers=transfers)
 
     def _rows(self, turn: Turn) -> list[Row]:
         rows, prefills = self._decode(turn)
@@ -225,6 +228,7 @@ class Scheduler:
         self._budget.record(
             n_decodes=n_decodes, n_prefill=batch.n_tokens - n_decodes, step_s=step_s
         )
+        self._tables.settle_loads()
         advances = []
         sampled = iter(token_ids)
         for row in batch.rows:
@@ -279,10 +283,18 @@ class Scheduler:
 
         Those that another family holds are not among them: it reads what they hold.
         """
+        for member in sequence.family:
+            self._tables.forget_below(member)
         blocks = {block for member in sequence.family for block in member.block_table}
         self.blocks.forget(list(blocks))
         self.remove_family(sequence)
         return [block for block in blocks if not self.blocks.is_held(block)]
+
+    def distrust(self, batches: SequenceOf[Batch]) -> list[Sequence]:
+        """Forget what steps that raised were to spill, and return who counts on what they load."""
+        if self.blocks.tiers is not None:
+            self.blocks.tiers.distrust(spill for batch in batches for spill in batch.spills)
+        return [sequence for sequence in self._running if self._tables.is_loading(sequence)]
 
     def _decode(self, turn: Turn) -> tuple[list[Row], list[Sequence]]:
         """Return the rows of those whose turn it is to decode, with room made for them, and who
@@ -326,8 +338,8 @@ class Scheduler:
                 break
             if not turn.takes_prompt(sequence):
                 break
-            known = self._tables.known_blocks(sequence)
-            n_uncomputed = len(sequence) - len(known) * self.blocks.block_size
+            known = self._tables.known_prefix(sequence)
+            n_uncomputed = len(sequence) - known.n_blocks * self.blocks.block_size
             if not has_prefill_room(prefills, n_uncomputed=n_uncomputed, budget=budget):
                 break
             if not self._tables.open(sequence, known=known):

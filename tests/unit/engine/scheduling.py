@@ -10,6 +10,7 @@ from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.drafting import PromptLookup
 from engine_service.scheduling.scheduler import Scheduler
 from engine_service.scheduling.sequence import Sequence, SequenceState
+from engine_service.scheduling.tiers import Tiers
 
 EOS = 9
 
@@ -24,10 +25,12 @@ class Clock:
         return self.now_s
 
 
-def make_scheduler(*, n_blocks: int = 8, block_size: int = 4, **settings: Any) -> Scheduler:
+def make_scheduler(
+    *, n_blocks: int = 8, block_size: int = 4, tiers: Tiers | None = None, **settings: Any
+) -> Scheduler:
     defaults = {"max_sequences": 4, "max_batched_tokens": 8, "max_waiting": 100}
     return Scheduler(
-        blocks=BlockManager(n_blocks=n_blocks, block_size=block_size),
+        blocks=BlockManager(n_blocks=n_blocks, block_size=block_size, tiers=tiers),
         max_model_len=n_blocks * block_size,
         eos_token_ids=frozenset({EOS}),
         **{**defaults, **settings},
@@ -40,6 +43,7 @@ def make_sequence(
     prompt: tuple[int, ...],
     max_new_tokens: int = 4,
     salt: str = "",
+    tags: tuple[str, ...] = (),
     ignore_eos: bool = False,
     standing: Standing = NO_STANDING,
     n: int = 1,
@@ -52,6 +56,7 @@ def make_sequence(
             sampling=SamplingParams(ignore_eos=ignore_eos, n=n),
             max_new_tokens=max_new_tokens,
             cache_salt=salt,
+            cache_tags=tags,
             seed=0,
             standing=standing,
         )
@@ -101,19 +106,67 @@ def sample(batch: Batch) -> list[list[int]]:
     return answers
 
 
+class MemoryStore:
+    """Stands in for host memory and disk: a slot holds a block as ``Pool`` has it.
+
+    is_refusing, is_unreadable: whether the disk takes, and gives back, what is asked of it.
+    """
+
+    block_bytes = 100
+    n_failed_writes = 0
+
+    def __init__(self, *, n_host_slots: int, n_disk_slots: int = 0) -> None:
+        self.n_host_slots = n_host_slots
+        self.n_disk_slots = n_disk_slots
+        self.host: dict[int, list[tuple[int, ...]]] = {}
+        self.disk: dict[int, tuple[bytes, list[tuple[int, ...]]]] = {}
+        self.is_refusing = lambda: False
+        self.is_unreadable = lambda: False
+
+    def write(self, host_slot: int, *, disk_slot: int, digest: bytes) -> bool:
+        assert disk_slot < self.n_disk_slots
+        if self.is_refusing():
+            return False
+        self.disk[disk_slot] = (digest, self.host[host_slot])
+        return True
+
+    def read(self, disk_slot: int, *, host_slot: int, digest: bytes) -> bool:
+        assert host_slot < self.n_host_slots
+        if self.is_unreadable():
+            return False
+        its_digest, self.host[host_slot] = self.disk[disk_slot]
+        assert its_digest == digest
+        return True
+
+    def erase_host(self, slots: SequenceOf[int]) -> None:
+        for slot in slots:
+            self.host.pop(slot, None)
+
+    def erase_disk(self, slots: SequenceOf[int]) -> None:
+        for slot in slots:
+            del self.disk[slot]
+
+
 class Pool:
     """Stands in for the KV pool: a slot holds all tokens up to its own, as K and V do."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, *, store: MemoryStore | None = None) -> None:
         self._block_size = block_size
+        self._store = store or MemoryStore(n_host_slots=0)
         self._slots: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def run(self, batch: Batch) -> None:
         """Copy and compute; what each row attends to must be that of its own tokens."""
+        places = range(self._block_size)
+        for block, host_slot in batch.spills:
+            self._store.host[host_slot] = [self._slots[block, place] for place in places]
         for source, target in batch.copies:
-            for place in range(self._block_size):
+            for place in places:
                 if (source, place) in self._slots:
                     self._slots[target, place] = self._slots[source, place]
+        for host_slot, block in batch.loads:
+            for place in places:
+                self._slots[block, place] = self._store.host[host_slot][place]
         for row in batch.rows:
             table, token_ids = row.sequence.block_table, [*row.sequence.token_ids, *row.draft]
             for position in range(row.end):
@@ -154,9 +207,11 @@ def check_blocks(scheduler: Scheduler) -> None:
     assert scheduler.blocks.n_free + len(content) == scheduler.blocks.n_blocks
 
 
-def run_random_schedule(rng: random.Random) -> tuple[int, int, int]:
+def run_random_schedule(
+    rng: random.Random, *, store: MemoryStore | None = None, tiers: Tiers | None = None
+) -> tuple[int, int, int]:
     """Run arrivals, aborts, deadlines, forks, drafts and preemptions to the end; return how many
-    preemptions, block copies and accepted drafts there were.
+    preemptions, block copies and accepted drafts there were. store, tiers: keep what is evicted.
 
     What must hold: each answer ends once, by itself as it would alone, and every block is free.
     """
@@ -167,11 +222,12 @@ def run_random_schedule(rng: random.Random) -> tuple[int, int, int]:
     scheduler = make_scheduler(
         n_blocks=n_blocks,
         max_batched_tokens=budget,
+        tiers=tiers,
         target_itl_s=target_itl_s,
         make_proposer=rng.choice((None, lambda: OftenRight(rng), PromptLookup)),
         clock=clock,
     )
-    pool = Pool(scheduler.blocks.block_size)
+    pool = Pool(scheduler.blocks.block_size, store=store)
     n_copies = 0
     arrivals: dict[int, list[Sequence]] = {}
     abort_at: dict[int, int] = {}
