@@ -202,6 +202,23 @@ def test_what_is_about_to_be_read_keeps_its_place_on_disk() -> None:
     assert tiers.stats().n_dropped == 1
 
 
+def test_who_counts_on_what_a_failed_step_was_to_load_is_named() -> None:
+    """The second is admitted and has its prefix loaded, though the step has no tokens for it."""
+    store = MemoryStore(n_host_slots=4)
+    tiers = Tiers(store)
+    scheduler = make_scheduler(n_blocks=12, tiers=tiers)
+    first = make_sequence(1, prompt=tuple(range(12)))
+    second = make_sequence(2, prompt=tuple(range(20, 44)))
+    filled(store, spilled(tiers, *second.block_digests(2, block_size=4)), "ab", "cd")
+    scheduler.add(first)
+    scheduler.add(second)
+    batch = scheduler.schedule()
+    assert ([row.sequence for row in batch.rows], len(batch.loads)) == ([first], 2)
+    assert scheduler.distrust([batch]) == [second]
+    scheduler.update(batch, token_ids=[])
+    assert scheduler.distrust([batch]) == []
+
+
 def test_a_disk_that_takes_nothing_drops_what_host_memory_evicts() -> None:
     store = MemoryStore(n_host_slots=1, n_disk_slots=1)
     store.is_refusing = lambda: True
