@@ -261,6 +261,20 @@ def test_refuses_a_directory_without_configuration(tmp_path: Path) -> None:
         ({"n_threads": 0}, "n_threads must be a positive integer"),
         ({"kv_cache_tokens": 15}, "at least one block"),
         ({"max_batched_tokens": 63}, "must be at least max_sequences"),
+        ({"host_kv_cache_bytes": -1}, "host_kv_cache_bytes must be 0"),
+        (
+            {"disk_kv_cache_bytes": 2**20, "kv_cache_dir": Path("d")},
+            "disk_kv_cache_bytes needs host_kv_cache_bytes",
+        ),
+        (
+            {"host_kv_cache_bytes": 2**20, "disk_kv_cache_bytes": 2**20},
+            "disk_kv_cache_bytes and kv_cache_dir are set together",
+        ),
+        ({"kv_cache_dir": Path("d")}, "disk_kv_cache_bytes and kv_cache_dir are set together"),
+        (
+            {"host_kv_cache_bytes": 2**20, "tensor_parallel": 2},
+            "host_kv_cache_bytes is for one GPU",
+        ),
     ],
 )
 def test_refuses_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
