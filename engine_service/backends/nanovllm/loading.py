@@ -28,6 +28,7 @@ _FIXED: Final[Mapping[str, object]] = {
     "instruction_set": None,
     "quantization": "none",
     "target_itl_s": None,
+    "host_kv_cache_bytes": 0,
     "tensor_parallel": 1,  # of several ranks, nano-vllm shares memory of a fixed name
 }
 

@@ -61,6 +61,7 @@ def is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"quantization": "int8"}, {}, "quantization=int8 is not supported by the nanovllm"),
         ({"kernels": "reference"}, {}, "kernels=reference is not supported by the nanovllm"),
         ({"tensor_parallel": 2}, {}, "tensor_parallel=2 is not supported by the nanovllm"),
+        ({"host_kv_cache_bytes": 9}, {}, "host_kv_cache_bytes=9 is not supported by the nanovllm"),
         ({"target_itl_s": 0.1}, {}, "target_itl_s=0.1 is not supported by the nanovllm"),
         ({"device": "cpu"}, {}, "device=cpu is not supported by the nanovllm backend"),
         ({"dtype": "float32"}, {}, "dtype=float32 is not supported by the nanovllm backend"),
