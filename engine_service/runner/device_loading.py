@@ -128,7 +128,7 @@ def load_part(
     steps = DeviceSteps(
         model,
         graphs=graphs,
-        max_numbers=4 * config.max_batched_tokens + max_rows * (4 + 2 * max_blocks) + 1,
+        max_numbers=_most_numbers(config, max_blocks=max_blocks),
         collectives=None if member is None else member.collectives,
     )
     return DevicePart(
@@ -181,6 +181,12 @@ def _loaded(
         ranks=ranks,
         tiers=tiers,
     )
+
+
+def _most_numbers(config: EngineConfig, *, max_blocks: int) -> int:
+    """Return how many integers a packed step may have, with what aligns its sections."""
+    per_row = 4 + 2 * max_blocks
+    return 4 * config.max_batched_tokens + config.max_sequences * per_row + 64
 
 
 def _is_cuda(config: EngineConfig) -> bool:
