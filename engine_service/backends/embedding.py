@@ -66,6 +66,8 @@ class EmbeddingBackend:
             raise ModelError("kv_cache_dtype is not supported for an embedding model: it has none")
         if config.trace is not None:
             raise ModelError("trace is not supported for an embedding model")
+        if config.tensor_parallel > 1:
+            raise ModelError("tensor_parallel is not supported for an embedding model")
         if config.n_threads is not None:
             torch.set_num_threads(config.n_threads)
         self._config = EncoderConfig.from_dir(config.model_dir)

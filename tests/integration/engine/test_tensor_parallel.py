@@ -14,13 +14,14 @@ import torch
 from torch import distributed
 
 from engine_service.backends.base import EngineRequest
+from engine_service.backends.embedding import EmbeddingBackend
 from engine_service.backends.native import NativeBackend
 from engine_service.config import EngineConfig
 from engine_service.errors import EngineLost, ModelError
 from engine_service.models.manifest import read_manifest
 from engine_service.protocol import SamplingParams
 from tests.integration.engine.backend import run_answers, tokens
-from tests.models import random_llama_dir, random_model_dir
+from tests.models import random_bert_dir, random_llama_dir, random_model_dir
 from tests.parity import Prompt, run_backend
 from tests.waiting import wait_until
 
@@ -151,3 +152,8 @@ def test_a_processors_kernels_refuse_it(tmp_path: Path) -> None:
                 tensor_parallel=2,
             )
         )
+
+
+def test_an_embedding_model_refuses_it(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="tensor_parallel is not supported for an embedding"):
+        EmbeddingBackend(EngineConfig(model_dir=random_bert_dir(tmp_path), tensor_parallel=2))
