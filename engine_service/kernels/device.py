@@ -129,6 +129,51 @@ class DeviceKernels(Protocol):
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """Return silu(gate) * up of (n_tokens, 2 * n), gate first."""
 
+    def max_few_rows(self, *, group: int, head_dim: int) -> int:
+        """Return for up to how many rows a step is better made of the five that follow; 0 where
+        they do not take heads of such a size, ``group`` query heads to each K/V head."""
+
+    def norm_linear(
+        self,
+        x: Tensor,
+        *,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Return the product (n_tokens, n_out) of the norm of (n_tokens, n_in) and the transpose of
+        ``weight`` (n_out, n_in), plus bias."""
+
+    def linear_add(self, x: Tensor, *, weight: Tensor, residual: Tensor) -> None:
+        """Add the product of ``x`` to ``residual`` (n_tokens, n_out) in place."""
+
+    def norm_gate_up_swiglu(
+        self, x: Tensor, *, norm_weight: Tensor, eps: float, weight: Tensor
+    ) -> Tensor:
+        """Return silu(gate) * up (n_tokens, n) of the norm of ``x``; ``weight`` (2 * n, n_in) has
+        the gate's rows first."""
+
+    def rotate_store_attend(
+        self,
+        qkv: Tensor,
+        *,
+        rotary: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        rows: PagedRows,
+        scale: float,
+        counters: Tensor,
+    ) -> Tensor:
+        """Do ``rotate_and_store``, then ``decode_attention``, for rows of one token each, whose
+        slot is the last of its context. counters: int32, at least n_rows * n_kv_heads zeros, which
+        are zeros again afterwards."""
+
     def adjust(self, logits: Tensor, *, adjustments: AdjustmentTensors) -> None:
         """Change (n_rows, vocab) logits of any float type in place."""
 
@@ -197,6 +242,57 @@ class TorchKernels:
     def swiglu(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.float().chunk(2, dim=-1)
         return (functional.silu(gate) * up).to(gate_up.dtype)
+
+    def max_few_rows(self, *, group: int, head_dim: int) -> int:
+        return 4
+
+    def norm_linear(
+        self,
+        x: Tensor,
+        *,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        return functional.linear(self.rms_norm(x, weight=norm_weight, eps=eps), weight, bias)
+
+    def linear_add(self, x: Tensor, *, weight: Tensor, residual: Tensor) -> None:
+        residual += functional.linear(x, weight)
+
+    def norm_gate_up_swiglu(
+        self, x: Tensor, *, norm_weight: Tensor, eps: float, weight: Tensor
+    ) -> Tensor:
+        return self.swiglu(self.norm_linear(x, norm_weight=norm_weight, eps=eps, weight=weight))
+
+    def rotate_store_attend(
+        self,
+        qkv: Tensor,
+        *,
+        rotary: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        rows: PagedRows,
+        scale: float,
+        counters: Tensor,
+    ) -> Tensor:
+        q = self.rotate_and_store(
+            qkv,
+            rotary=rotary,
+            positions=positions,
+            slots=slots,
+            k_cache=k_cache,
+            v_cache=v_cache,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            eps=eps,
+        )
+        return self.decode_attention(q, k_cache=k_cache, v_cache=v_cache, rows=rows, scale=scale)
 
     def adjust(self, logits: Tensor, *, adjustments: AdjustmentTensors) -> None:
         if len(rows := adjustments.penalized_rows.long()):

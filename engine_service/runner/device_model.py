@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine_service.kernels.device import DeviceKernels, PagedRows
-from engine_service.layers.decoder import Decoder, DecoderLayer
+from engine_service.layers.decoder import Decoder
+from engine_service.runner.few_rows import FewRows
+from engine_service.runner.layer_weights import LayerWeights
 from engine_service.runner.step_packing import PackedStep
 
 Reduce = Callable[[Tensor], Tensor]
@@ -67,34 +69,6 @@ class KVPool:
             self._bits[:, :, list(targets)] = self._bits[:, :, list(sources)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layer:
-    attention_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    output: Tensor
-    feed_forward_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
-
-    @classmethod
-    def of(cls, layer: DecoderLayer) -> "_Layer":
-        attention, feed_forward = layer.attention, layer.feed_forward
-        return cls(
-            attention_norm=layer.attention_norm.weight,
-            qkv=attention.qkv.take(),
-            qkv_bias=attention.qkv.bias,
-            q_norm=None if attention.q_norm is None else attention.q_norm.weight,
-            k_norm=None if attention.k_norm is None else attention.k_norm.weight,
-            output=attention.output.take(),
-            feed_forward_norm=layer.feed_forward_norm.weight,
-            gate_up=feed_forward.gate_up.take(),
-            down=feed_forward.down.take(),
-        )
-
-
 class DeviceModel:
     """Takes over the weights of ``model``, which are on the device already.
 
@@ -120,13 +94,26 @@ class DeviceModel:
         self._eps = eps
         self._reduce = reduce
         self._embedding = model.embedding.weight
-        self._layers = [_Layer.of(layer) for layer in model.layers]
+        self._layers = [LayerWeights.of(layer) for layer in model.layers]
         self._norm = model.norm.weight
         self._head = model.head.take()
         self._rotary = model.rotary.table.to(device)
         attention = model.layers[0].attention
         self._n_heads, self._head_dim = attention.n_heads, attention.head_dim
         self._scale = self._head_dim**-0.5
+        self._few_rows = None
+        if reduce is None:  # the kernels for few rows have no place for it
+            self._few_rows = FewRows.make(
+                kernels,
+                layers=self._layers,
+                norm=self._norm,
+                head=self._head,
+                rotary=self._rotary,
+                eps=eps,
+                n_heads=attention.n_heads,
+                n_kv_heads=attention.n_kv_heads,
+                head_dim=attention.head_dim,
+            )
         self.pool: KVPool | None = None
         # One row more, for what pads a batch.
         self._tables = torch.zeros((max_rows + 1, max_blocks), dtype=torch.int32, device=device)
@@ -154,6 +141,15 @@ class DeviceModel:
             block_tables=self._tables.index_select(0, table_rows), context_lens=context_lens
         )
         x = self._embed(token_ids, sources=sources, n_single=n_rows)
+        if self._few_rows is not None and n_rows <= self._few_rows.max_rows:
+            return self._few_rows.logits(
+                x,
+                positions=positions,
+                slots=slots,
+                rows=rows,
+                caches=self._pool.layers,
+                scale=self._scale,
+            )
 
         def attend(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
             return self.kernels.decode_attention(

@@ -184,7 +184,7 @@ def _attend(
         n_splits = split_count(
             n_programs=n_programs * n_rows,
             n_kv_tiles=-(-max_blocks * block_size // tiling.kv_tokens),
-            n_processors=_n_processors(q.device),
+            n_processors=n_processors(q.device),
         )
     is_split = n_splits > 1
     parts, log_sums = out, out
@@ -230,7 +230,7 @@ def _attend(
 
 
 @cache
-def _n_processors(device: torch.device) -> int:
+def n_processors(device: torch.device) -> int:
     if device.type != "cuda":
         return _INTERPRETED_PROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count

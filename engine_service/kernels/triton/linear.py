@@ -18,13 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine_service.kernels.triton.dependent_launch import is_dependent
+
 MAX_TOKENS = 16
 _MAX_SUMMED_TOKENS = 4
-
-# Programmatic dependent launch: a kernel begins to load its weights while the one before it ends
-# (https://docs.nvidia.com/cuda/cuda-c-programming-guide/#programmatic-dependent-launch). Hopper
-# and newer; not in the interpreter.
-DEPENDENT_LAUNCH = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +129,8 @@ def _launch(
         raise ValueError(f"at most {MAX_TOKENS} tokens, not {n_tokens}")
     if tiles is None:
         tiles = _tiles(n_tokens=n_tokens, n_in=n_in, n_out=n_out, gates=gates)
-    meta: dict[str, Any] = {"launch_pdl": True} if DEPENDENT_LAUNCH else {}
+    depends = is_dependent(x.device)
+    meta: dict[str, Any] = {"launch_pdl": True} if depends else {}
     if tiles.block_in is None:
         kernel, meta["n_tokens"] = _summed_kernel, n_tokens
     else:
@@ -156,7 +154,7 @@ def _launch(
         has_bias=bias is not None,
         gates=gates,
         adds=adds,
-        dependent=DEPENDENT_LAUNCH,
+        dependent=depends,
         block_out=tiles.block_out,
         block_in=tiles.block_in or triton.next_power_of_2(n_in),
         num_warps=tiles.n_warps,
@@ -229,7 +227,10 @@ def _summed_kernel(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     for token in tl.static_range(n_tokens):
+        ends = out + token * out_stride + rows
         values = tl.load(x + token * x_stride + columns, mask=is_column, other=0.0).to(tl.float32)
+        if adds:
+            before = tl.load(ends, mask=is_row, other=0.0).to(tl.float32)
         tl.debug_barrier()
         rate = 1.0
         if has_norm:
@@ -242,9 +243,8 @@ def _summed_kernel(
             product = product * tl.sigmoid(product) * up
         if has_bias:
             product += shift
-        ends = out + token * out_stride + rows
         if adds:
-            product += tl.load(ends, mask=is_row, other=0.0).to(tl.float32)
+            product += before
         tl.store(ends, product.to(out.dtype.element_ty), mask=is_row)
 
 

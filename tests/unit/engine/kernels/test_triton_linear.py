@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine_service.kernels.triton import linear as kernels
+from engine_service.kernels.triton import dependent_launch
 from engine_service.kernels.triton.linear import (
     MAX_TOKENS,
     LinearTiles,
@@ -178,7 +178,7 @@ def test_dependent_launches_read_what_the_ones_before_wrote(
     weights = [matrix(2 * hidden, hidden, dtype=dtype, seed=i) for i in range(n_layers)]
     outcomes = []
     for is_dependent in (False, *([True] * 10)):
-        monkeypatch.setattr(kernels, "DEPENDENT_LAUNCH", is_dependent)
+        monkeypatch.setattr(dependent_launch, "IS_ON", is_dependent)
         residual = wide(n_tokens, hidden, dtype=dtype, seed=99)
         for weight in weights:
             inner = norm_gate_up_swiglu(residual, **norm, weight=weight)
