@@ -226,12 +226,15 @@ def _summed_kernel(
     if dependent:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+    # All tokens at once: one after the other each would wait for memory again.
+    inputs, sums = (), ()
     for token in tl.static_range(n_tokens):
-        ends = out + token * out_stride + rows
-        values = tl.load(x + token * x_stride + columns, mask=is_column, other=0.0).to(tl.float32)
+        inputs += (tl.load(x + token * x_stride + columns, mask=is_column, other=0.0),)
         if adds:
-            before = tl.load(ends, mask=is_row, other=0.0).to(tl.float32)
-        tl.debug_barrier()
+            sums += (tl.load(out + token * out_stride + rows, mask=is_row, other=0.0),)
+    tl.debug_barrier()
+    for token in tl.static_range(n_tokens):
+        values = inputs[token].to(tl.float32)
         rate = 1.0
         if has_norm:
             # The norm's rate is one number: it can wait until after the sum.
@@ -244,7 +247,8 @@ def _summed_kernel(
         if has_bias:
             product += shift
         if adds:
-            product += before
+            product += sums[token].to(tl.float32)
+        ends = out + token * out_stride + rows
         tl.store(ends, product.to(out.dtype.element_ty), mask=is_row)
 
 
