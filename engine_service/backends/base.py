@@ -5,6 +5,8 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
+
 from engine_service.config import QuantizationName
 from engine_service.errors import EngineError, EngineLost
 from engine_service.protocol import (
@@ -49,8 +51,7 @@ class EmbeddingRequest:
     inputs: tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceOutput:
+class SequenceOutput(Struct, frozen=True, kw_only=True):
     """What one step changed for one of a request's answers, number ``choice`` of 0 to n - 1.
 
     token_ids: sampled in this step, an end-of-sequence token included. Either the last output of

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from engine_service.runner.step_packing import decode_length
+
 _INPUTS_PER_ROW = 6
 
 
@@ -46,7 +48,7 @@ class CudaGraphApi:
 
 class DecodeGraphs:
     """decode: computes so many rows from the first numbers of the array that it is given, as
-    ``DeviceModel.decode``. Recorded when made, the largest first, so that smaller ones find their
+    ``DeviceModel.decode_and_draw``. Recorded when made, the largest first, so that smaller ones find their
     memory."""
 
     def __init__(
@@ -59,8 +61,7 @@ class DecodeGraphs:
     ) -> None:
         self.sizes = sorted(sizes)
         largest = self.sizes[-1] if self.sizes else 0
-        # Padding, until the first batch: no slot, no source, no context.
-        self._numbers = torch.full((_INPUTS_PER_ROW * largest,), -1, dtype=torch.int32).to(device)
+        self._numbers = torch.zeros(decode_length(largest), dtype=torch.int32, device=device)
         self._graphs: dict[int, tuple[Callable[[], None], Tensor]] = {}
         for size in reversed(self.sizes):
             self._pad_all(size)
@@ -77,12 +78,13 @@ class DecodeGraphs:
         numbers: the step's, on the host or the device.
         """
         replay, logits = self._graphs[size]
-        n = _INPUTS_PER_ROW * size
+        n = decode_length(size)
         self._numbers[:n].copy_(numbers[:n], non_blocking=True)
         replay()
         return logits
 
     def _pad_all(self, size: int) -> None:
+        """Have rows that read and write nothing while the graph is recorded."""
         inputs = self._numbers[: _INPUTS_PER_ROW * size].view(_INPUTS_PER_ROW, size)
         inputs.zero_()
         inputs[2:4] = -1

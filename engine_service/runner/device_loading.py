@@ -123,7 +123,10 @@ def load_part(
         _warm_up(model, sampler, config=config)
         with torch.inference_mode():
             graphs = DecodeGraphs(
-                model.decode, sizes=graph_sizes(max_rows), device=device, api=CudaGraphApi()
+                model.decode_and_draw,
+                sizes=graph_sizes(max_rows),
+                device=device,
+                api=CudaGraphApi(),
             )
     steps = DeviceSteps(
         model,
@@ -185,7 +188,7 @@ def _loaded(
 
 def _most_numbers(config: EngineConfig, *, max_blocks: int) -> int:
     """Return how many integers a packed step may have, with what aligns its sections."""
-    per_row = 4 + 2 * max_blocks
+    per_row = 7 + 2 * max_blocks
     return 4 * config.max_batched_tokens + config.max_sequences * per_row + 64
 
 
@@ -326,5 +329,6 @@ def _trial_step(lengths: SequenceOf[int], *, n_logits: int) -> PackedStep:
         max_query_len=max(lengths),
         max_context_len=max(lengths),
         is_decode=False,
-        numbers=joined(sections, is_decode=False),
+        draws_plainly=False,
+        numbers=joined(sections),
     )

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine_service.kernels.device import DeviceKernels, PagedRows
+from engine_service.kernels.device import DeviceKernels, PagedRows, SamplingTensors
 from engine_service.layers.decoder import Decoder
 from engine_service.runner.few_rows import FewRows
 from engine_service.runner.layer_weights import LayerWeights
-from engine_service.runner.step_packing import PackedStep
+from engine_service.runner.step_packing import PackedStep, draws_start
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -118,6 +118,9 @@ class DeviceModel:
         # One row more, for what pads a batch.
         self._tables = torch.zeros((max_rows + 1, max_blocks), dtype=torch.int32, device=device)
         self.last_draws = torch.zeros(max_draws, dtype=torch.int32, device=device)
+        self._no_top_k = torch.zeros(max_rows, dtype=torch.int32, device=device)
+        self._all_of_p = torch.ones(max_rows, device=device)
+        self._no_min_p = torch.zeros(max_rows, device=device)
 
     def update_tables(self, step: PackedStep, *, numbers: Tensor) -> None:
         """Write what changes in the block tables; ``numbers``: the step's, on the device."""
@@ -158,6 +161,22 @@ class DeviceModel:
 
         x = self._forward(x, positions=positions, slots=slots, attend=attend)
         return self.logits(x)
+
+    def decode_and_draw(self, n_rows: int, *, numbers: Tensor) -> Tensor:
+        """Do so, and put into ``last_draws`` what is drawn by the numbers and temperatures of the
+        step; that means nothing where it does not ``draw_plainly``."""
+        logits = self.decode(n_rows, numbers=numbers)
+        start = draws_start(n_rows)
+        sampling = SamplingTensors(
+            temperature=numbers[start + 2 * n_rows : start + 3 * n_rows].view(torch.float32),
+            uniform=numbers[start : start + 2 * n_rows].view(torch.float64),
+            top_k=self._no_top_k[:n_rows],
+            top_p=self._all_of_p[:n_rows],
+            min_p=self._no_min_p[:n_rows],
+            drawn=True,
+        )
+        self.last_draws[:n_rows].copy_(self.kernels.sample(logits, sampling=sampling))
+        return logits
 
     def forward(self, step: PackedStep, *, numbers: Tensor) -> Tensor:
         """Compute any step; return the normed (n_logits, hidden) of the tokens whose logits are

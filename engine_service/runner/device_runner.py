@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +16,14 @@ from torch import Tensor
 from engine_service.protocol import TokenLogprob
 from engine_service.runner.decode_graphs import DecodeGraphs
 from engine_service.runner.device_model import DeviceModel
-from engine_service.runner.device_sampler import DeviceSampler
+from engine_service.runner.device_sampler import DeviceSampler, Drawn
 from engine_service.runner.device_steps import Steps
 from engine_service.runner.kv_tiers import KVTiers, move_blocks
 from engine_service.runner.logprobs import score_prompt
 from engine_service.runner.model_runner import Flight, StepResult, answers_of, sample_rows
 from engine_service.runner.sample_row import SampleRow
 from engine_service.runner.sampler import Samples, sample
-from engine_service.runner.step_packing import TableMirror, is_decode, pack
+from engine_service.runner.step_packing import PackedStep, TableMirror, is_decode, pack
 from engine_service.scheduling.batch import Batch
 from engine_service.scheduling.sequence import Sequence
 
@@ -36,18 +37,18 @@ _SCORED_AT_ONCE = 64
 class DeviceFlight:
     """A batch on the device.
 
-    draws: one for each token that it gives; drawn: their tokens, on the host once ``event`` has
-    happened. places: of those that give one token, by ``id`` of the sequence, which draw it is.
+    drawn: its tokens, on the host once ``event`` has happened; draws: how each was drawn, where not
+    plainly. places: of those that give one token, by ``id`` of the sequence, which draw it is.
     careful: draws that the processor has to make, from their ``logits``. scored: normed states of
     the places in prompts whose logits are wanted.
     """
 
     batch: Batch
     is_assumable: bool
-    draws: SequenceOf[SampleRow]
     drawn: Tensor
     event: torch.cuda.Event | None
     places: Mapping[int, int]
+    draws: SequenceOf[SampleRow] = ()
     careful: SequenceOf[int] = ()
     logits: Tensor | None = None
     scored: Tensor | None = None
@@ -90,27 +91,54 @@ class DeviceRunner:
         move_blocks(batch, copy=self._steps.copy, tiers=self._tiers)
         host = self._drawn[self._turn]
         self._turn = (self._turn + 1) % _N_BUFFERS
-        logits, scored = self._compute(batch, after=after)
+        size = None
+        if self._graphs is not None and is_decode(batch):
+            size = self._graphs.size_for(len(batch.rows))
+        step = pack(
+            batch,
+            mirror=self._mirror,
+            block_size=self._block_size,
+            sources={} if after is None else after.places,
+            pad_to=size or 0,
+        )
+        computed = self._steps.compute(step)
+        if step.draws_plainly:
+            return self._in_flight(batch, host=host, n_draws=len(batch.rows), is_assumable=True)
+        logits, scored = self._split(batch, step=step, computed=computed)
         draws = sample_rows(batch)
-        drawn = self._sampler.draw(logits, rows=draws) if draws else None
-        if drawn is not None:
+        drawn = Drawn()
+        if draws:
+            drawn = self._sampler.draw(logits, rows=draws)
+            assert drawn.token_ids is not None
             self._model.last_draws[: len(draws)].copy_(drawn.token_ids)
-            host[: len(draws)].copy_(drawn.token_ids, non_blocking=True)
+        return self._in_flight(
+            batch,
+            host=host,
+            n_draws=len(draws),
+            is_assumable=not drawn.careful and _are_free(batch),
+            draws=draws,
+            careful=drawn.careful,
+            logits=drawn.logits,
+            scored=scored,
+        )
+
+    def _in_flight(
+        self, batch: Batch, *, host: Tensor, n_draws: int, is_assumable: bool, **fields: Any
+    ) -> DeviceFlight:
+        """Have the tokens of ``last_draws`` copied to the host, behind all that was launched."""
+        drawn = host[:n_draws]
+        drawn.copy_(self._model.last_draws[:n_draws], non_blocking=True)
         event = None
         if self._model.device.type == "cuda":
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-        careful = () if drawn is None else drawn.careful
         return DeviceFlight(
             batch=batch,
-            is_assumable=not careful and _are_free(batch),
-            draws=draws,
-            drawn=host[: len(draws)],
+            is_assumable=is_assumable,
+            drawn=drawn,
             event=event,
             places=_places(batch),
-            careful=careful,
-            logits=None if drawn is None else drawn.logits,
-            scored=scored,
+            **fields,
         )
 
     @torch.inference_mode()
@@ -133,19 +161,10 @@ class DeviceRunner:
     def clear(self, blocks: SequenceOf[int]) -> None:
         self._steps.clear(blocks)
 
-    def _compute(self, batch: Batch, *, after: DeviceFlight | None) -> tuple[Tensor, Tensor | None]:
+    def _split(
+        self, batch: Batch, *, step: PackedStep, computed: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the logits of every draw, and the normed states of the scored places."""
-        size = None
-        if self._graphs is not None and is_decode(batch):
-            size = self._graphs.size_for(len(batch.rows))
-        step = pack(
-            batch,
-            mirror=self._mirror,
-            block_size=self._block_size,
-            sources={} if after is None else after.places,
-            pad_to=size or 0,
-        )
-        computed = self._steps.compute(step)
         if step.is_decode:
             return computed[: len(batch.rows)], None
         n_sampled = sum(1 + len(row.draft) for row in batch.rows if row.is_sampled)

@@ -13,10 +13,10 @@ from engine_service.runner.sample_row import SampleRow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """token_ids: int32 (n_rows,) on the device. careful: rows that the processor has to draw, from
-    ``logits``, float32 on the device."""
+    """token_ids: int32 (n_rows,) on the device, None where there is no row. careful: rows that the
+    processor has to draw, from ``logits``, float32 on the device."""
 
-    token_ids: Tensor
+    token_ids: Tensor | None = None
     careful: tuple[int, ...] = ()
     logits: Tensor | None = None
 

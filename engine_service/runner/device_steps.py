@@ -19,8 +19,9 @@ class Steps(Protocol):
     """Queues on the device, in the order of the calls, and waits for nothing."""
 
     def compute(self, step: PackedStep) -> Tensor:
-        """Return the logits of all rows of a step that ``is_decode``, padding included, else what
-        ``DeviceModel.forward`` does; either stands until the next call."""
+        """Return the logits of all rows of a step that ``is_decode``, padding included, with what
+        was drawn from them plainly in ``last_draws``; else what ``DeviceModel.forward`` does.
+        Either stands until the next call."""
 
     def clear(self, blocks: SequenceOf[int]) -> None:
         """Make blocks that may hold infinities fit for another sequence."""
@@ -53,15 +54,23 @@ class DeviceSteps:
 
     @torch.inference_mode()
     def compute(self, step: PackedStep) -> Tensor:
-        numbers = self._to_device(step)
+        host = self._on_host(step)
         if self._collectives is not None and step.takes_draws:
             self._collectives.share(self._model.last_draws)
+        is_recorded = (
+            self._graphs is not None and step.is_decode and step.n_rows in self._graphs.sizes
+        )
+        if is_recorded and not step.n_updates:
+            assert self._graphs is not None
+            return self._graphs.run(step.n_rows, numbers=host)
+        numbers = host.to(self._model.device, non_blocking=True)
         self._model.update_tables(step, numbers=numbers)
         if not step.is_decode:
             return self._model.forward(step, numbers=numbers)
-        if self._graphs is not None and step.n_rows in self._graphs.sizes:
+        if is_recorded:
+            assert self._graphs is not None
             return self._graphs.run(step.n_rows, numbers=numbers)
-        return self._model.decode(step.n_rows, numbers=numbers)
+        return self._model.decode_and_draw(step.n_rows, numbers=numbers)
 
     @torch.inference_mode()
     def clear(self, blocks: SequenceOf[int]) -> None:
@@ -73,9 +82,9 @@ class DeviceSteps:
         assert self._model.pool is not None
         self._model.pool.copy(pairs)
 
-    def _to_device(self, step: PackedStep) -> Tensor:
+    def _on_host(self, step: PackedStep) -> Tensor:
         host = self._hosts[self._turn]
         self._turn = (self._turn + 1) % _N_BUFFERS
         n = len(step.numbers)
         host[:n] = torch.frombuffer(step.numbers, dtype=torch.int32)
-        return host[:n].to(self._model.device, non_blocking=True)
+        return host[:n]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from engine_service.errors import EngineError
@@ -21,8 +22,7 @@ from engine_service.scheduling.batch import Batch, Row
 from engine_service.scheduling.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(Struct, frozen=True, kw_only=True):
     """What a step gave to one of ``batch.sampled``.
 
     token_ids: the drafted ones that are right and the one behind them; none where there is none to
@@ -180,6 +180,13 @@ def _split(logits: Tensor, *, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def answers_of(samples: Samples, *, batch: Batch) -> tuple[Answer, ...]:
     """Return what each of ``batch.sampled`` gets of the draws that ``sample_rows`` describes."""
+    if not samples.logprobs and not any(row.draft for row in batch.rows):
+        return tuple(
+            Answer(error=samples.errors.get(i))
+            if token_id is None
+            else Answer(token_ids=(token_id,))
+            for i, token_id in enumerate(samples.token_ids)
+        )
     return tuple(_answers(samples, batch=batch))
 
 

@@ -3,8 +3,9 @@
 import hashlib
 import struct
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
 from typing import Final, Literal
+
+from msgspec import Struct
 
 from engine_service.protocol import SamplingParams
 from engine_service.scheduling.sampling_state import SamplingState
@@ -15,8 +16,7 @@ Filter = Literal["none", "min_p", "sorted"]
 _GREEDY_BELOW_TEMPERATURE: Final = 1e-5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleRow:
+class SampleRow(Struct, frozen=True, kw_only=True):
     """One draw.
 
     n_generated: tokens that the sequence has produced before this one, drafted ones counted. state:
@@ -50,6 +50,11 @@ class SampleRow:
     @property
     def uniform(self) -> float:
         return uniform(self.seed, position=self.n_generated, is_again=self.is_again)
+
+
+def is_drawn(params: SamplingParams) -> bool:
+    """Return whether chance has a part in the choice."""
+    return not _is_greedy(params)
 
 
 def mask_comes_first(params: SamplingParams) -> bool:

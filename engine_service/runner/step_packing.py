@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Final
 
+from engine_service.runner.sample_row import is_drawn, uniform
 from engine_service.scheduling.batch import Batch, Row
 from engine_service.scheduling.sequence import ASSUMED_TOKEN, Sequence, SequenceState
 
 _NO_SLOT: Final = -1
 NO_SOURCE: Final = -1
 _ALIGNMENT: Final = 4  # numbers of 4 bytes
+_DECODE_SECTIONS: Final = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +26,14 @@ class PackedStep:
 
     Of each token: its id, its position, its slot in the pool (-1: none). Of each row: which of the
     last step's draws is its only token (-1: none, the id above holds), its row among the device's
-    block tables, its context. Then, unless each row is one token whose logits are wanted
-    (``is_decode``): where rows begin (n_rows + 1), and which tokens' logits are wanted. Then what
-    changes in the tables, first the places, then the blocks: what this step needs and
+    block tables, its context.
+    Then, where each row is one token whose logits are wanted (``is_decode``): of each a float64 in
+    [0, 1) and a float32 temperature, from which tokens may be drawn; zeros where they are drawn
+    otherwise. Else: where rows begin (n_rows + 1), and which tokens' logits are wanted.
+    Then what changes in the tables, first the places, then the blocks: what this step needs and
     ``is_decode`` does not say itself, which is the block of each row's slot.
 
+    draws_plainly: the numbers to draw by are there, and are all that the draws depend on.
     n_single: so many rows come first that have one token each. max_query_len: most tokens of one
     of the others. max_context_len: of any row.
     """
@@ -41,6 +46,7 @@ class PackedStep:
     max_query_len: int
     max_context_len: int
     is_decode: bool
+    draws_plainly: bool
     numbers: "array[int]"
 
     def sections(self) -> dict[str, tuple[int, int]]:
@@ -51,9 +57,14 @@ class PackedStep:
         logits = [("query_starts", self.n_rows + 1), ("logit_places", self.n_logits)]
         updates = [(name, self.n_updates) for name in ("update_places", "update_blocks")]
         sections, start = {}, 0
-        for name, length in (*per_token, *per_row, *(() if self.is_decode else logits), *updates):
+        for name, length in (*per_token, *per_row, *([] if self.is_decode else logits)):
             sections[name] = (start, length)
             start += length if self.is_decode else aligned(length)
+        if self.is_decode:
+            start = decode_length(self.n_rows)
+        for name, length in updates:
+            sections[name] = (start, length)
+            start += aligned(length)
         return sections
 
     @property
@@ -63,14 +74,23 @@ class PackedStep:
         return any(source != NO_SOURCE for source in self.numbers[start : start + length])
 
 
-def joined(sections: Iterable[SequenceOf[int]], *, is_decode: bool) -> "array[int]":
-    """Return the numbers of a step of these sections."""
+def joined(sections: Iterable[SequenceOf[int]]) -> "array[int]":
+    """Return the numbers of sections, each of which begins where it is ``aligned``."""
     numbers = array("i")
     for section in sections:
         numbers.extend(section)
-        if not is_decode:
-            numbers.extend([0] * (aligned(len(section)) - len(section)))
+        numbers.extend([0] * (aligned(len(section)) - len(section)))
     return numbers
+
+
+def draws_start(n_rows: int) -> int:
+    """Return where the numbers to draw by begin in a step that ``is_decode``."""
+    return aligned(_DECODE_SECTIONS * n_rows)
+
+
+def decode_length(n_rows: int) -> int:
+    """Return how many integers a step that ``is_decode`` has before what changes in the tables."""
+    return draws_start(n_rows) + aligned(3 * n_rows)
 
 
 def aligned(length: int) -> int:
@@ -154,10 +174,13 @@ def pack(
     if decodes:
         packing.pad(pad_to)
     logit_places = [] if decodes else batch.logit_places()
-    sections: list[SequenceOf[int]] = [*packing.per_token(), *packing.per_row()]
-    if not decodes:
-        sections += [packing.query_starts, logit_places]
-    sections += [packing.update_places, packing.update_blocks]
+    updates = joined([packing.update_places, packing.update_blocks])
+    if decodes:
+        numbers = joined([list(chain(*packing.per_token(), *packing.per_row()))])
+        numbers.extend(packing.draws(batch, n_rows=len(packing.context_lens)))
+    else:
+        sections = [*packing.per_token(), *packing.per_row(), packing.query_starts, logit_places]
+        numbers = joined(sections)
     return PackedStep(
         n_tokens=len(packing.token_ids),
         n_rows=len(packing.context_lens),
@@ -167,7 +190,8 @@ def pack(
         max_query_len=max((row.n_new for row in batch.rows), default=0),
         max_context_len=max((row.end for row in batch.rows), default=0),
         is_decode=decodes,
-        numbers=joined(sections, is_decode=decodes),
+        draws_plainly=decodes and packing.draws_plainly,
+        numbers=numbers + updates,
     )
 
 
@@ -193,6 +217,7 @@ class _Packing:
         self.query_starts: list[int] = [0]
         self.update_places: list[int] = []
         self.update_blocks: list[int] = []
+        self.draws_plainly = True
 
     def add(self, row: Row) -> None:
         table_row, start = self._mirror.place(row)
@@ -213,6 +238,7 @@ class _Packing:
             slots = chain.from_iterable(range(block * size, (block + 1) * size) for block in blocks)
             self.slots += islice(slots, place % size, place % size + row.n_new)
             self.sources.append(NO_SOURCE)
+        self.draws_plainly = self.draws_plainly and row.sequence.draws_plainly
         self.table_rows.append(table_row)
         self.context_lens.append(row.end)
         self.query_starts.append(self.query_starts[-1] + row.n_new)
@@ -231,6 +257,26 @@ class _Packing:
             self.sources += [NO_SOURCE] * n_lacking
             self.table_rows += [self._mirror.padding_row] * n_lacking
             self.context_lens += [0] * n_lacking
+
+    def draws(self, batch: Batch, *, n_rows: int) -> "array[int]":
+        """Return what to draw by, where that is all that draws depend on."""
+        numbers = array("i")
+        n_padding = n_rows - len(batch.rows)
+        uniforms, temperatures = [0.0] * n_rows, [0.0] * n_rows
+        if self.draws_plainly:
+            sequences = [row.sequence for row in batch.rows]
+            # Of the best token alone no number is needed.
+            uniforms = [
+                uniform(each.seed, position=each.n_generated) if is_drawn(each.sampling) else 0.0
+                for each in sequences
+            ] + [0.0] * n_padding
+            temperatures = [
+                each.sampling.temperature if is_drawn(each.sampling) else 0.0 for each in sequences
+            ] + [0.0] * n_padding
+        numbers.frombytes(array("d", uniforms).tobytes())
+        numbers.frombytes(array("f", temperatures).tobytes())
+        numbers.extend([0] * (aligned(len(numbers)) - len(numbers)))
+        return numbers
 
     def per_token(self) -> SequenceOf[list[int]]:
         return (self.token_ids, self.positions, self.slots)

@@ -1,7 +1,10 @@
 """What one step runs, and what comes of it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from engine_service.errors import EngineError
 from engine_service.protocol import FinishReason
@@ -9,14 +12,14 @@ from engine_service.scheduling.sequence import Sequence
 from engine_service.scheduling.tiers import NO_TRANSFERS, Transfers
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(Struct, frozen=True, kw_only=True):
     """The ``n_new`` tokens of one sequence from place ``n_computed`` on.
 
     forks: those that start with this row: they take part in all that comes of it. draft: guesses
     behind the sequence's last token, the last of the row's tokens; logits are wanted at each.
-    is_sampled: the row reached the sequence's last token when it was made, so that its logits are
-    wanted.
+    What follows from these: end: the place behind its last token. members: the sequence and those
+    that start with it. is_sampled: the row reached the sequence's last token when it was made, so
+    that its logits are wanted.
     """
 
     sequence: Sequence
@@ -24,18 +27,16 @@ class Row:
     n_new: int
     forks: tuple[Sequence, ...] = ()
     draft: tuple[int, ...] = ()
-    is_sampled: bool = field(init=False)
+    end: int = 0
+    members: tuple[Sequence, ...] = ()
+    is_sampled: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "is_sampled", self.end >= len(self.sequence))
-
-    @property
-    def members(self) -> tuple[Sequence, ...]:
-        return (self.sequence, *self.forks)
-
-    @property
-    def end(self) -> int:
-        return self.n_computed + self.n_new
+        # A step asks some hundred rows for these several times.
+        end = self.n_computed + self.n_new
+        force_setattr(self, "end", end)
+        force_setattr(self, "members", (self.sequence, *self.forks))
+        force_setattr(self, "is_sampled", end >= len(self.sequence.token_ids))
 
     @property
     def token_ids(self) -> list[int]:
@@ -112,8 +113,7 @@ class Batch:
         return sampled + scored
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Advance:
+class Advance(Struct, frozen=True, kw_only=True):
     """A sequence got tokens; ``finish_reason`` is set where the last of them ends it."""
 
     sequence: Sequence

@@ -232,12 +232,13 @@ class Scheduler:
         advances = []
         sampled = iter(token_ids)
         for row in batch.rows:
-            n_scored = max(row.scored.stop, row.sequence.n_scored)
+            scored = row.scored
             for sequence in row.members:
                 new_ids = next(sampled) if row.is_sampled else ()
                 if sequence.state is SequenceState.FINISHED:
                     continue
-                sequence.n_scored = n_scored
+                if scored:
+                    sequence.n_scored = max(scored.stop, sequence.n_scored)
                 if row.is_sampled:
                     advances.append(self._advance(sequence, token_ids=new_ids, row=row))
                 elif sequence.state is SequenceState.RUNNING:

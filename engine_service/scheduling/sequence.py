@@ -41,6 +41,8 @@ class Sequence:
     cache_tags: by which the blocks that it leaves in the prefix cache can be purged.
     stepped_at: number of the last step in which it decoded while not everyone could.
     n_scored: first tokens of the prompt whose logits have been looked at, for prompt_logprobs.
+    draws_plainly: its tokens depend on logits, temperature and seed alone, and nothing else is
+    wanted of them.
     """
 
     __slots__ = (
@@ -50,6 +52,7 @@ class Sequence:
         "block_table",
         "cache_tags",
         "drafters",
+        "draws_plainly",
         "expires_at_s",
         "forks",
         "index",
@@ -96,6 +99,7 @@ class Sequence:
         self.sampling = sampling
         self.sampling_state = sampling_state
         self.drafters: tuple[Drafter, ...] = ()
+        self.draws_plainly = sampling_state is None and _asks_for_a_token_alone(sampling)
         self.max_new_tokens = max_new_tokens
         self.seed = seed
         self.standing = standing
@@ -187,6 +191,11 @@ class Sequence:
             digest = hashlib.blake2b(parent + ids.tobytes(), digest_size=_DIGEST_BYTES)
             self._digests.append(digest.digest())
         return self._digests[:n_blocks]
+
+
+def _asks_for_a_token_alone(sampling: SamplingParams) -> bool:
+    is_filtered = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+    return not is_filtered and sampling.logprobs is None and sampling.prompt_logprobs is None
 
 
 def seed_of_choice(seed: int, *, index: int) -> int:

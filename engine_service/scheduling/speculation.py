@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from engine_service.scheduling.batch import Row
 from engine_service.scheduling.block_tables import BlockTables
