@@ -5,6 +5,7 @@ An engine's own format is read here and nowhere else; no database.
 
 import logging
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,8 +48,10 @@ class JournalFiles:
         self, place: JournalPlace, *, limit: int
     ) -> Iterator[tuple[list[RequestEnd], JournalPlace]]:
         """Yield what was added after ``place``, up to ``limit`` records at a time, each with the
-        place after it. A log that another follows, and that ends in a torn write, is left."""
+        place after it. No records with a place: what was before it is lost."""
         numbers = [n for n in log_numbers(self.directory, self.name) if n >= place.log_number]
+        if numbers and numbers[0] > max(place.log_number, 1):  # dropped by its engine
+            yield [], JournalPlace(log_number=numbers[0], log_end=0)
         for number in numbers:
             path = log_path(self.directory, self.name, number=number)
             end = place.log_end if number == place.log_number else 0
@@ -58,6 +61,17 @@ class JournalFiles:
                 yield list(_ends(part.records, epoch=self.epoch)), place
             if not part.is_whole and number != numbers[-1]:
                 logger.error("%s is damaged after byte %d", path, part.end)
+                yield [], JournalPlace(log_number=number + 1, log_end=0)
+
+    def may_lack_its_end(self) -> bool:
+        """Whether its engine's machine went down: nothing was forced to its disk."""
+        return self.opened_at < _machine_started_at()
+
+    def running(self) -> frozenset[str]:
+        """Return the ids of the requests that its engine has not ended. One that is not there has
+        ended before, and can be read, or begins after."""
+        records = read_live(live_path(self.directory, self.name), epoch=self.epoch)
+        return frozenset(record.request_id for record in records)
 
     def unfinished(self) -> list[RequestEnd]:
         """Return the requests that an engine that is gone had not ended; they may be among those
@@ -91,6 +105,10 @@ def journals_in(directory: Path) -> list[JournalFiles]:
         for path in sorted(directory.glob("*.live"))
         if (match := _NAME.fullmatch(path.stem)) is not None
     ]
+
+
+def _machine_started_at() -> datetime:
+    return datetime.fromtimestamp(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME), UTC)
 
 
 def _ends(records: tuple[JournalRecord, ...], *, epoch: int) -> Iterator[RequestEnd]:

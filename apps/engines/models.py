@@ -112,6 +112,7 @@ class EngineJournal(models.Model):
     read_at = models.DateTimeField(
         null=True, blank=True, help_text="All that its engine had written by then is here."
     )
+    # Or lost; either way nobody may conclude from what is not there.
     complete_since = models.DateTimeField(help_text="What was read before was pruned.")
     closed_at = models.DateTimeField(
         null=True, blank=True, help_text="Its engine is gone, and all of it was read."

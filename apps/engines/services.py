@@ -61,6 +61,7 @@ __all__ = [
     "orphans_left",
     "processes_serving",
     "quarantine_lift",
+    "requests_running",
     "stale_states_correct",
     "suspects_clear",
     "suspects_judge",
@@ -173,6 +174,18 @@ def journals_read(directory: Path, *, now: datetime) -> int:
     return n_entries
 
 
+def requests_running(directory: Path) -> frozenset[str]:
+    """Return the ids of the requests that the engines of this machine run. Ask before reading their
+    journals: what has ended meanwhile is there. No database."""
+    found: set[str] = set()
+    for files in journals_in(directory):
+        try:
+            found |= files.running()
+        except OSError as error:
+            logger.error("The journal %s cannot be read: %s", files.name, error)
+    return frozenset(found)
+
+
 def _journal_read(files: JournalFiles, *, now: datetime) -> int:
     is_over = files.is_over()  # before reading: what is read then is all of it
     journal = _journal_row(files)
@@ -183,6 +196,8 @@ def _journal_read(files: JournalFiles, *, now: datetime) -> int:
             with transaction.atomic():
                 _entries_add(journal, ends, now=now)
                 _journal_update(journal, log_number=end.log_number, log_end=end.log_end)
+                if not ends:
+                    _journal_update(journal, complete_since=now)
             n_entries += len(ends)
             if n_entries >= _ENTRIES_AT_MOST:
                 return n_entries
@@ -199,13 +214,16 @@ def _journal_read(files: JournalFiles, *, now: datetime) -> int:
 
 @transaction.atomic
 def _journal_close(journal: EngineJournal, files: JournalFiles, *, now: datetime) -> int:
-    """Add what its engine had not ended when it died."""
+    """Add what its engine had not ended when it died. A machine that went down took more with it,
+    and nobody knows of what."""
     unfinished = files.unfinished()
     keys = [end.key for end in unfinished]
     ended = set(journal.entries.filter(key__in=keys).values_list("key", flat=True))
     left = [end for end in unfinished if end.key not in ended]
     _entries_add(journal, left, now=now)
     _journal_update(journal, read_at=now, closed_at=now)
+    if files.may_lack_its_end():
+        _journal_update(journal, complete_since=now)
     return len(left)
 
 

@@ -2,17 +2,17 @@
 nothing left on the disk that is not needed."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from django.db import DatabaseError
 from django.utils import timezone
 
-from apps.engines import services
+from apps.engines import journals, services
 from apps.engines.journals import JournalFiles
 from apps.engines.models import EngineJournal, JournalEntry
-from apps.engines.services import journals_read
+from apps.engines.services import journals_read, requests_running
 from engine_service.journal import Journal, LiveRequest
 from engine_service.protocol.journal import live_path, log_path
 from tests.factories import EngineProcessFactory
@@ -94,6 +94,17 @@ def test_each_is_read_once(directory: Path, journal: Journal) -> None:
     assert entries() == [(1, ""), (2, ""), (4, "")]
 
 
+def test_what_runs_is_known_of_engines_that_live(
+    directory: Path, name: str, journal: Journal
+) -> None:
+    assert requests_running(directory) == frozenset()
+    begin(journal, 1)
+    begin(journal, 2)
+    run(journal, 3)
+    (directory / f"e0-1-{OPENED_NS:x}.live").mkdir()  # cannot be read, and hides no other
+    assert requests_running(directory) == {"r1", "r2"}
+
+
 def test_many_are_read_in_parts(
     directory: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +171,49 @@ def test_a_torn_tail_of_one_that_runs_is_waited_for(
     log.write_bytes(whole)
     assert read(directory) == 1
     assert entries() == [(1, ""), (2, "")]
+
+
+def test_after_a_loss_it_is_complete_from_then_on(directory: Path, name: str) -> None:
+    """Its engine dropped a log that nobody read in time, and another is damaged."""
+    journal = open_journal(directory, name, max_log_bytes=100, max_logs=3)
+    run(journal, 1)
+    assert read(directory) == 1
+    opened_at = EngineJournal.objects.get().complete_since
+    run(journal, 2, 3, 4)
+    assert files(directory) == ["000002.log", "000003.log", "000004.log", "live"]
+    now = timezone.now()
+    assert journals_read(directory, now=now) == 3
+    assert opened_at != now
+    assert EngineJournal.objects.get().complete_since == now
+    run(journal, 5, 6)
+    log = log_path(directory, name, number=5)
+    log.write_bytes(log.read_bytes()[:-3])
+    later = now + timedelta(seconds=10)
+    assert journals_read(directory, now=later) == 1
+    assert EngineJournal.objects.get().complete_since == later
+    run(journal, 7)
+    journal.close()
+    assert journals_read(directory, now=later + timedelta(seconds=10)) == 1
+    assert EngineJournal.objects.get().complete_since == later
+    assert [key for key, _ in entries()] == [1, 2, 3, 4, 6, 7]
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+def test_what_a_machine_that_went_down_has_of_a_journal_is_not_all(
+    directory: Path, name: str, monkeypatch: pytest.MonkeyPatch, is_over: bool
+) -> None:
+    monkeypatch.setattr(journals, "_machine_started_at", timezone.now)
+    monkeypatch.setattr(journals, "_NS", 2 * 1_000_000_000)  # opened in the past
+    journal = open_journal(directory, name)
+    run(journal, 1)
+    if is_over:
+        journal.close()
+    now = timezone.now()
+    assert journals_read(directory, now=now) == 1
+    found = EngineJournal.objects.get()
+    assert (found.closed_at == now, found.complete_since == now) == (is_over, is_over)
+    if not is_over:
+        journal.close()
 
 
 def test_a_run_that_fails_midway_is_made_again(
