@@ -29,6 +29,7 @@ from apps.engines.services import (
     observations_record,
     orphans_end,
     orphans_left,
+    requests_running,
     stale_states_correct,
     suspects_judge,
 )
@@ -127,11 +128,12 @@ class Reconciler:
     async def _sweep(self) -> None:
         """Read what the engines recorded, then close what nobody else will."""
         now = timezone.now()
+        running = await asyncio.to_thread(requests_running, self._paths.journal_dir)
         await database_hop(journals_read, self._paths.journal_dir, now=now)
         await database_hop(suspects_judge, now)
         process_ids = frozenset(self.agent.occupied)
         await database_hop(self._sampler.sample, now, process_ids=process_ids)
-        if n_orphans := await database_hop(orphans_close, now):
+        if n_orphans := await database_hop(orphans_close, now, running=running):
             logger.warning("Closed %d usage records whose gateway is gone", n_orphans)
 
     async def _record(self) -> None:

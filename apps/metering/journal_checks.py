@@ -14,7 +14,7 @@ from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery, Sum
 from apps.engines.selectors import engine_journals, journal_entries
 from apps.engines.types import CONNECTION_LOST, ENGINE_DIED
 from apps.metering.models import UsageRecord
-from apps.metering.orphans import ORPHANED
+from apps.metering.orphans import UNRECORDED
 from apps.metering.types import Finding, FindingKind, Outcome, Window
 
 # Journals are read every ten seconds, by the clocks of several machines.
@@ -71,7 +71,7 @@ def counted_otherwise(window: Window) -> Iterator[Finding]:
         | ~Q(n_completion_tokens=F("n_made")) & ~is_less
         | ~Q(finish_reason="") & ~Q(n_cached_tokens=F("n_cached"))
     )
-    rows = _compared(window).exclude(_is_late()).filter(off)
+    rows = _compared(window).exclude(UNRECORDED).filter(off)
     for row in rows.order_by("id")[: window.limit]:
         yield _finding(
             FindingKind.JOURNAL,
@@ -83,13 +83,13 @@ def counted_otherwise(window: Window) -> Iterator[Finding]:
 
 
 def late(window: Window) -> Iterator[Finding]:
-    """Rows that were closed for want of a record, which has come since."""
-    rows = _compared(window).filter(_is_late(), n_prompt_tokens=F("n_read"))
+    """Rows that were closed without a record, which has come since."""
+    rows = _compared(window).filter(UNRECORDED, n_prompt_tokens=F("n_read"))
     for row in rows.order_by("id")[: window.limit]:
         yield _finding(
             FindingKind.LATE,
             row,
-            f"Closed with its prompt alone; by its engine's record, which came later, "
+            f"Closed as {row.error_code}; by its engine's record, which came later, "
             f"{row.n_made} tokens were made.",
         )
 
@@ -98,10 +98,6 @@ def _settled(window: Window) -> "QuerySet[UsageRecord]":
     return UsageRecord.objects.filter(
         state=UsageRecord.State.SETTLED, is_from_cache=False, created_at__gte=window.since
     )
-
-
-def _is_late() -> Q:
-    return Q(outcome=Outcome.INTERRUPTED, error_code=ORPHANED)
 
 
 def _compared(window: Window) -> "QuerySet[Any]":

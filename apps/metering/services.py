@@ -1,6 +1,6 @@
 """Writes of the ledger: reserve before dispatch, settle exactly once, close what was orphaned."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from datetime import datetime
 from typing import Final
 
@@ -24,7 +24,6 @@ from apps.metering.types import (
     Finding,
     FindingKind,
     Grant,
-    Outcome,
     RefusalKey,
     Reservation,
     Settlement,
@@ -103,12 +102,15 @@ def reservation_void(request_id: str) -> bool:
 
 
 @every_tenant("the sweep closes whosever rows were orphaned")
-def orphans_close(now: datetime) -> int:
+def orphans_close(now: datetime, *, running: Set[str] = frozenset()) -> int:
     """Close the rows that were left by a process that was killed; return how many.
 
     Where its engine is done with a request, by the engine's own record of it and soon; else, once
-    the row's life is over, as ``interrupted``, at the price of its prompt.
+    the row's life is over, as ``failed`` and free of charge where its engine never had it, and as
+    ``interrupted``, at the price of its prompt, where nobody can know. running: ids of requests
+    that engines ran before their journals were read; their rows' lives are not over.
     """
+    orphans.outliving(running, now).update(expires_at=now + orphans.LIFE_LEFT)
     n_closed = sum(settle(settlement) for settlement in orphans.journaled(now))
     return n_closed + sum(settle(settlement) for settlement in orphans.overdue(now))
 
@@ -181,10 +183,11 @@ def _correct(finding: Finding, *, actor: Actor) -> bool:
 
 
 def _settle_late(request_id: str) -> bool:
-    """Charge a row that was closed for want of a record by the one that came since, and put the
+    """Charge a row that was closed without a record by the one that came since, and put the
     difference where the old numbers had gone."""
-    row = UsageRecord.objects.select_for_update().filter(request_id=request_id).first()
-    if row is None or (row.outcome, row.error_code) != (Outcome.INTERRUPTED, orphans.ORPHANED):
+    rows = UsageRecord.objects.filter(orphans.UNRECORDED, request_id=request_id)
+    row = rows.select_for_update().first()
+    if row is None:
         return False
     settlement = orphans.settlement_late(row)
     if settlement is None:
