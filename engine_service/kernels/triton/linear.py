@@ -229,9 +229,11 @@ def _summed_kernel(
     # All tokens at once: one after the other each would wait for memory again.
     inputs, sums = (), ()
     for token in tl.static_range(n_tokens):
-        inputs += (tl.load(x + token * x_stride + columns, mask=is_column, other=0.0),)
+        values = tl.load(x + token * x_stride + columns, mask=is_column, other=0.0)
+        inputs += (values,)  # type: ignore[assignment]
         if adds:
-            sums += (tl.load(out + token * out_stride + rows, mask=is_row, other=0.0),)
+            before = tl.load(out + token * out_stride + rows, mask=is_row, other=0.0)
+            sums += (before,)  # type: ignore[assignment]
     tl.debug_barrier()
     for token in tl.static_range(n_tokens):
         values = inputs[token].to(tl.float32)
