@@ -330,18 +330,29 @@ def _combine(
     dims = tl.arange(0, padded_dim)
     is_active = splits < n_active
     is_dim = dims < head_dim
-    for head in tl.static_range(group):
-        places = (pair * n_splits + splits) * group + head
-        log_sum = tl.load(
-            log_sums + places, mask=is_active, other=float("-inf"), cache_modifier=".cg"
-        )
-        part = tl.load(
-            parts + places[:, None] * head_dim + dims[None, :],
-            mask=is_active[:, None] & is_dim[None, :],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        weights = tl.exp2(log_sum - tl.max(log_sum, axis=0))
-        result = tl.sum(part * weights[:, None], axis=0) / tl.sum(weights, axis=0)
-        ends = out + (pair * group + head) * head_dim + dims
-        tl.store(ends, result.to(out.dtype.element_ty), mask=is_dim)
+    for first in tl.static_range(0, group, 2):
+        # Two heads at once: one after the other each would wait for memory, and the registers do
+        # not hold more.
+        sums, tiles = (), ()
+        for head in tl.static_range(first, first + 2):
+            if head < group:
+                places = (pair * n_splits + splits) * group + head
+                log_sum = tl.load(
+                    log_sums + places, mask=is_active, other=float("-inf"), cache_modifier=".cg"
+                )
+                tile = tl.load(
+                    parts + places[:, None] * head_dim + dims[None, :],
+                    mask=is_active[:, None] & is_dim[None, :],
+                    other=0.0,
+                    cache_modifier=".cg",
+                )
+                sums += (log_sum,)  # type: ignore[assignment]
+                tiles += (tile,)  # type: ignore[assignment]
+        for head in tl.static_range(first, first + 2):
+            if head < group:
+                log_sum = sums[head - first]
+                weights = tl.exp2(log_sum - tl.max(log_sum, axis=0))
+                tile = tiles[head - first] * weights[:, None]
+                result = tl.sum(tile, axis=0) / tl.sum(weights, axis=0)
+                ends = out + (pair * group + head) * head_dim + dims
+                tl.store(ends, result.to(out.dtype.element_ty), mask=is_dim)

@@ -151,10 +151,16 @@ def make_case(context_lens: Sequence[int], shape: Shape = Shape(), *, seed: int 
     )
 
 
-@pytest.mark.parametrize("has_norms", [True, False])
 @pytest.mark.parametrize(
-    ("head_dim", "dtype"),
-    [(8, torch.float32), (32, HALF), (64, torch.float32), (80, HALF), (128, HALF), (256, HALF)],
+    ("head_dim", "dtype", "has_norms"),
+    [
+        (8, torch.float32, True),
+        (32, HALF, False),
+        (64, torch.float32, False),
+        (80, HALF, True),
+        (128, HALF, True),
+        (256, HALF, False),
+    ],
 )
 def test_each_head_size_and_type(head_dim: int, dtype: torch.dtype, has_norms: bool) -> None:
     shape = Shape(head_dim=head_dim, dtype=dtype, has_norms=has_norms)
