@@ -48,8 +48,8 @@ class CudaGraphApi:
 
 class DecodeGraphs:
     """decode: computes so many rows from the first numbers of the array that it is given, as
-    ``DeviceModel.decode_and_draw``. Recorded when made, the largest first, so that smaller ones find their
-    memory."""
+    ``DeviceModel.decode_and_draw``. Recorded when made, the largest first, so that smaller ones
+    find their memory."""
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from engine_service.kernels.triton.dependent_launch import is_dependent
 MAX_GROUP = 16
 MAX_HEAD_DIM = 256
 # Of K, and as much of V, which a program has in registers before it waits.
-_KV_TILE_BYTES = 8 * 1024
+_KV_TILE_BYTES = 16 * 1024
 # Products on tensor cores have no fewer rows.
 _MIN_ROWS = 16
 

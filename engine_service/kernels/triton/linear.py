@@ -58,7 +58,7 @@ def configurations(*, n_tokens: int, n_in: int) -> tuple[LinearTiles, ...]:
         # Between one load of 16 bytes and a quarter of the registers that a thread may have.
         if row >= 256 * n_warps and block_out * row <= 128 * 32 * n_warps
     )
-    return tiles or (_summed_tiles(n_in=n_in, n_out=0, n_matrices=1),)
+    return tiles or (_summed_tiles(n_tokens=n_tokens, n_in=n_in, n_matrices=1),)
 
 
 def linear(
@@ -164,23 +164,27 @@ def _launch(
 
 def _tiles(*, n_tokens: int, n_in: int, n_out: int, gates: bool) -> LinearTiles:
     if n_tokens <= _MAX_SUMMED_TOKENS:
-        return _summed_tiles(n_in=n_in, n_out=n_out, n_matrices=2 if gates else 1)
+        return _summed_tiles(n_tokens=n_tokens, n_in=n_in, n_matrices=2 if gates else 1)
     block_out = 32 if n_out >= 4096 else 16
     block_in = min(max(triton.next_power_of_2(n_in), 16), 4096 // block_out)
     return LinearTiles(block_out=block_out, block_in=block_in, n_warps=4, n_stages=4)
 
 
-def _summed_tiles(*, n_in: int, n_out: int, n_matrices: int) -> LinearTiles:
-    """At least 512 programs, some four for each multiprocessor of a large GPU; beyond that as many
-    rows in each as leave a thread no more than 64 weights."""
+def _summed_tiles(*, n_tokens: int, n_in: int, n_matrices: int) -> LinearTiles:
+    """Return what was the fastest within whole steps on an H200 (``benchmarks.gpu.few_rows``): long
+    rows go to many warps, short ones to few; and where there are several tokens, whose inputs take
+    registers too, to fewer."""
     row = triton.next_power_of_2(n_in)
-    n_warps = min(max(row // 256, 1), max(row // 2048, 4))
-    block_out = 1
-    while block_out < 8 and n_out >= 1024 * block_out:
-        if 2 * block_out * n_matrices * row > 64 * 32 * n_warps:
-            break
-        block_out *= 2
-    return LinearTiles(block_out=block_out, n_warps=n_warps)
+    if row <= 1024:
+        block_out, n_warps = (2, 1) if n_matrices == 2 else (4, 2 if n_tokens == 1 else 1)
+    elif row <= 2048:
+        block_out, n_warps = (2, 4) if n_tokens == 1 or n_matrices == 2 else (8, 4)
+    elif n_tokens == 1:
+        block_out, n_warps = max(1, 2**15 // (row * n_matrices)), 16
+    else:
+        block_out, n_warps = max(1, 2**13 // (row * n_matrices)), 4
+    # A thread loads 16 bytes at a time.
+    return LinearTiles(block_out=block_out, n_warps=min(n_warps, max(row // 256, 1)))
 
 
 @triton.jit
