@@ -59,7 +59,7 @@ class EngineConfig:
     kernels: ``auto`` is triton on a GPU; else compiled where that can be, else reference, with a
         warning. ``torch`` is what triton's are compared with, on either.
     quantization: ``int8`` and ``fp8`` halve the weights when loading. On a processor only the
-        compiled kernels know ``int8``, and nothing ``fp8``.
+        compiled kernels know ``int8``, and nothing ``fp8``, torch's aside, which know both.
     kv_cache_dtype: ``fp8`` stores K and V as float8_e4m3fn, cast as they are; only on a GPU.
         ``auto`` stores them as they are computed.
     instruction_set: which one the compiled kernels use; None takes the best there is.

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engine_service.kernels.plain_attention import attend, cast, rotated
+from engine_service.kernels.quantization import QuantizedWeight, dequantize_weight
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagedRows:
@@ -126,6 +129,12 @@ class DeviceKernels(Protocol):
         """Return (n_tokens, n_heads * head_dim) of causal attention of each row's new tokens over
         its context. q: (n_tokens, n_heads, head_dim)."""
 
+    def quantized_linear(
+        self, x: Tensor, *, weight: QuantizedWeight, bias: Tensor | None
+    ) -> Tensor:
+        """Return the product (n_tokens, n_out) of (n_tokens, n_in), whose rows may lie apart, and
+        the transpose of a weight of eight bits, plus bias (n_out,)."""
+
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """Return silu(gate) * up of (n_tokens, 2 * n), gate first."""
 
@@ -216,28 +225,48 @@ class TorchKernels:
         if k_norm is not None:
             k = self.rms_norm(k, weight=k_norm, eps=eps)
         cos, sin = rotary[positions.long()].unsqueeze(1).chunk(2, dim=-1)
-        q, k = _rotated(q, cos=cos, sin=sin), _rotated(k, cos=cos, sin=sin)
+        q, k = rotated(q, cos=cos, sin=sin), rotated(k, cos=cos, sin=sin)
         kept = (slots >= 0).nonzero()[:, 0]
         places = slots[kept].long()
         block_size = k_cache.shape[1]
         where = (places // block_size, places % block_size)
-        k_cache[where] = _cast(k[kept], dtype=k_cache.dtype)
-        v_cache[where] = _cast(v[kept], dtype=v_cache.dtype)
+        k_cache[where] = cast(k[kept], dtype=k_cache.dtype)
+        v_cache[where] = cast(v[kept], dtype=v_cache.dtype)
         return q
 
     def decode_attention(
         self, q: Tensor, *, k_cache: Tensor, v_cache: Tensor, rows: PagedRows, scale: float
     ) -> Tensor:
         starts = torch.arange(len(q) + 1)
-        return _attend(q, starts=starts, k_cache=k_cache, v_cache=v_cache, rows=rows, scale=scale)
+        return attend(
+            q,
+            starts=starts,
+            k_cache=k_cache,
+            v_cache=v_cache,
+            block_tables=rows.block_tables,
+            context_lens=rows.context_lens,
+            scale=scale,
+        )
 
     def prefill_attention(
         self, q: Tensor, *, k_cache: Tensor, v_cache: Tensor, rows: PagedRows, scale: float
     ) -> Tensor:
         assert rows.query_starts is not None
-        return _attend(
-            q, starts=rows.query_starts, k_cache=k_cache, v_cache=v_cache, rows=rows, scale=scale
+        return attend(
+            q,
+            starts=rows.query_starts,
+            k_cache=k_cache,
+            v_cache=v_cache,
+            block_tables=rows.block_tables,
+            context_lens=rows.context_lens,
+            scale=scale,
         )
+
+    def quantized_linear(
+        self, x: Tensor, *, weight: QuantizedWeight, bias: Tensor | None
+    ) -> Tensor:
+        wide = None if bias is None else bias.float()
+        return functional.linear(x.float(), dequantize_weight(weight), wide).to(x.dtype)
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.float().chunk(2, dim=-1)
@@ -326,50 +355,6 @@ class TorchKernels:
         last = (running < running[:, -1:]).sum(dim=-1)
         chosen = torch.where(is_drawn, torch.minimum(drawn, last), greedy)
         return torch.where(best[:, 0].isfinite(), chosen, -1).int()
-
-
-def _rotated(x: Tensor, *, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.float().chunk(2, dim=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return torch.cat(turned, dim=-1).to(x.dtype)
-
-
-def _cast(x: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """Cast as a GPU does: what is beyond the range of fp8 becomes its greatest, where torch alone
-    would make it NaN."""
-    if dtype == torch.float8_e4m3fn:
-        most = torch.finfo(dtype).max
-        x = x.clamp(-most, most)
-    return x.to(dtype)
-
-
-def _attend(
-    q: Tensor,
-    *,
-    starts: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    rows: PagedRows,
-    scale: float,
-) -> Tensor:
-    block_size, n_kv_heads = k_cache.shape[1], k_cache.shape[2]
-    n_groups = q.shape[1] // n_kv_heads
-    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    for i, context_len in enumerate(rows.context_lens.tolist()):
-        start, end = int(starts[i]), int(starts[i + 1])
-        if not context_len or start == end:
-            continue
-        blocks = rows.block_tables[i, : -(-context_len // block_size)].long()
-        k, v = (
-            cache[blocks].flatten(0, 1)[:context_len].float().repeat_interleave(n_groups, dim=1)
-            for cache in (k_cache, v_cache)
-        )
-        scores = torch.einsum("qhd,khd->hqk", q[start:end].float(), k) * scale
-        place = torch.arange(context_len, device=q.device)
-        newest = place[context_len - (end - start) :, None]
-        scores = scores.masked_fill(place > newest, float("-inf"))
-        out[start:end] = torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), v).to(q.dtype)
-    return out.flatten(1)
 
 
 def _filtered(weights: Tensor, *, sampling: SamplingTensors) -> Tensor:

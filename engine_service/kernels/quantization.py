@@ -45,6 +45,10 @@ class QuantizedWeight:
         return len(self.values)
 
 
+# (n_out, n_in), as a product takes it.
+Matrix = Tensor | QuantizedWeight
+
+
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return int8 (n_out, n_groups, GROUP) and float32 scales (n_out, n_groups, 1) of a matrix
     (n_out, n_in), zeros behind its last input; rounded to nearest, by each group's greatest."""

@@ -48,7 +48,7 @@ def read_decoder(
         embedding=Embedding(embedding),
         layers=layers,
         norm=norm,
-        head=Linear(head),
+        head=Linear(weights.matrix(head)),
         rotary=RotaryEmbedding(
             config.rotary, head_dim=config.head_dim, max_model_len=max_model_len, dtype=dtype
         ),
@@ -76,18 +76,25 @@ def read_attention(
         (f"{prefix}k_proj", kv_size, kv_rows),
         (f"{prefix}v_proj", kv_size, kv_rows),
     ]
-    weight = weights.take_stacked(
-        *(Part(f"{name}.weight", (size, config.hidden_size), rows) for name, size, rows in parts)
+    weight = weights.matrix(
+        weights.take_stacked(
+            *(
+                Part(f"{name}.weight", (size, config.hidden_size), rows)
+                for name, size, rows in parts
+            )
+        )
     )
     bias = None
     if has_bias:
         bias = weights.take_stacked(
             *(Part(f"{name}.bias", (size,), rows) for name, size, rows in parts)
         )
-    output = weights.take(
-        f"{prefix}o_proj.weight",
-        shape=(config.hidden_size, q_size),
-        columns=shard.part(q_size),
+    output = weights.matrix(
+        weights.take(
+            f"{prefix}o_proj.weight",
+            shape=(config.hidden_size, q_size),
+            columns=shard.part(q_size),
+        )
     )
     return Attention(
         qkv=Linear(weight, bias=bias),
@@ -108,12 +115,13 @@ def _norm(config: ModelConfig, weights: WeightReader, *, name: str) -> RMSNorm:
 def _feed_forward(config: ModelConfig, weights: WeightReader, *, prefix: str) -> FeedForward:
     hidden, inner = config.hidden_size, config.intermediate_size
     part = weights.shard.part(inner)
-    return FeedForward(
-        gate_up=Linear(
-            weights.take_stacked(
-                Part(f"{prefix}gate_proj.weight", (inner, hidden), part),
-                Part(f"{prefix}up_proj.weight", (inner, hidden), part),
-            )
-        ),
-        down=Linear(weights.take(f"{prefix}down_proj.weight", shape=(hidden, inner), columns=part)),
+    gate_up = weights.matrix(
+        weights.take_stacked(
+            Part(f"{prefix}gate_proj.weight", (inner, hidden), part),
+            Part(f"{prefix}up_proj.weight", (inner, hidden), part),
+        )
     )
+    down = weights.matrix(
+        weights.take(f"{prefix}down_proj.weight", shape=(hidden, inner), columns=part)
+    )
+    return FeedForward(gate_up=Linear(gate_up), down=Linear(down))

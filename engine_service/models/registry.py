@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 import torch
 
-from engine_service.config import ModelConfig
+from engine_service.config import ModelConfig, QuantizationName
 from engine_service.encoder_config import EncoderConfig
 from engine_service.errors import ModelError
 from engine_service.layers.decoder import Decoder
@@ -48,15 +48,24 @@ def load_model(
     dtype: torch.dtype,
     shard: Shard = WHOLE,
     device: torch.device | None = None,
+    quantization: QuantizationName = "none",
 ) -> Decoder:
     """Verify a model directory against its manifest and load it, or a shard of it, on ``device``.
+
+    quantization: each matrix gets its eight bits as soon as it is read, so that at any time one of
+    them at most is there in ``dtype`` too. A head that is tied to the embedding is a copy of it.
 
     Raises:
         ModelError: it is altered, incomplete, not what its configuration says, or cannot be cut.
     """
     shard.check(config)
     with _verified_weights(
-        model_dir, architecture=config.architecture, dtype=dtype, shard=shard, device=device
+        model_dir,
+        architecture=config.architecture,
+        dtype=dtype,
+        shard=shard,
+        device=device,
+        quantization=quantization,
     ) as weights:
         read = MODELS[config.architecture]
         return read(config, weights=weights, max_model_len=max_model_len, dtype=dtype)
@@ -80,10 +89,13 @@ def _verified_weights(
     dtype: torch.dtype,
     shard: Shard = WHOLE,
     device: torch.device | None = None,
+    quantization: QuantizationName = "none",
 ) -> Iterator[WeightReader]:
     manifest = verify_manifest(model_dir)
     if manifest.architecture != architecture:
         raise ModelError(f"the manifest says {manifest.architecture}, config.json {architecture}")
     paths = [model_dir / name for name in manifest.files if name.endswith(".safetensors")]
-    with WeightReader(paths, dtype=dtype, shard=shard, device=device) as weights:
+    with WeightReader(
+        paths, dtype=dtype, shard=shard, device=device, quantization=quantization
+    ) as weights:
         yield weights

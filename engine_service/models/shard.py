@@ -39,6 +39,19 @@ class Shard:
                 f"({n_kv_heads}) or be a multiple of it"
             )
 
+    def check_groups(self, config: ModelConfig, *, group: int) -> None:
+        """Raises ModelError where a cut goes through ``group`` neighbouring inputs of a product,
+        which have a scale in common."""
+        for name, size in (
+            ("num_attention_heads times head_dim", config.n_heads * config.head_dim),
+            ("intermediate_size", config.intermediate_size),
+        ):
+            if self.n_ranks > 1 and size // self.n_ranks % group:
+                raise ModelError(
+                    f"tensor_parallel ({self.n_ranks}) cuts the model's {name} ({size}) into parts "
+                    f"of {size // self.n_ranks}; quantization int8 needs multiples of {group}"
+                )
+
     def of(self, config: ModelConfig) -> ModelConfig:
         """Return the model's sizes as this rank has them: fewer heads and inner values."""
         kv_heads = self.kv_heads(config.n_kv_heads)

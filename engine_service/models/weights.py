@@ -12,11 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from engine_service.config import QuantizationName
 from engine_service.errors import ModelError
+from engine_service.kernels.quantization import Matrix, quantize_weight
 from engine_service.models.shard import WHOLE, Shard
 
 _STORED_DTYPES: Final = ("F32", "BF16", "F16")
 _ALL: Final = slice(None)
+_NO_ROOM: Final = "the weights do not fit the device's memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class WeightReader:
 
     shard: the part of the model that is to be read. Whoever reads asks for the rows and columns of
     it: what of a tensor belongs to which rank the reader does not know.
+    quantization: of what is given to ``matrix``.
     """
 
     def __init__(
@@ -47,8 +51,10 @@ class WeightReader:
         dtype: torch.dtype,
         shard: Shard = WHOLE,
         device: torch.device | None = None,
+        quantization: QuantizationName = "none",
     ) -> None:
         self.shard = shard
+        self._quantization = quantization
         self._device = device
         self._dtype = dtype
         self._files = ExitStack()
@@ -92,6 +98,16 @@ class WeightReader:
             start += part.n_rows
         return stacked
 
+    def matrix(self, weight: Tensor) -> Matrix:
+        """Return a weight of a product, which was taken, as the engine is to hold it. Of one in
+        eight bits nothing else is left once the caller lets go of ``weight``."""
+        if self._quantization == "none":
+            return weight
+        try:
+            return quantize_weight(weight, kind=self._quantization)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(_NO_ROOM) from error
+
     def finish(self, *, ignored: frozenset[str]) -> None:
         """Check that every tensor was taken, those aside that the model does not use."""
         unknown = sorted(self._untaken - ignored)
@@ -102,7 +118,7 @@ class WeightReader:
         try:
             return torch.empty(shape, dtype=self._dtype, device=self._device)
         except torch.OutOfMemoryError as error:
-            raise ModelError("the weights do not fit the device's memory") from error
+            raise ModelError(_NO_ROOM) from error
 
     def _stored(self, part: Part, *, columns: slice = _ALL) -> Tensor:
         name, shape = part.name, part.shape

@@ -13,6 +13,7 @@ import torch
 from engine_service.config import EngineConfig, ModelConfig
 from engine_service.errors import ModelError
 from engine_service.kernels.device import DeviceKernels, TorchKernels
+from engine_service.kernels.quantization import GROUP
 from engine_service.models.registry import load_model
 from engine_service.models.shard import WHOLE, Shard
 from engine_service.runner.collectives import Collectives, Member
@@ -57,6 +58,8 @@ def load_on_device(config: EngineConfig, *, model_config: ModelConfig) -> Loaded
         return _loaded(part, steps=part.steps, config=config, ranks=None)
     shard = Shard(0, config.tensor_parallel)
     shard.check(model_config)
+    if config.quantization == "int8":
+        shard.check_groups(model_config, group=GROUP)
     if _is_cuda(config) and torch.cuda.device_count() < shard.n_ranks:
         raise ModelError(
             f"tensor_parallel is {shard.n_ranks}, and torch finds {torch.cuda.device_count()} GPUs"
@@ -81,8 +84,6 @@ def load_part(
     shard = WHOLE if member is None else member.shard
     device = device_of(config, rank=shard.rank)
     kernels = _kernels(config, device=device)
-    if config.quantization != "none":
-        raise ModelError(f"quantization {config.quantization} is not for {kernels.name} kernels")
     is_narrow = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
     dtype = torch.bfloat16 if is_narrow else torch.float32
     max_len = config.effective_max_model_len(
@@ -100,6 +101,7 @@ def load_part(
             dtype=dtype,
             device=device,
             shard=shard,
+            quantization=config.quantization,
         ),
         kernels=kernels,
         device=device,
@@ -108,6 +110,7 @@ def load_part(
         max_draws=max_draws,
         max_blocks=max_blocks,
         reduce=None if member is None else member.collectives.reduce,
+        is_quantized=config.quantization != "none",
     )
     sampler = DeviceSampler(kernels, device=device)
     n_blocks = _make_pool(

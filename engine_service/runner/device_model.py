@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine_service.kernels.device import DeviceKernels, PagedRows, SamplingTensors
+from engine_service.kernels.quantization import Matrix
 from engine_service.layers.decoder import Decoder
+from engine_service.layers.linear import Linear
 from engine_service.runner.few_rows import FewRows
 from engine_service.runner.layer_weights import LayerWeights
 from engine_service.runner.step_packing import PackedStep, draws_start
@@ -74,7 +76,8 @@ class DeviceModel:
 
     last_draws: int32 (max_draws,): the tokens that the last step drew, which the next one may take
     as its input. reduce: adds up what the ranks of a tensor-parallel group hold, after attention
-    and after the feed-forward layer; None for a model that is whole.
+    and after the feed-forward layer; None for a model that is whole. is_quantized: whether the
+    weights of its products were read in eight bits.
     """
 
     def __init__(
@@ -88,32 +91,42 @@ class DeviceModel:
         max_draws: int,
         max_blocks: int,
         reduce: Reduce | None = None,
+        is_quantized: bool = False,
     ) -> None:
         self.kernels = kernels
         self.device = device
         self._eps = eps
         self._reduce = reduce
         self._embedding = model.embedding.weight
-        self._layers = [LayerWeights.of(layer) for layer in model.layers]
         self._norm = model.norm.weight
-        self._head = model.head.take()
         self._rotary = model.rotary.table.to(device)
         attention = model.layers[0].attention
         self._n_heads, self._head_dim = attention.n_heads, attention.head_dim
         self._scale = self._head_dim**-0.5
-        self._few_rows = None
-        if reduce is None:  # the kernels for few rows have no place for it
-            self._few_rows = FewRows.make(
-                kernels,
-                layers=self._layers,
-                norm=self._norm,
-                head=self._head,
-                rotary=self._rotary,
-                eps=eps,
-                n_heads=attention.n_heads,
-                n_kv_heads=attention.n_kv_heads,
-                head_dim=attention.head_dim,
-            )
+        self._layers: SequenceOf[LayerWeights[Matrix]]
+        self._head: Matrix
+        self._few_rows: FewRows | None = None
+        if is_quantized:
+            take = Linear.take_quantized
+            self._layers = [LayerWeights.of(layer, take=take) for layer in model.layers]
+            self._head = model.head.take_quantized()
+        else:
+            layers = [LayerWeights.of(layer, take=Linear.take) for layer in model.layers]
+            head = model.head.take()
+            self._layers, self._head = layers, head
+            # The kernels for few rows multiply by tensors alone, and have no place for ``reduce``.
+            if reduce is None:
+                self._few_rows = FewRows.make(
+                    kernels,
+                    layers=layers,
+                    norm=self._norm,
+                    head=head,
+                    rotary=self._rotary,
+                    eps=eps,
+                    n_heads=attention.n_heads,
+                    n_kv_heads=attention.n_kv_heads,
+                    head_dim=attention.head_dim,
+                )
         self.pool: KVPool | None = None
         # One row more, for what pads a batch.
         self._tables = torch.zeros((max_rows + 1, max_blocks), dtype=torch.int32, device=device)
@@ -225,7 +238,7 @@ class DeviceModel:
         return x.index_select(0, part["logit_places"])
 
     def logits(self, normed: Tensor) -> Tensor:
-        return functional.linear(normed, self._head)
+        return self._linear(normed, self._head)
 
     @property
     def max_len(self) -> int:
@@ -263,7 +276,7 @@ class DeviceModel:
             self._layers, self._pool.layers, next_norms, strict=True
         ):
             q = kernels.rotate_and_store(
-                functional.linear(x, layer.qkv, layer.qkv_bias).view(len(x), -1, self._head_dim),
+                self._linear(x, layer.qkv, layer.qkv_bias).view(len(x), -1, self._head_dim),
                 rotary=self._rotary,
                 positions=positions,
                 slots=slots,
@@ -273,12 +286,17 @@ class DeviceModel:
                 k_norm=layer.k_norm,
                 eps=eps,
             )
-            x = self._reduced(functional.linear(attend(q, k_cache, v_cache), layer.output))
+            x = self._reduced(self._linear(attend(q, k_cache, v_cache), layer.output))
             x = kernels.add_rms_norm(x, residual=residual, weight=layer.feed_forward_norm, eps=eps)
-            inner = kernels.swiglu(functional.linear(x, layer.gate_up))
-            x = self._reduced(functional.linear(inner, layer.down))
+            inner = kernels.swiglu(self._linear(x, layer.gate_up))
+            x = self._reduced(self._linear(inner, layer.down))
             x = kernels.add_rms_norm(x, residual=residual, weight=next_norm, eps=eps)
         return x
+
+    def _linear(self, x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, Tensor):
+            return functional.linear(x, weight, bias)
+        return self.kernels.quantized_linear(x, weight=weight, bias=bias)
 
     def _reduced(self, x: Tensor) -> Tensor:
         return x if self._reduce is None else self._reduce(x)

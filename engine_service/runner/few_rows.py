@@ -22,7 +22,7 @@ class FewRows:
     """max_rows: of a step. counters: int32 (max_rows * n_kv_heads,), zeros between steps."""
 
     kernels: DeviceKernels
-    layers: SequenceOf[LayerWeights]
+    layers: SequenceOf[LayerWeights[Tensor]]
     norm: Tensor
     head: Tensor
     rotary: Tensor
@@ -36,7 +36,7 @@ class FewRows:
         cls,
         kernels: DeviceKernels,
         *,
-        layers: SequenceOf[LayerWeights],
+        layers: SequenceOf[LayerWeights[Tensor]],
         norm: Tensor,
         head: Tensor,
         rotary: Tensor,

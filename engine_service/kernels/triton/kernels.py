@@ -10,6 +10,7 @@ from engine_service.kernels.triton.few_rows_attention import (
 )
 from engine_service.kernels.triton.linear import linear_add, norm_gate_up_swiglu, norm_linear
 from engine_service.kernels.triton.norms import add_rms_norm, rms_norm
+from engine_service.kernels.triton.quantized_linear import quantized_linear
 from engine_service.kernels.triton.rotary import rotate_and_store
 from engine_service.kernels.triton.sampling import sample
 
@@ -24,6 +25,7 @@ class TritonKernels:
     rotate_and_store = staticmethod(rotate_and_store)
     decode_attention = staticmethod(decode_attention)
     prefill_attention = staticmethod(prefill_attention)
+    quantized_linear = staticmethod(quantized_linear)
     swiglu = staticmethod(swiglu)
     norm_linear = staticmethod(norm_linear)
     linear_add = staticmethod(linear_add)
