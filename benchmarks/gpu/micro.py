@@ -2,20 +2,33 @@
 
     python -m benchmarks.gpu.micro --device cuda --output FILE
 
-At the sizes of the model that is measured: 256 sequences of 1,100 tokens, and one alone.
+At the sizes of the model that is measured: 256 sequences of 1,100 tokens, and one alone. Products
+by weights of eight bits stand beside those by bfloat16 ones.
 """
 
+import itertools
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from benchmarks.gpu.child import Child, child_options
 from benchmarks.gpu.rates import seconds_of
 from benchmarks.gpu.shape import QWEN3_0_6B
 from engine_service.kernels.device import PagedRows, SamplingTensors
-from engine_service.kernels.triton import activation, attention, norms, rotary, sampling
+from engine_service.kernels.quantization import Kind, quantize_weight
+from engine_service.kernels.triton import (
+    activation,
+    attention,
+    norms,
+    quantized_linear,
+    rotary,
+    sampling,
+)
 
 SHAPE: Final = QWEN3_0_6B
 BLOCK_SIZE: Final = 16
@@ -24,6 +37,11 @@ N_PROMPT: Final = 1024
 SCALE: Final = SHAPE.head_dim**-0.5
 EPS: Final = 1e-6
 N_ROWS: Final = (256, 1)
+# The model's product of the most weights, and one that no cache of a GPU holds.
+MATRICES: Final = ((2 * SHAPE.intermediate_size, SHAPE.hidden_size), (8192, 8192))
+PRODUCT_ROWS: Final = (1, 16, 256, 2048)
+PRODUCTS_S: Final = 8.0  # then no further one is begun
+KINDS: Final[tuple[Kind, ...]] = ("int8", "fp8")
 
 Case = tuple[Callable[[], object], float]  # work, and the bytes that it must move
 
@@ -142,6 +160,35 @@ def prefill(n_rows: int) -> tuple[float, float]:
     return took_s, 4.0 * pairs * SHAPE.n_heads * SHAPE.head_dim
 
 
+class Product:
+    """By one matrix in each type."""
+
+    def __init__(self, n_out: int, n_in: int) -> None:
+        self._n_in = n_in
+        self._weight = normal(n_out, n_in)
+        self._quantized = {kind: quantize_weight(self._weight, kind=kind) for kind in KINDS}
+        self.name = f"{n_in} x {n_out}"
+
+    def times(self, n_rows: int) -> dict[str, float]:
+        """Return the microseconds of so many rows. Replayed, a small matrix comes from the
+        second-level cache in every type."""
+        x = normal(n_rows, self._n_in)
+        works = {"bfloat16": partial(functional.linear, x, self._weight)}
+        for kind, packed in self._quantized.items():
+            works[kind] = partial(quantized_linear.quantized_linear, x, weight=packed, bias=None)
+        return {f"us_{name}": round(in_graph_s(work) * 1e6, 1) for name, work in works.items()}
+
+
+def measure_products(child: Child) -> None:
+    """Compiling takes most of the time: what there is none for is said to be left out."""
+    deadline_s = time.monotonic() + PRODUCTS_S
+    products = [Product(*shape) for shape in MATRICES]
+    for n_rows, product in itertools.product(PRODUCT_ROWS, products):
+        has_time = time.monotonic() < deadline_s
+        found = product.times(n_rows) if has_time else {"left_out": "time is short"}
+        child.put(f"product, {n_rows} x {product.name}", found)
+
+
 def main() -> None:
     options = child_options(__doc__)
     child = Child(options.output)
@@ -154,6 +201,7 @@ def main() -> None:
     took_s, flop = prefill(16)
     found = {"us": round(took_s * 1e6, 1), "tflop_per_s": round(flop / took_s / 1e12, 1)}
     child.put(f"prefill attention, 16 x {N_PROMPT}", found)
+    measure_products(child)
 
 
 def figures(took_s: float, *, n_bytes: float) -> dict[str, Any]:
