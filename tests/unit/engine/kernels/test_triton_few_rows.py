@@ -241,7 +241,7 @@ def test_heads_that_do_not_fit_are_refused() -> None:
 def test_contexts_are_split_so_that_the_processors_have_work() -> None:
     qkv = torch.empty(1, 32, 128, dtype=torch.bfloat16, device=DEVICE)
     tiling = default_tiling(qkv, n_kv_heads=8, max_context=4096)
-    assert tiling.kv_tokens == 32
+    assert tiling.kv_tokens == 64
     assert tiling.n_splits == (32 if ON_GPU else 2)
     assert default_tiling(qkv, n_kv_heads=8, max_context=16).n_splits == 1
 
