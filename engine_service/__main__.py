@@ -110,10 +110,13 @@ def parse_options(arguments: Sequence[str]) -> Options:
         type=float,
         help="or bound it by so many times the time of a step that only decodes",
     )
+    parser.add_argument(
+        "--sleep-after-s", type=float, help="give the GPU's memory back after so long without work"
+    )
     found = parser.parse_args(arguments)
     # What is not given keeps the default that EngineConfig has for it.
     given = {name: value for name in numbers if (value := getattr(found, name)) is not None}
-    for name in ("target_itl_s", "prefill_slowdown"):
+    for name in ("target_itl_s", "prefill_slowdown", "sleep_after_s"):
         if (value := getattr(found, name)) is not None:
             given[name] = value
     if "threads" in given:
@@ -225,6 +228,7 @@ async def serve(
         on_outputs=service.on_outputs,
         on_fatal=shutdown.failed,
         max_inbox=options.engine.max_waiting,
+        sleep_after_s=options.engine.sleep_after_s,
     )
     # Collecting what loading left would halt a step for some 40 ms, again and again.
     gc.collect()

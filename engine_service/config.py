@@ -67,6 +67,8 @@ class EngineConfig:
     disk_kv_cache_bytes: disk for those that host memory evicts, in kv_cache_dir; 0 keeps none.
     trace: a file that gets every step as trace events.
     tensor_parallel: how many GPUs hold the model together, each its part of every layer.
+    sleep_after_s: an engine that has had no work for so long gives its GPU's memory back until it
+        has; None never does.
     backend: ``nanovllm`` is the nano-vllm package; ``backends/nanovllm/loading.py`` says which of
         these settings it knows.
     """
@@ -96,6 +98,7 @@ class EngineConfig:
     kv_cache_dir: Path | None = None
     trace: Path | None = None
     tensor_parallel: int = 1
+    sleep_after_s: float | None = None
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -132,6 +135,7 @@ class EngineConfig:
             if getattr(self, name) is not None:
                 _require_positive(name, getattr(self, name))
         self._check_tiers()
+        self._check_sleep()
         if self.target_itl_s is not None and not 0.0 < self.target_itl_s < float("inf"):
             raise ModelError(f"target_itl_s must be a positive number, not {self.target_itl_s}")
         if self.prefill_slowdown is not None and not 1.0 < self.prefill_slowdown < float("inf"):
@@ -159,6 +163,18 @@ class EngineConfig:
             raise ModelError("host_kv_cache_bytes is for one GPU; tensor_parallel is above 1")
         if bool(self.disk_kv_cache_bytes) != (self.kv_cache_dir is not None):
             raise ModelError("disk_kv_cache_bytes and kv_cache_dir are set together or not at all")
+
+    def _check_sleep(self) -> None:
+        if self.sleep_after_s is None:
+            return
+        if not 0.0 < self.sleep_after_s < float("inf"):
+            raise ModelError(f"sleep_after_s must be a positive number, not {self.sleep_after_s}")
+        if self.tensor_parallel > 1:
+            raise ModelError("sleep_after_s is for one GPU; tensor_parallel is above 1")
+        if self.kernels in ("compiled", "reference"):
+            raise ModelError(
+                f"sleep_after_s is for a GPU's kernels; kernels {self.kernels} are the processor's"
+            )
 
     @property
     def n_blocks(self) -> int:

@@ -48,7 +48,8 @@ class Engine:
 
     on_outputs: called on that thread, once after each step that changed something. on_fatal: called
     once when the loop ends by an error, or the backend is lost and the loop may hang; ``fatal``
-    keeps it. max_inbox: most requests that wait for the next step to take them.
+    keeps it. max_inbox: most requests that wait for the next step to take them. sleep_after_s:
+    after so long without work the backend rests; None: never.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Engine:
         on_outputs: Callable[[Sequence[SequenceOutput]], None],
         max_inbox: int,
         on_fatal: Callable[[BaseException], None] | None = None,
+        sleep_after_s: float | None = None,
     ) -> None:
         self.fatal: BaseException | None = None
         self._backend = backend
@@ -68,6 +70,9 @@ class Engine:
         self._news = threading.Condition()
         self._is_stopping = False
         self._n_failed_in_a_row = 0
+        self._sleep_after_s = sleep_after_s
+        self._worked_at_s = time.monotonic()
+        self._is_at_rest = False
         self._started_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine-step", daemon=True)
 
@@ -143,10 +148,11 @@ class Engine:
             self._on_fatal(error)
 
     def _next_inbox(self) -> _Inbox | None:
-        """Wait until there is something to do; None when the engine stops."""
+        """Wait until there is something to do, be it to rest; None when the engine stops."""
         with self._news:
             while self._inbox.is_empty() and not self._is_stopping and not self._backend.has_work():
-                self._news.wait()
+                if not self._news.wait(self._rests_in_s()):
+                    break
             if self._is_stopping:
                 return None
             inbox, self._inbox = self._inbox, _Inbox()
@@ -172,7 +178,15 @@ class Engine:
 
     def _step(self) -> Sequence[SequenceOutput]:
         if not self._backend.has_work():
+            if self._rests_in_s() == 0.0:
+                self._rest()
             return ()
+        outputs = self._compute()
+        self._worked_at_s = time.monotonic()
+        self._is_at_rest = False
+        return outputs
+
+    def _compute(self) -> Sequence[SequenceOutput]:
         try:
             outputs = self._backend.step()
         except EngineLost:
@@ -185,6 +199,22 @@ class Engine:
             return self._backend.fail_running(EngineError(f"the step failed: {error}"))
         self._n_failed_in_a_row = 0
         return outputs
+
+    def _rests_in_s(self) -> float | None:
+        """Return how long the backend may still be without work; None: for ever."""
+        if self._sleep_after_s is None or self._is_at_rest:
+            return None
+        return max(0.0, self._worked_at_s + self._sleep_after_s - time.monotonic())
+
+    def _rest(self) -> None:
+        """Between two parts of it, which are short, requests and pings get their turn."""
+        try:
+            self._is_at_rest = not self._backend.rest()
+        except EngineLost:
+            raise
+        except Exception:  # such as no memory on the host: it can work, and tries again later
+            logger.exception("the engine cannot sleep")
+            self._worked_at_s = time.monotonic()
 
     def _stats(self) -> EngineStats:
         return msgspec.structs.replace(

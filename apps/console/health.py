@@ -33,7 +33,7 @@ _URGENCY: Final[tuple[Tone, ...]] = ("bad", "warn", "busy", "good", "off")
 def engine_card(process: "EngineProcess", *, now: datetime) -> EngineCard:
     stats = process.stats
     age_s = (now - process.last_pong_at).total_seconds() if process.last_pong_at else None
-    label, tone = process.get_state_display(), _ENGINE_TONES[process.state]
+    label, tone = process.state_said, _ENGINE_TONES[process.state]
     if process.state == "ready" and (age_s is None or age_s > SILENT_AFTER_S):
         label, tone = SILENT, "warn"
     is_alive = process.pid is not None

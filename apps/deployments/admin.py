@@ -56,7 +56,7 @@ class ReplicaInline(ReadOnlyInline):
 
     @display(description="State", label=STATE_LABELS)
     def state(self, replica: Replica) -> str:
-        return replica.engine_process.get_state_display()
+        return replica.engine_process.state_said
 
     @display(description="Files")
     def files(self, replica: Replica) -> str:
@@ -366,4 +366,4 @@ class ReplicaAdmin(ReadOnlyAdmin):
 
     @display(description="State", label=STATE_LABELS)
     def state(self, replica: Replica) -> str:
-        return replica.engine_process.get_state_display()
+        return replica.engine_process.state_said

@@ -79,7 +79,7 @@ class EngineProcessAdmin(ReadOnlyAdmin):
 
     @display(description="State", label=STATE_LABELS, ordering="state")
     def state_badge(self, process: EngineProcess) -> str:
-        return process.get_state_display()
+        return process.state_said
 
     @display(description="Files")
     def files(self, process: EngineProcess) -> str:

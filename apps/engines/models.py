@@ -53,6 +53,13 @@ class EngineProcess(TimestampedModel):
         return self.name
 
     @property
+    def state_said(self) -> str:
+        """Its state, in a word; one that is ready may sleep until a request comes."""
+        if self.state == self.State.READY and self.stats.get("is_asleep"):
+            return "Asleep"
+        return self.get_state_display()
+
+    @property
     def fetch_said(self) -> str:
         """How far its files are; empty where they need not be fetched, or are there."""
         if self.n_fetched_bytes is None:

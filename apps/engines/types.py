@@ -20,6 +20,7 @@ STATE_LABELS: Final = {
     "Fetching": "info",
     "Starting": "info",
     "Ready": "success",
+    "Asleep": "success",
     "Unresponsive": "danger",
     "Backing off": "warning",
     "Crash loop": "danger",
@@ -111,6 +112,7 @@ class EngineHealth:
     n_blocks_free counts blocks that no sequence holds, those kept by the prefix cache included.
     n_drafted_tokens were guessed and computed, n_accepted_tokens of them were right.
     oldest_wait_ms: of those that wait now, batches' left out, how long the first has.
+    is_asleep: without work, its memory on the GPU is given back; a request wakes it.
     """
 
     epoch: int
@@ -137,6 +139,7 @@ class EngineHealth:
     steps: StepStats | None
     oldest_wait_ms: float = 0.0
     tiers: TierStats | None = None
+    is_asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -147,5 +147,13 @@ class Backend(Protocol):
         later is not covered: a caller that wants nothing kept ends them first.
         """
 
+    def rest(self) -> bool:
+        """Without work, do a part of giving memory back; return whether there is more to do.
+
+        What is added afterwards has ``step`` take the memory again, a part at a time too: nobody
+        waits long for an answer to anything else. Where there is none to be had, that request's
+        last output is Overloaded.
+        """
+
     def stats(self) -> EngineStats:
         """Counters now; the loop adds uptime and memory."""

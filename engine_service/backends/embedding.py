@@ -68,6 +68,8 @@ class EmbeddingBackend:
             raise ModelError("trace is not supported for an embedding model")
         if config.tensor_parallel > 1:
             raise ModelError("tensor_parallel is not supported for an embedding model")
+        if config.sleep_after_s is not None:
+            raise ModelError("sleep_after_s is not supported for an embedding model")
         if config.n_threads is not None:
             torch.set_num_threads(config.n_threads)
         self._config = EncoderConfig.from_dir(config.model_dir)
@@ -142,6 +144,10 @@ class EmbeddingBackend:
 
     def purge(self, tag: str) -> int:
         return 0  # nothing of a text is kept once it is read
+
+    def rest(self) -> bool:
+        """Its memory is the processor's, and stays."""
+        return False
 
     def stats(self) -> EngineStats:
         counters = self._counters

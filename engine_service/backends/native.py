@@ -17,8 +17,9 @@ from engine_service.backends.base import (
 )
 from engine_service.backends.step_log import StepLog, StepRecord, TraceWriter
 from engine_service.config import EngineConfig, ModelConfig
-from engine_service.errors import EngineError, EngineLost, WrongTask
+from engine_service.errors import EngineError, EngineLost, Overloaded, WrongTask
 from engine_service.protocol import EngineStats, TokenLogprob
+from engine_service.runner.device_memory import DeviceMemory
 from engine_service.runner.loading import load
 from engine_service.runner.model_runner import Answer, Flight, StepResult
 from engine_service.scheduling.batch import Advance, Batch
@@ -68,6 +69,7 @@ class NativeBackend:
         )
         self._runner = loaded.runner
         self._ranks = loaded.ranks
+        self._memory = loaded.memory
         speculates = config.speculation == "ngram" or (
             config.speculation == "auto" and not loaded.overlaps
         )
@@ -136,7 +138,12 @@ class NativeBackend:
         With a runner that needs the processor for its steps both are one batch. With a device the
         next batch is scheduled and launched while the one before it is computed; where it cannot
         be, because it depends on the values of those tokens, they are waited for first.
+
+        Where its memory was given back, a step takes a part of it again instead.
         """
+        if self._memory is not None and not self._memory.is_there:
+            self._wake(self._memory)
+            return self._take_outputs()
         if self._flight is not None and not self._flight.is_assumable:
             self._land()
         flight = self._flight
@@ -176,6 +183,15 @@ class NativeBackend:
             self._runner.clear(free)
         return n_below + len(blocks)
 
+    def rest(self) -> bool:
+        if self._memory is None or self._memory.is_given_back:
+            return False
+        if self._memory.save_next():
+            return True
+        self._scheduler.blocks.forget_all()
+        self._memory.give_back()
+        return False
+
     def stats(self) -> EngineStats:
         counters = self._counters
         blocks = self._scheduler.blocks
@@ -199,7 +215,18 @@ class NativeBackend:
             steps=self._log.stats(waits_s=self._scheduler.waits_s),
             oldest_wait_ms=self._scheduler.oldest_wait_s() * 1000.0,
             tiers=None if blocks.tiers is None else blocks.tiers.stats(),
+            is_asleep=self._memory is not None and not self._memory.is_there,
         )
+
+    def _wake(self, memory: DeviceMemory) -> None:
+        if not self._live:  # all that was wanted was aborted
+            return
+        try:
+            memory.take_next()
+        except Overloaded as error:
+            for sequence in tuple(self._live.values()):
+                self._scheduler.remove_family(sequence)
+                self._report_failed(sequence, error=error)
 
     def _land(self) -> None:
         """Take the tokens of the batch in flight. What of it fell into the time of the one before

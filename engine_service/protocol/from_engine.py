@@ -236,6 +236,7 @@ class EngineStats(Value, frozen=True):
     oldest_wait_ms: of those that wait now to be computed for the first time, how long the first has
     waited; those below the usual priority, which are batches', are left out.
     tiers: None where nothing is kept below the KV pool.
+    is_asleep: its memory on the GPU is given back, or not all taken again yet.
     """
 
     n_running: int = 0
@@ -259,6 +260,7 @@ class EngineStats(Value, frozen=True):
     steps: StepStats | None = None
     oldest_wait_ms: float = 0.0
     tiers: TierStats | None = None
+    is_asleep: bool = False
 
 
 class Pong(Message, frozen=True):

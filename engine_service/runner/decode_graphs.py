@@ -26,6 +26,9 @@ class GraphApi(Protocol):
     def record(self, compute: Callable[[], Tensor]) -> "tuple[Callable[[], None], Tensor]":
         """Return what repeats ``compute``, and the tensor in which its result then stands."""
 
+    def forget(self) -> None:
+        """Keep nothing for what was recorded: it is gone."""
+
 
 class CudaGraphApi:
     """All graphs share one memory pool: only one of them runs at a time."""
@@ -45,11 +48,20 @@ class CudaGraphApi:
         self._pool = self._pool or graph.pool()
         return graph.replay, result
 
+    def forget(self) -> None:
+        self._pool = None
+        # Those of the streams that recorded would keep the graphs' memory.
+        torch._C._cuda_clearCublasWorkspaces()
+
 
 class DecodeGraphs:
     """decode: computes so many rows from the first numbers of the array that it is given, as
     ``DeviceModel.decode_and_draw``. Recorded when made, the largest first, so that smaller ones
-    find their memory."""
+    find their memory.
+
+    A graph knows addresses: all are to be dropped before what they read and write goes, and
+    recorded anew once it is there again, before one is run.
+    """
 
     def __init__(
         self,
@@ -59,13 +71,29 @@ class DecodeGraphs:
         device: torch.device,
         api: GraphApi,
     ) -> None:
+        self._decode = decode
+        self._api = api
         self.sizes = sorted(sizes)
         largest = self.sizes[-1] if self.sizes else 0
         self._numbers = torch.zeros(decode_length(largest), dtype=torch.int32, device=device)
         self._graphs: dict[int, tuple[Callable[[], None], Tensor]] = {}
-        for size in reversed(self.sizes):
-            self._pad_all(size)
-            self._graphs[size] = api.record(partial(decode, size, numbers=self._numbers))
+        while self.record_next():
+            pass
+
+    def record_next(self) -> bool:
+        """Record the largest that is lacking; return whether one was."""
+        lacking = [size for size in self.sizes if size not in self._graphs]
+        if not lacking:
+            return False
+        size = lacking[-1]
+        self._pad_all(size)
+        self._graphs[size] = self._api.record(partial(self._decode, size, numbers=self._numbers))
+        return True
+
+    def drop(self) -> None:
+        """Forget all, which gives their memory back to torch."""
+        self._graphs.clear()
+        self._api.forget()
 
     def size_for(self, n_rows: int) -> int | None:
         """Return the size of the graph that takes so many rows; None where none does."""
@@ -85,8 +113,8 @@ class DecodeGraphs:
 
     def _pad_all(self, size: int) -> None:
         """Have rows that read and write nothing while the graph is recorded."""
+        self._numbers.zero_()
         inputs = self._numbers[: _INPUTS_PER_ROW * size].view(_INPUTS_PER_ROW, size)
-        inputs.zero_()
         inputs[2:4] = -1
 
 

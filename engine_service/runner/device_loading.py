@@ -18,6 +18,7 @@ from engine_service.models.registry import load_model
 from engine_service.models.shard import WHOLE, Shard
 from engine_service.runner.collectives import Collectives, Member
 from engine_service.runner.decode_graphs import CudaGraphApi, DecodeGraphs, graph_sizes
+from engine_service.runner.device_memory import DeviceMemory
 from engine_service.runner.device_model import DeviceModel, KVPool, PoolShape
 from engine_service.runner.device_runner import DeviceRunner
 from engine_service.runner.device_sampler import DeviceSampler
@@ -176,6 +177,14 @@ def _loaded(
         block_size=block_size,
         tiers=tiers,
     )
+    memory = None
+    if config.sleep_after_s is not None:
+        memory = DeviceMemory(
+            part.model.weights,
+            pool=part.model.pool,
+            graphs=part.graphs,
+            device=part.model.device,
+        )
     return LoadedModel(
         runner=runner,
         kernels=part.model.kernels.name,
@@ -186,6 +195,7 @@ def _loaded(
         overlaps=True,
         ranks=ranks,
         tiers=tiers,
+        memory=memory,
     )
 
 

@@ -241,6 +241,11 @@ class DeviceModel:
         return self._linear(normed, self._head)
 
     @property
+    def weights(self) -> SequenceOf[object]:
+        """What it computes with that is the same after each step, as ``DeviceMemory`` takes it."""
+        return (self._embedding, self._layers, self._norm, self._head, self._rotary)
+
+    @property
     def max_len(self) -> int:
         """Positions that can be rotated."""
         return len(self._rotary)

@@ -9,6 +9,7 @@ import torch
 from engine_service.config import DEFAULT_KV_CACHE_TOKENS, EngineConfig, ModelConfig
 from engine_service.errors import ModelError
 from engine_service.models.registry import load_model
+from engine_service.runner.device_memory import DeviceMemory
 from engine_service.runner.kernel_choice import choose_kernels, make_executor
 from engine_service.runner.kv_tiers import KVTiers, make_tiers
 from engine_service.runner.model_runner import ModelRunner, Runner
@@ -22,7 +23,8 @@ class LoadedModel:
     """kernels: what computes its steps, for people. max_model_len: most tokens of prompt and answer
     together. n_blocks: of the KV pool. overlaps: whether a step may be launched while another is
     computed. ranks: the processes that hold the other parts of a model that was cut. tiers: what
-    holds blocks that the pool evicts, None where nothing does."""
+    holds blocks that the pool evicts, None where nothing does. memory: what of it can be given back
+    for a while, None where nothing is to be."""
 
     runner: Runner
     kernels: str
@@ -33,6 +35,7 @@ class LoadedModel:
     overlaps: bool
     ranks: RankGroup | None = None
     tiers: KVTiers | None = None
+    memory: DeviceMemory | None = None
 
 
 def load(config: EngineConfig, *, model_config: ModelConfig) -> LoadedModel:
@@ -48,6 +51,11 @@ def load(config: EngineConfig, *, model_config: ModelConfig) -> LoadedModel:
         return load_on_device(config, model_config=model_config)
     if config.tensor_parallel > 1:
         raise ModelError("tensor_parallel is for GPUs; this engine computes on the processor")
+    if config.sleep_after_s is not None:
+        raise ModelError(
+            "sleep_after_s is for a GPU's kernels; this engine computes with the processor's, "
+            "compiled or reference"
+        )
     if config.kv_cache_tokens is None:
         config = dataclasses.replace(config, kv_cache_tokens=DEFAULT_KV_CACHE_TOKENS)
     max_model_len = config.effective_max_model_len(

@@ -128,6 +128,20 @@ class BlockManager:
         digests = {digest for digest in found if digest is not None}
         return len(self.tiers.purge(tag, digests=digests) - digests)
 
+    def forget_all(self) -> None:
+        """Make all blocks blank, of which nobody may hold one: their content is about to go.
+
+        What was to be spilled below the pool by a step that never came goes with it.
+        """
+        if self.n_free < self.n_blocks:
+            raise RuntimeError("blocks are held whose content is to be forgotten")
+        blocks = list(self._idle)
+        self._idle.clear()
+        self.forget(blocks)
+        self._blank += blocks
+        if self.tiers is not None:
+            self.tiers.distrust(())
+
     def forget(self, blocks: Sequence[int]) -> None:
         """Make blocks unfindable that are held, or about to be held or blank."""
         for block in blocks:

@@ -10,6 +10,7 @@ from apps.console.health import by_urgency, deployment_card, engine_card, overal
 from apps.console.types import DeploymentCard
 from apps.deployments.models import Deployment
 from apps.engines.models import EngineProcess
+from apps.engines.types import STATE_LABELS
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 STATS = {
@@ -24,9 +25,21 @@ STATS = {
 def _engine(state: str = "ready", *, pong_age_s: float | None = 1.0, **fields: Any) -> Any:
     pong_at = None if pong_age_s is None else NOW - timedelta(seconds=pong_age_s)
     pid = None if state in ("stopped", "failed", "backing_off") else 42
-    return EngineProcess(
-        pk=1, name="e-0", state=state, pid=pid, last_pong_at=pong_at, stats=STATS, **fields
-    )
+    fields = {"stats": STATS, **fields}
+    return EngineProcess(pk=1, name="e-0", state=state, pid=pid, last_pong_at=pong_at, **fields)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [("ready", "Asleep"), ("draining", "Draining"), ("stopped", "Stopped")]
+)
+def test_an_engine_that_sleeps_is_said_to_and_counts_as_ready(state: str, said: str) -> None:
+    engine = _engine(state, stats=STATS | {"is_asleep": True})
+    assert engine.state_said == said
+    assert said in STATE_LABELS
+    assert engine_card(engine, now=NOW).label == said
+    if state == "ready":
+        assert _card(engine).label == "Ready"
+        assert _card(engine).tone == engine_card(engine, now=NOW).tone == "good"
 
 
 def _card(*engines: Any, desired: str = "running", n_replicas: int = 1, name: str = "d") -> Any:

@@ -165,6 +165,10 @@ class NanoVllmBackend:
             self._runner.clear(free)
         return len(blocks)
 
+    def rest(self) -> bool:
+        """nano-vllm keeps its memory: ``sleep_after_s`` is refused."""
+        return False
+
     def stats(self) -> EngineStats:
         counters, scheduler = self._counters, self._scheduler
         manager = scheduler.block_manager

@@ -1,0 +1,229 @@
+"""Gives back a device's memory while an engine sleeps, and takes it again.
+
+Tensors keep their identity: only what their storages hold goes and comes, as FSDP does with a
+layer's parameters (https://arxiv.org/abs/2304.11277, section 3.4). So whoever has a tensor, or a
+view of one, has it again afterwards, at another address: what knows addresses, which is graphs,
+is made anew.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, UntypedStorage
+
+from engine_service.errors import Overloaded
+from engine_service.runner.decode_graphs import DecodeGraphs
+from engine_service.runner.device_model import KVPool
+
+logger = logging.getLogger(__name__)
+
+# What is copied between two looks at the inbox, and a size that torch need not round up.
+_PIECE_BYTES: Final = 256 * 2**20
+_RETRY_AFTER_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """So many bytes of one storage, and where they are within the host's pieces."""
+
+    storage: int
+    start: int
+    n_bytes: int
+    piece: int
+    offset: int
+
+
+class DeviceMemory:
+    """What an engine holds on its device: ``weights``, the KV pool and graphs. Used by the step
+    thread alone, while no step is in flight.
+
+    Invariants: while ``is_there`` is false no step may be computed. What the host keeps is complete
+    before anything is given up, and kept from then on, since weights never change: to give back
+    later copies nothing, and to take again may fail as often as it likes.
+
+    weights: tensors, and sequences and dataclasses with tensors in them.
+    """
+
+    def __init__(
+        self,
+        weights: object,
+        *,
+        pool: KVPool,
+        graphs: DecodeGraphs | None,
+        device: torch.device,
+        piece_bytes: int = _PIECE_BYTES,
+    ) -> None:
+        self.is_there = True
+        self._device = device
+        self._storages = _storages(weights)
+        self._sizes = [storage.nbytes() for storage in self._storages]
+        self._pool = pool
+        self._pool_bytes = pool.tensor.untyped_storage().nbytes()
+        self._graphs = graphs
+        self._parts = _cut(self._sizes, piece_bytes=piece_bytes)
+        self._pieces: list[Tensor] = []
+        self._taking: Iterator[None] | None = None
+        self._taken_since_s = 0.0
+        self._n_needed_bytes = 0
+
+    @property
+    def is_given_back(self) -> bool:
+        """None of it is there: not even a part that was taken again so far."""
+        return not self.is_there and self._taking is None
+
+    @torch.inference_mode()
+    def save_next(self) -> bool:
+        """Copy the next piece of the weights to the host; return whether one was lacking."""
+        if len(self._pieces) == len(self._parts):
+            return False
+        parts = self._parts[len(self._pieces)]
+        piece = torch.empty(
+            sum(part.n_bytes for part in parts),
+            dtype=torch.uint8,
+            pin_memory=self._device.type == "cuda",
+        )
+        for part in parts:
+            _within(piece, part).copy_(self._bytes(part), non_blocking=True)
+        self._synchronize()
+        self._pieces.append(piece)
+        return True
+
+    @torch.inference_mode()
+    def give_back(self) -> None:
+        """Give up weights, pool and graphs, once all pieces are saved. What the pool held is
+        overwritten: it is somebody's text."""
+        if self.save_next():
+            raise RuntimeError("the weights are not saved yet")
+        if not self.is_there:  # what was begun to be taken has nobody's text
+            self._give_up()
+            return
+        self._pool.tensor.zero_()
+        before = self._n_reserved_bytes()
+        self._give_up()
+        self._n_needed_bytes = before - self._n_reserved_bytes()
+        logger.info("asleep: gave back %.1f GiB", self._n_needed_bytes / 2**30)
+
+    @torch.inference_mode()
+    def take_next(self) -> None:
+        """Do the next part of taking it all again; ``is_there`` says when that is over.
+
+        Raises:
+            Overloaded: somebody else has the memory; nothing is held then, and the next call begins
+                anew.
+        """
+        if self._taking is None:
+            self._taking, self._taken_since_s = self._take(), time.perf_counter()
+        try:
+            if next(self._taking, True):
+                self._taking = None
+                self.is_there = True
+                logger.info("awake after %.1f s", time.perf_counter() - self._taken_since_s)
+        except torch.OutOfMemoryError as error:
+            self._give_up()
+            logger.warning("cannot wake: %s", error)
+            raise Overloaded(
+                "the GPU's memory is in use by others", retry_after_s=_RETRY_AFTER_S
+            ) from error
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _take(self) -> Iterator[None]:
+        self._check_free()
+        for storage, size in zip(self._storages, self._sizes, strict=True):
+            storage.resize_(size)
+        yield
+        self._pool.tensor.untyped_storage().resize_(self._pool_bytes)
+        # What is there, and is read beside what is wanted, may not be infinite.
+        self._pool.tensor.zero_()
+        for parts, piece in zip(self._parts, self._pieces, strict=True):
+            yield
+            for part in parts:
+                self._bytes(part).copy_(_within(piece, part), non_blocking=True)
+            self._synchronize()
+        while self._graphs is not None and self._graphs.record_next():
+            yield
+
+    def _check_free(self) -> None:
+        """Raise unless there is as much as was given back, which graphs and steps need, too."""
+        if self._device.type != "cuda":
+            return
+        free, _ = torch.cuda.mem_get_info()
+        if free < self._n_needed_bytes:
+            raise torch.OutOfMemoryError(
+                f"{self._n_needed_bytes / 2**30:.1f} GiB are needed, {free / 2**30:.1f} are free"
+            )
+
+    def _give_up(self) -> None:
+        self._taking = None
+        self.is_there = False
+        self._synchronize()
+        if self._graphs is not None:
+            self._graphs.drop()
+        for storage in (*self._storages, self._pool.tensor.untyped_storage()):
+            storage.resize_(0)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _bytes(self, part: _Part) -> Tensor:
+        storage = self._storages[part.storage]
+        whole = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+        return whole[part.start : part.start + part.n_bytes]
+
+    def _n_reserved_bytes(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.memory_reserved()
+        return sum(storage.nbytes() for storage in self._storages)
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def _within(piece: Tensor, part: _Part) -> Tensor:
+    return piece[part.offset : part.offset + part.n_bytes]
+
+
+def _storages(weights: object) -> list[UntypedStorage]:
+    """Return each storage once, in the order in which it is met. One that cannot be emptied stays
+    where it is."""
+    found: dict[int, UntypedStorage] = {}
+    for tensor in tensors_in(weights):
+        storage = tensor.untyped_storage()
+        if storage.nbytes() and storage.resizable():
+            found.setdefault(storage.data_ptr(), storage)
+    return list(found.values())
+
+
+def tensors_in(weights: object) -> Iterator[Tensor]:
+    """Return the tensors that there are in sequences and dataclasses, however deep."""
+    if isinstance(weights, Tensor):
+        yield weights
+    elif isinstance(weights, list | tuple):
+        for each in weights:
+            yield from tensors_in(each)
+    elif is_dataclass(weights):
+        for field in fields(weights):
+            yield from tensors_in(getattr(weights, field.name))
+
+
+def _cut(sizes: SequenceOf[int], *, piece_bytes: int) -> list[list[_Part]]:
+    """Return the parts of each piece: the storages, one behind the other, cut at its multiples."""
+    pieces: list[list[_Part]] = []
+    place = 0
+    for storage, size in enumerate(sizes):
+        start = 0
+        while start < size:
+            piece, offset = divmod(place, piece_bytes)
+            if piece == len(pieces):
+                pieces.append([])
+            n_bytes = min(size - start, piece_bytes - offset)
+            pieces[piece].append(_Part(storage, start, n_bytes, piece, offset))
+            start += n_bytes
+            place += n_bytes
+    return pieces
