@@ -70,7 +70,7 @@ class NativeBackend:
         self._runner = loaded.runner
         self._ranks = loaded.ranks
         self._memory = loaded.memory
-        speculates = config.speculation == "ngram" or (
+        self._speculates = config.speculation == "ngram" or (
             config.speculation == "auto" and not loaded.overlaps
         )
         self._scheduler = Scheduler(
@@ -87,7 +87,7 @@ class NativeBackend:
             max_waiting_per_tenant=config.max_waiting_per_tenant,
             target_itl_s=config.target_itl_s,
             prefill_slowdown=config.prefill_slowdown,
-            make_proposer=PromptLookup if speculates else None,
+            make_proposer=PromptLookup if self._speculates else None,
         )
         self._rng = rng or random.SystemRandom()
         self._live: dict[int, Sequence] = {}
@@ -137,14 +137,15 @@ class NativeBackend:
 
         With a runner that needs the processor for its steps both are one batch. With a device the
         next batch is scheduled and launched while the one before it is computed; where it cannot
-        be, because it depends on the values of those tokens, they are waited for first.
+        be, because it depends on the values of those tokens, they are waited for first. Guesses do:
+        they are of what comes behind the newest token.
 
         Where its memory was given back, a step takes a part of it again instead.
         """
         if self._memory is not None and not self._memory.is_there:
             self._wake(self._memory)
             return self._take_outputs()
-        if self._flight is not None and not self._flight.is_assumable:
+        if self._flight is not None and not self._may_overlap(self._flight):
             self._land()
         flight = self._flight
         if flight is not None:
@@ -163,7 +164,7 @@ class NativeBackend:
             self._land()
         if launched is not None:
             self._flight, self._marks_s = launched, marks_s
-            if not launched.is_assumable:
+            if not self._may_overlap(launched):
                 self._land()
         return self._take_outputs()
 
@@ -228,6 +229,9 @@ class NativeBackend:
                 self._scheduler.remove_family(sequence)
                 self._report_failed(sequence, error=error)
 
+    def _may_overlap(self, flight: Flight) -> bool:
+        return flight.is_assumable and not self._speculates
+
     def _land(self) -> None:
         """Take the tokens of the batch in flight. What of it fell into the time of the one before
         counts as that one's."""
@@ -236,8 +240,8 @@ class NativeBackend:
         began_s = max(self._marks_s[0], self._landed_at_s)
         result = self._runner.collect(flight)
         chosen_s = time.perf_counter()
-        self._flight = None
         self._update(flight.batch, result=result, step_s=chosen_s - began_s)
+        self._flight = None
         self._landed_at_s = time.perf_counter()
         _, scheduled_s, launched_s = (max(mark_s, began_s) for mark_s in self._marks_s)
         computed_s = max(result.computed_s, launched_s)
@@ -318,7 +322,7 @@ class NativeBackend:
         who counts on what it was to load."""
         in_flight = [] if self._flight is None else [self._flight.batch]
         batches = in_flight if self._batch is None else [*in_flight, self._batch]
-        found = [row.sequence for batch in batches for row in batch.rows]
+        found = [each for batch in batches for row in batch.rows for each in row.members]
         if self._batch is None:  # it was scheduling itself that raised
             suspect = self._scheduler.suspect
             found = [*self._scheduler.running] if suspect is None else [*found, suspect]

@@ -19,7 +19,9 @@
 6. Where steps overlap, the next one is scheduled while one is in flight: ``assume`` has that one's
    sequences go on as if each had got a token, whose value the device alone knows; ``update`` says
    which it was. What was scheduled for a sequence that it ends is passed over, and its blocks may
-   be given away at once, since the device computes steps in their order.
+   be given away at once, since the device computes steps in their order. Who is preempted while in
+   flight is not admitted again before ``update``: its newest token is not known until then, and
+   what lands belongs to blocks that it holds no more.
 
 Invariant: ``running`` is in order of rank.
 """
@@ -98,6 +100,7 @@ class Scheduler:
         self._seniority = itertools.count()
         self._failures: list[Failure] = []
         self._is_assuming = False
+        self._victims: list[Sequence] = []
         self._scheduled_at_s = 0.0
         self.waits_s: deque[float] = deque(maxlen=_WINDOW_WAITS)
 
@@ -154,6 +157,8 @@ class Scheduler:
         An empty batch has nothing to compute; ``take_failures`` may say why.
         """
         self._scheduled_at_s = self._clock()
+        self._victims = []
+        is_assuming, self._is_assuming = self._is_assuming, False
         for sequence in self._waiting.expired(self._scheduled_at_s):
             if sequence.state is SequenceState.WAITING:  # else it went with one of its family
                 self._fail(sequence, DeadlineExceeded("the request waited beyond its deadline"))
@@ -163,9 +168,9 @@ class Scheduler:
         next_up = self._waiting.head(first=self._sharing.first) if self._waiting else None
         turn = self._sharing.turn(self._running, next_up=next_up)
         rows = self._rows(turn)
-        if not rows and turn.left_out:  # the prompt that the others stood aside for has no room
+        if not rows and turn != Turn():  # the prompt that the others stood aside for has no room
             rows = self._rows(Turn())
-        if not rows and not self._is_assuming:
+        if not rows and not is_assuming:
             self._fail_stalled()
         transfers = self._tables.take_transfers() if rows else NO_TRANSFERS
         return Batch.of(rows, copies=self._tables.take_copies(), transfers=transfers)
@@ -181,8 +186,6 @@ class Scheduler:
             n_decodes=len(rows) + sum(map(len, drafts)),
             n_prompts=n_prompts,
         )
-        # A sequence preempted just now stays out: when it went nothing was free, and one of its
-        # blocks is held since, so that it lacks at least one.
         self._admit(prefills, turn=turn, budget=budget)
         self.suspect = None
         # Guesses come last: no prompt waits for a block that one of them holds.
@@ -200,7 +203,7 @@ class Scheduler:
 
     def assume(self, batch: Batch) -> None:
         """Take a batch in flight, without guesses, as computed until ``update`` is called for it;
-        before that, ``schedule`` may be called once."""
+        before that, ``schedule`` is to be called once."""
         self._is_assuming = True
         for row in batch.rows:
             for sequence in row.members:
@@ -221,7 +224,6 @@ class Scheduler:
         Sequences that were discarded since ``schedule`` are passed over, and so is what comes
         behind a token that ends its sequence. step_s: how long it took; None is since ``schedule``.
         """
-        self._is_assuming = False
         if step_s is None:
             step_s = self._clock() - self._scheduled_at_s
         n_decodes = sum(row.n_new for row in batch.rows if row.is_decode)
@@ -266,7 +268,10 @@ class Scheduler:
         return Advance(sequence=sequence, token_ids=tuple(token_ids[:n_new]), finish_reason=reason)
 
     def remove(self, sequence: Sequence) -> None:
-        """End a sequence in whatever state it is; it holds nothing afterwards."""
+        """End a sequence in whatever state it is; it holds nothing afterwards, and has no token
+        that is only assumed."""
+        if sequence.token_ids[-1:] == [ASSUMED_TOKEN]:
+            del sequence.token_ids[-1]
         if sequence.state is SequenceState.RUNNING:
             self._running.remove(sequence)
             self._tables.close(sequence)
@@ -337,6 +342,10 @@ class Scheduler:
             n_places -= 1 + len(sequence.pending_forks)
             if n_places < 0 or not self._sharing.may_enter(sequence, running=self._running):
                 break
+            if sequence in self._victims:
+                # It may be in flight. (It mostly lacks a block, too; not where another has its
+                # prefix in blocks of its own, which it would share now.)
+                break
             if not turn.takes_prompt(sequence):
                 break
             known = self._tables.known_prefix(sequence)
@@ -363,6 +372,7 @@ class Scheduler:
         """Hold the next tokens' blocks, preempting for them; False if ``sequence`` itself went."""
         while not self._tables.extend(sequence, n_new=n_new):
             victim = self._running.pop()
+            self._victims.append(victim)
             self._tables.close(victim)
             victim.state = SequenceState.WAITING
             self._waiting.put_back(victim)

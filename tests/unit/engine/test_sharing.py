@@ -232,3 +232,17 @@ def test_a_flood_hardly_moves_another_tenant(seed: int) -> None:
     assert flooded[median] < 2.5 * calm[median]
     # Without sharing it was 5 to 7 times.
     assert flooded[tail] < 3 * calm[tail]
+
+
+def test_prompts_go_on_where_the_one_that_they_stand_aside_for_has_no_place() -> None:
+    """Nobody decodes yet, so that nobody is left out but those prompts."""
+    scheduler = make_scheduler(n_blocks=20, max_batched_tokens=4)
+    loud, quiet = Standing(tenant="loud"), Standing(tenant="quiet")
+    for key in range(12):
+        scheduler.add(make_sequence(key, prompt=(key,) * 9, standing=loud, ignore_eos=True))
+    scheduler.update(scheduler.schedule(), token_ids=[])
+    assert scheduler.n_running == 4
+    scheduler.add(make_sequence(99, prompt=(99,) * 9, standing=quiet, ignore_eos=True))
+    batch = scheduler.schedule()
+    assert scheduler.take_failures() == []
+    assert {row.sequence.standing.tenant for row in batch.rows} == {"loud"}
