@@ -84,7 +84,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         "--trace", type=Path, metavar="FILE", help="write every step, for chrome://tracing"
     )
     parser.add_argument("--kv-cache-dir", type=Path, metavar="DIR", help="where that disk is")
-    parser.add_argument("--speculation", choices=get_args(SpeculationName), default="ngram")
+    parser.add_argument("--speculation", choices=get_args(SpeculationName), default="auto")
     parser.add_argument("--quantization", choices=get_args(QuantizationName), default="none")
     parser.add_argument("--kv-cache-dtype", choices=get_args(KVCacheDTypeName), default="auto")
     numbers = {
