@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from engine_service.byte_level import ByteLevelDecoder, TokenTexts
+
 REPLACEMENT: Final = "\ufffd"
 # Decoding forgets the oldest ids once more than this many are in the window, so that the cost of
 # a token does not grow with the length of the answer.
@@ -134,7 +136,8 @@ def partial_start(text: str, stop: str) -> int:
 class Detokenizer:
     """The text of one generation: whole characters, stop strings taken out, end tokens unseen.
 
-    min_tokens: the text of so many is not searched for stop strings. stop: the one that ended it.
+    texts: what ids stand for, where a table can say it. min_tokens: the text of so many is not
+    searched for stop strings. stop: the one that ended it.
     """
 
     def __init__(
@@ -144,10 +147,15 @@ class Detokenizer:
         special_ids: Collection[int],
         stop: Sequence[str] = (),
         min_tokens: int = 0,
+        texts: TokenTexts | None = None,
     ) -> None:
         self._min_tokens = min_tokens
-        self._ids = IncrementalDecoder(decoder, special_ids=special_ids)
-        self._strings = StopStrings(stop)
+        self._ids: ByteLevelDecoder | IncrementalDecoder
+        if texts is None:
+            self._ids = IncrementalDecoder(decoder, special_ids=special_ids)
+        else:
+            self._ids = ByteLevelDecoder(texts)
+        self._strings = StopStrings(stop) if stop else None
         self.n_tokens = 0
         self.stop: str | None = None
 
@@ -158,6 +166,11 @@ class Detokenizer:
     def push(self, token_ids: Sequence[int]) -> str:
         """Return the text to show. Ids after a completed stop string are not counted."""
         text = ""
+        if self._strings is None:
+            for token_id in token_ids:
+                text += self._ids.push(token_id)
+            self.n_tokens += len(token_ids)
+            return text
         for token_id in token_ids:
             if self.stopped:
                 break
@@ -174,6 +187,8 @@ class Detokenizer:
         """Return the text that was held back; call it once, after the last ids."""
         if self.stopped:
             return ""
+        if self._strings is None:
+            return self._ids.flush()
         piece = self._strings.push(self._ids.flush())
         self.stop = piece.stop
         return piece.text + self._strings.flush()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine_service.byte_level import TokenTexts
 from engine_service.conversation.answer_parser import AnswerParser, Reasoning
 from engine_service.conversation.prompt_reader import PromptReader, param_of
 from engine_service.conversation.tool_format import ToolFormat
@@ -97,6 +98,7 @@ class Frontend:
         self._info = info
         added: Mapping[int, Any] = self._decoder.get_added_tokens_decoder()
         self._special_ids = frozenset(key for key, token in added.items() if token.special)
+        self._texts = TokenTexts.of(self._decoder, special_ids=self._special_ids)
         self._grammars = GrammarCompiler(
             TokenizerSpec(
                 tokenizer=self._decoder.to_str(),
@@ -242,6 +244,7 @@ class Frontend:
             special_ids=self._special_ids,
             stop=sampling.stop,
             min_tokens=sampling.min_tokens,
+            texts=self._texts,
         )
 
     def answer_parser(self, prompt: PreparedPrompt) -> AnswerParser:

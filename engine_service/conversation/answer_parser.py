@@ -56,6 +56,7 @@ class AnswerParser:
         self._n_calls = 0
         self._arguments = _ObjectScanner()
         self._head = None if tools is None else _head_pattern(tools)
+        self._trigger = "" if tools is None else tools.trigger
 
     @property
     def has_called(self) -> bool:
@@ -64,6 +65,8 @@ class AnswerParser:
 
     def push(self, text: str) -> Piece:
         """Return what is certain by now."""
+        if self._state is _State.ANSWER and not self._trigger:
+            return Piece(text=text)  # all of it, and nothing is ever held back: most answers
         piece = Piece()
         if text:
             self._held += text
@@ -137,11 +140,11 @@ class AnswerParser:
         return True
 
     def _answer(self, piece: Piece) -> bool:
-        if self._tools is None or not self._tools.trigger:
+        trigger = self._trigger
+        if not trigger:
             piece.text += self._held
             self._held = ""
             return False
-        trigger = self._tools.trigger
         before, mark, after = self._held.partition(trigger)
         if mark:
             piece.text += before.rstrip()
