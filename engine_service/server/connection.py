@@ -35,7 +35,9 @@ from engine_service.protocol import (
     decode_to_engine,
     encode_frame,
 )
+from engine_service.server.backlog import Backlog
 from engine_service.server.frame_buffer import FrameBuffer, FrameQueue
+from engine_service.server.generation import Outbox
 from engine_service.server.listening import peer_uid
 from engine_service.server.open_requests import OpenRequest, OpenRequests
 from engine_service.server.questions import answer_frame
@@ -54,6 +56,7 @@ class Connection(asyncio.Protocol):
         self._limits = service.limits
         self._frames = FrameBuffer()
         self._large = FrameQueue()
+        self._backlog: Backlog | None = None  # while its reader is behind
         self._requests = OpenRequests(service.limits)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -85,8 +88,10 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._large.pause()
+        self._backlog = Backlog()
 
     def resume_writing(self) -> None:
+        self._catch_up()
         self._large.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -103,6 +108,23 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._write(encode_frame(message), is_large=isinstance(message, Embedded))
 
+    def deliver(self, outbox: Outbox) -> None:
+        """Send what a step has for this client; while it is behind, join it with what comes."""
+        for answer in outbox.answers:
+            self.send(answer)
+        if not outbox.has_generations:
+            return
+        if self._backlog is None:
+            self.send(outbox.generations(self._service.epoch))
+        else:
+            self._backlog.add(outbox)
+            self._cut_off_if_unread()
+
+    def _catch_up(self) -> None:
+        backlog, self._backlog = self._backlog, None
+        if backlog is not None:
+            self.deliver(backlog.take())
+
     def _write(self, frame: bytes, *, is_large: bool) -> None:
         """Large frames, whose order does not matter, wait until those before them were read: many
         at once are not too much."""
@@ -112,8 +134,14 @@ class Connection(asyncio.Protocol):
             self._large.add(frame)
         else:
             self._transport.write(frame)
+        self._cut_off_if_unread()
+
+    def _cut_off_if_unread(self) -> None:
+        if self._transport is None:
+            return
+        n_held = 0 if self._backlog is None else self._backlog.n_bytes
         if (
-            self._transport.get_write_buffer_size() > self._limits.max_send_bytes
+            self._transport.get_write_buffer_size() + n_held > self._limits.max_send_bytes
             or self._large.n_bytes > self._limits.max_unsent_answers_bytes
         ):
             logger.warning("client %s does not read: connection closed", self.client)
@@ -133,6 +161,9 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close once what is queued has been read, or soon."""
         if self._transport is None:
+            return
+        self._catch_up()
+        if self._transport is None:  # that was too much
             return
         self._large.flush()
         self._transport.close()

@@ -15,7 +15,6 @@ from engine_service.protocol import (
     FailedRequest,
     Finished,
     FinishReason,
-    Message,
     StepOutputs,
     TokenLogprob,
 )
@@ -59,7 +58,7 @@ class Update:
 
 @dataclass(slots=True)
 class Outbox:
-    """What one step has for one connection."""
+    """What one step has for one connection. answers: of embedding requests, each a frame."""
 
     deltas: list[Delta] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
@@ -76,19 +75,18 @@ class Outbox:
         if update.answer is not None:
             self.answers.append(update.answer)
 
-    def messages(self, epoch: int) -> list[Message]:
-        """Return what is to be sent: all generations in one frame, each embedding in its own."""
-        messages: list[Message] = list(self.answers)
-        if self.deltas or self.finished or self.failed:
-            messages.append(
-                StepOutputs(
-                    epoch=epoch,
-                    deltas=tuple(self.deltas),
-                    finished=tuple(self.finished),
-                    failed=tuple(self.failed),
-                )
-            )
-        return messages
+    @property
+    def has_generations(self) -> bool:
+        return bool(self.deltas or self.finished or self.failed)
+
+    def generations(self, epoch: int) -> StepOutputs:
+        """Return what is to be sent of all generations, in one frame."""
+        return StepOutputs(
+            epoch=epoch,
+            deltas=tuple(self.deltas),
+            finished=tuple(self.finished),
+            failed=tuple(self.failed),
+        )
 
 
 class _Choice:
@@ -178,6 +176,8 @@ class Generation:
     @property
     def n_completion_tokens(self) -> int:
         """Of all answers so far."""
+        if len(self._choices) == 1:
+            return self._choices[0].n_tokens
         return sum(choice.n_tokens for choice in self._choices)
 
     def _is_end_token(self, token_id: int) -> bool:
@@ -186,6 +186,8 @@ class Generation:
 
     def _named(self, logprobs: Sequence[TokenLogprob]) -> tuple[TokenLogprob, ...]:
         """Say what text the ids stand for."""
+        if not logprobs:
+            return ()
         name = self._frontend.token_bytes
         return tuple(
             TokenLogprob(

@@ -346,7 +346,10 @@ class EngineService:
     def _settle(
         self, key: int, live: _Live, update: Update, outboxes: dict[Connection, Outbox]
     ) -> None:
-        outboxes.setdefault(live.connection, Outbox()).add(update)
+        outbox = outboxes.get(live.connection)
+        if outbox is None:
+            outbox = outboxes[live.connection] = Outbox()
+        outbox.add(update)
         if update.is_last:
             self._record(live, update)
             del self._live[key]
@@ -370,8 +373,7 @@ class EngineService:
         if self._journal is not None:
             self._journal.flush()
         for connection, outbox in outboxes.items():
-            for message in outbox.messages(self.epoch):
-                connection.send(message)
+            connection.deliver(outbox)
 
     def _need_engine(self) -> StepEngine:
         if self._engine is None:
