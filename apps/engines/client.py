@@ -70,6 +70,8 @@ MAX_EMBED_INPUTS: Final = protocol.MAX_EMBED_INPUTS
 MAX_TOKENIZE_INPUTS: Final = protocol.MAX_TOKENIZE_INPUTS
 MAX_TOP_LOGPROBS: Final = protocol.MAX_TOP_LOGPROBS
 MAX_UNSENT_BYTES: Final = 16 * 1024 * 1024
+# What is read at once while the loop was busy elsewhere: at twice that many reading stops.
+READ_BYTES: Final = 512 * 1024
 
 Reply = protocol.Prepared | protocol.Embedded | protocol.TextAnswer
 R = TypeVar("R", bound=Reply)
@@ -119,7 +121,9 @@ class EngineClient:
         writer = None
         try:
             async with asyncio.timeout(timeout_s):
-                reader, writer = await asyncio.open_unix_connection(self._socket_path)
+                reader, writer = await asyncio.open_unix_connection(
+                    self._socket_path, limit=READ_BYTES
+                )
                 hello = protocol.Hello(protocol_version=VERSION, client=self._name)
                 writer.write(protocol.encode_frame(hello))
                 self._info = self._welcomed(await _read_message(reader))

@@ -89,10 +89,7 @@ def answer_delta(message: protocol.Delta | protocol.Finished) -> AnswerDelta:
         text=message.text,
         n_tokens=message.n_tokens if isinstance(message, protocol.Delta) else 0,
         reasoning=message.reasoning,
-        tool_calls=tuple(
-            ToolCallDelta(index=each.index, name=each.name, arguments=each.arguments)
-            for each in message.tool_calls
-        ),
+        tool_calls=_tool_calls(message.tool_calls),
         logprobs=_logprobs(message.logprobs),
         prompt_logprobs=(
             _logprobs(message.prompt_logprobs) if isinstance(message, protocol.Delta) else ()
@@ -108,7 +105,18 @@ def to_exception(error: protocol.WireError, *, n_completion_tokens: int = 0) -> 
     )
 
 
+def _tool_calls(entries: Sequence[protocol.ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
+    if not entries:
+        return ()
+    return tuple(
+        ToolCallDelta(index=each.index, name=each.name, arguments=each.arguments)
+        for each in entries
+    )
+
+
 def _logprobs(entries: Sequence[protocol.TokenLogprob]) -> tuple[TokenLogprob, ...]:
+    if not entries:
+        return ()
     return tuple(
         TokenLogprob(
             token_id=each.token_id,

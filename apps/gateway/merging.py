@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
+
+from msgspec.structs import replace
 
 from apps.core.exceptions import AppError
 from apps.engines.types import AnswerDelta, GenerationResult
