@@ -10,7 +10,7 @@ from guardian.models import UserObjectPermissionBase
 
 from apps.core.models import TimestampedModel
 from apps.core.outbound import MAX_URL_CHARS, UnsafeUrl, url_check
-from apps.engines.types import ENGINE_DEVICES, NANOVLLM_ARCHITECTURES, NANOVLLM_DEVICE
+from apps.engines.types import EMBEDDING_DEVICES, NANOVLLM_ARCHITECTURES, NANOVLLM_DEVICE
 from apps.registry.types import Task as RegistryTask
 
 _SECONDS = [MinValueValidator(1), MaxValueValidator(3600)]
@@ -259,8 +259,11 @@ class Deployment(TimestampedModel):
             errors["max_replicas"] = f"At least the {self.min_replicas} that always run."
         if self.backend == self.Backend.NANOVLLM:
             errors |= self._wrong_nanovllm()
-        elif self.device_class not in (self.DeviceClass.AUTO, *ENGINE_DEVICES):
-            errors["device_class"] = "The engine computes on the processor only."
+        elif self.task == "embed" and self.device_class not in (
+            self.DeviceClass.AUTO,
+            *EMBEDDING_DEVICES,
+        ):
+            errors["device_class"] = "An embedding model is computed on the processor only."
         if self.task == "embed" and self.quantization != self.Quantization.NONE:
             errors["quantization"] = "An embedding model runs with its weights as they are."
         elif (

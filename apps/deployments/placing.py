@@ -15,7 +15,7 @@ from apps.deployments.placement import Claim, Refused, Room, Verdict, place
 from apps.deployments.selectors import deployments_all, replicas_of
 from apps.deployments.types import Fit
 from apps.engines.selectors import EngineState, devices_seen
-from apps.engines.types import ENGINE_DEVICES
+from apps.engines.types import EMBEDDING_DEVICES, ENGINE_DEVICES
 from apps.registry.selectors import model_shape
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _held_bytes(replica: Replica) -> int:
 
 def _kinds(deployment: Deployment) -> tuple[str, ...]:
     if deployment.device_class == Deployment.DeviceClass.AUTO:
-        return ENGINE_DEVICES
+        return EMBEDDING_DEVICES if deployment.task == "embed" else ENGINE_DEVICES
     return (deployment.device_class,)
 
 

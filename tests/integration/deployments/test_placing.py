@@ -160,13 +160,32 @@ def test_an_engine_that_is_ready_holds_what_it_was_reserved(device: Device) -> N
     assert len(reconcile(device, occupied={first.process_id}).specs) == 1
 
 
-def test_a_gpu_is_refused_as_long_as_no_engine_computes_there(actor: Actor) -> None:
+def with_gpu(device: Device) -> Device:
+    """Put a GPU with as much room beside the processor."""
+    found: Device = DeviceFactory(
+        node=device.node, kind="cuda", uid="GPU-1", free_bytes=device.free_bytes,
+        auto_dtype="bfloat16",
+    )  # fmt: skip
+    return found
+
+
+def test_what_generates_runs_on_a_gpu_where_there_is_room(device: Device) -> None:
+    with_gpu(device)
+    DeploymentFactory(name="a-large", model_version=version(500))
+    DeploymentFactory(name="b-second", model_version=version(400))
+    visible = [dict(spec.environment)["CUDA_VISIBLE_DEVICES"] for spec in reconcile(device).specs]
+    assert visible == ["GPU-1", ""]
+
+
+def test_what_makes_embeddings_runs_on_the_processor(device: Device, actor: Actor) -> None:
+    with_gpu(device)
+    encoder = ModelVersionFactory(architecture="BertModel", n_parameters=MIB)
     with pytest.raises(ValidationError) as refusal:
-        deployment_create(
-            actor=actor, name="chat", model_version=ModelVersionFactory(), device_class="cuda"
-        )
+        deployment_create(actor=actor, name="texts", model_version=encoder, device_class="cuda")
     assert set(refusal.value.message_dict) == {"device_class"}
-    assert not Deployment.objects.exists()
+    deployment_create(actor=actor, name="texts", model_version=encoder)
+    (spec,) = reconcile(device).specs
+    assert spec.environment == (("CUDA_VISIBLE_DEVICES", ""),)
 
 
 def test_the_weights_may_be_int8(device: Device) -> None:
