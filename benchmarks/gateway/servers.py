@@ -50,8 +50,8 @@ def upstream(directory: Path) -> Iterator[str]:
     """Run the server that does nothing; yield its base URL."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.gateway.upstream", str(port)]
-    with _running(command, log=directory / "upstream.log") as process:
-        _wait(f"http://127.0.0.1:{port}/v1/models", process=process)
+    with running(command, log=directory / "upstream.log") as process:
+        wait(f"http://127.0.0.1:{port}/v1/models", process=process)
         yield f"http://127.0.0.1:{port}/v1"
 
 
@@ -79,8 +79,8 @@ def litellm(directory: Path, *, upstream_url: str) -> Iterator[Gateway]:
     # Its list of prices is asked for over the network otherwise.
     env = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     log = directory / "litellm.log"
-    with _running(command, log=log, cwd=directory, env=env) as process:
-        _wait(f"http://127.0.0.1:{port}/health/liveliness", process=process)
+    with running(command, log=log, cwd=directory, env=env) as process:
+        wait(f"http://127.0.0.1:{port}/health/liveliness", process=process)
         yield Gateway(
             name="litellm",
             process=psutil.Process(process.pid),
@@ -138,14 +138,14 @@ def ours(
             "256",
         ],
     ):
-        _run([*manage, *command], env=env)
-    key = _run([sys.executable, "-m", "benchmarks.gateway.tenant"], env=env)
+        run([*manage, *command], env=env)
+    key = run([sys.executable, "-m", "benchmarks.gateway.tenant"], env=env)
     port, log = free_port(), directory / "server.log"
     module = "benchmarks.gateway.counted" if counted else "config.server"
     server = [sys.executable, "-m", module, "--port", str(port)]
     with (
-        _running([*manage, "run_engines"], log=directory / "agent.log", env=env) as agent,
-        _running(server, log=log, env=env) as process,
+        running([*manage, "run_engines"], log=directory / "agent.log", env=env) as agent,
+        running(server, log=log, env=env) as process,
     ):
         gateway = Gateway(
             name=name,
@@ -154,7 +154,7 @@ def ours(
             key=key,
             log_file=log,
         )
-        _wait(f"http://127.0.0.1:{port}/readyz", process=process)
+        wait(f"http://127.0.0.1:{port}/readyz", process=process)
         assert agent.poll() is None
         yield gateway
 
@@ -165,13 +165,13 @@ def _litellm_binary() -> Path:
     binary = venv / "bin" / "litellm"
     if not binary.exists():
         print(f"Installing {LITELLM} below {venv}", file=sys.stderr)
-        _run([sys.executable, "-m", "venv", "--clear", str(venv)], env=os.environ)
+        run([sys.executable, "-m", "venv", "--clear", str(venv)], env=os.environ)
         pip = [str(venv / "bin" / "pip"), "install", "--quiet", LITELLM]
-        _run(pip, env=os.environ, timeout_s=INSTALL_TIMEOUT_S)
+        run(pip, env=os.environ, timeout_s=INSTALL_TIMEOUT_S)
     return binary
 
 
-def _run(command: Sequence[str], *, env: Mapping[str, str], timeout_s: float = 300) -> str:
+def run(command: Sequence[str], *, env: Mapping[str, str], timeout_s: float = 300) -> str:
     done = subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s
     )
@@ -181,7 +181,7 @@ def _run(command: Sequence[str], *, env: Mapping[str, str], timeout_s: float = 3
 
 
 @contextlib.contextmanager
-def _running(
+def running(
     command: Sequence[str],
     *,
     log: Path,
@@ -203,7 +203,7 @@ def _running(
             process.wait()
 
 
-def _wait(url: str, *, process: "subprocess.Popen[bytes]") -> None:
+def wait(url: str, *, process: "subprocess.Popen[bytes]") -> None:
     until_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < until_s:
         if process.poll() is not None:
