@@ -19,6 +19,7 @@ from benchmarks.gpu.shape import SHAPES, Shape
 from engine_service.models.manifest import ManifestSource, ModelFacts, write_manifest
 
 SPREAD = 0.02
+SPECIAL = ("<|im_start|>", "<|im_end|>")
 
 
 def make_model(directory: Path, *, shape: Shape, device: str) -> Path:
@@ -30,7 +31,7 @@ def make_model(directory: Path, *, shape: Shape, device: str) -> Path:
     (directory / "generation_config.json").write_text(json.dumps(special))
     weights = random_weights(shape, device=device)
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    _write_tokenizer(directory, context_length=shape.context_length)
+    _write_tokenizer(directory, shape=shape)
     write_manifest(
         directory,
         ModelFacts(
@@ -81,22 +82,26 @@ def random_weights(shape: Shape, *, device: str) -> dict[str, Tensor]:
     return weights
 
 
-def _write_tokenizer(directory: Path, *, context_length: int) -> None:
-    """Bytes and two special tokens: engines want one to be there, nobody reads its text."""
+def _write_tokenizer(directory: Path, *, shape: Shape) -> None:
+    """Bytes, two special tokens and, for every other id of the model, a word that no text becomes:
+    each token has text, as those of real models."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
+    vocab = {token: i for i, token in enumerate((*alphabet, *SPECIAL))}
+    vocab |= {f"\u0120w{i:x}": i for i in range(len(vocab), shape.vocab_size)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.save(str(directory / "tokenizer.json"))
     described: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|im_start|>",
         "eos_token": "<|im_end|>",
         "pad_token": "<|im_end|>",
-        "model_max_length": context_length,
+        "model_max_length": shape.context_length,
+        "chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(described, indent=2))
 

@@ -11,6 +11,7 @@ from benchmarks.gpu.workload import Workload
 MIN_PEER_RATIO: Final = 1.3
 MIN_ROOFLINE_SHARE: Final = 0.4
 MAX_ITL_RATIO: Final = 1.5
+MIN_PRODUCT_RATIO: Final = 0.95
 MAIN: Final = "nano-vllm"
 SINGLE: Final = "1 stream"
 
@@ -106,6 +107,15 @@ def verdicts(result: Figures, derived: Mapping[str, Mapping[str, float]]) -> lis
                 what=f"a single stream's ITL within {MAX_ITL_RATIO} x of reading the weights",
                 is_met=itl_ratio <= MAX_ITL_RATIO,
                 found=f"{itl_ratio:.2f} x",
+            )
+        )
+    if (ratio := result.get("product", {}).get("ratio")) is not None:
+        rates = result["product"]["tokens_per_s"]
+        found.append(
+            Verdict(
+                what=f"the product gives at least {MIN_PRODUCT_RATIO:.0%} of what its engine does",
+                is_met=ratio >= MIN_PRODUCT_RATIO,
+                found=f"{ratio:.1%}: {rates['http']:,.0f} of {rates['socket']:,.0f} tokens/s",
             )
         )
     return found
