@@ -39,6 +39,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     max_query_len: int
     max_context_len: int
     is_decode: bool
+    draws_plainly: bool
     numbers: bytes
 
     @classmethod
