@@ -62,7 +62,7 @@ def with_graphs(
     model.pool.tensor.fill_(float("nan"))
     model._tables.fill_(10**6)
     model.last_draws.fill_(10**6)
-    graphs = DecodeGraphs(model.decode, sizes=sizes, device=model.device, api=api)
+    graphs = DecodeGraphs(model.decode_and_draw, sizes=sizes, device=model.device, api=api)
     runner._graphs = runner._steps._graphs = graphs
     return backend, api
 
@@ -148,5 +148,5 @@ def test_a_graph_recorded_on_a_pool_in_use_leaves_it_alone(model_dir: Path) -> N
     backend = on_device(model_dir, max_sequences=4)
     model = backend._runner._model  # type: ignore[attr-defined]
     model.pool.tensor.fill_(3.0)
-    DecodeGraphs(model.decode, sizes=[1, 2, 4], device=model.device, api=FakeGraphs())
+    DecodeGraphs(model.decode_and_draw, sizes=[1, 2, 4], device=model.device, api=FakeGraphs())
     assert bool((model.pool.tensor == 3.0).all())
