@@ -34,7 +34,7 @@ from benchmarks.gpu.child import Child
 ROOT: Final = Path(__file__).resolve().parents[2]
 NAME: Final = "measured"
 READY: Final = "Ctrl-C stops everything"
-START_TIMEOUT_S: Final = 100.0
+START_TIMEOUT_S: Final = 110.0
 STOP_TIMEOUT_S: Final = 25.0
 MAX_PROMPT: Final = 128
 # Run by ``manage.py shell``: there is no command that makes a deployment.
@@ -193,8 +193,10 @@ def measure(product: Product, child: Child, *, load: Load) -> None:
                 }
                 child.put(f"{name} {turn + 1}", asdict(came) | costs)
                 rates[name].append(came.tokens_per_s)
-    child.put("tokens_per_s", {name: round(median(each), 1) for name, each in rates.items()})
-    child.put("ratio", round(median(rates["http"]) / median(rates["socket"]), 3))
+            # After each round: what was measured is kept when the time runs out.
+            found = {name: round(median(each), 1) for name, each in rates.items()}
+            child.put("tokens_per_s", found)
+            child.put("ratio", round(found["http"] / found["socket"], 3))
 
 
 def _play(
