@@ -68,10 +68,8 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepStats:
-    """The last ``n_steps`` steps of an engine, and what their parts took.
-
-    wait_ms: how long the latest admitted requests had queued.
-    """
+    """The last ``n_steps`` steps of an engine, and what their parts took. wait_ms: how long the
+    latest admitted requests had queued."""
 
     n_steps: int
     step_ms: Spread
@@ -175,10 +173,9 @@ class AnswerDelta(msgspec.Struct, frozen=True, kw_only=True):
     """What is new of one answer, number ``index`` of those to a prompt.
 
     ``n_tokens`` were sampled since the delta before. finish_reason: set in its last, and ``stop``
-    beside it where a stop string ended the answer. logprobs,
-    prompt_logprobs: only if asked for, the latter of the prompt's second token and those after it.
-
-    A struct, because one is made for every token: a frozen dataclass takes five times as long.
+    beside it where a stop string ended the answer. logprobs, prompt_logprobs: only if asked for,
+    the latter of the prompt's second token and those after it. A struct, because one is made for
+    every token: a frozen dataclass takes five times as long.
     """
 
     index: int = 0
@@ -194,27 +191,19 @@ class AnswerDelta(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_empty(self) -> bool:
         """True where there is nothing to show."""
-        return not (
-            self.text
-            or self.finish_reason is not None
-            or self.reasoning
-            or self.tool_calls
-            or self.logprobs
-            or self.prompt_logprobs
-        )
+        pieces = (self.text, self.reasoning, self.tool_calls, self.logprobs, self.prompt_logprobs)
+        return self.finish_reason is None and not any(pieces)
 
     def joined(self, later: "AnswerDelta") -> "AnswerDelta":
         """Return one delta for two of the same answer."""
-        return AnswerDelta(
-            index=self.index,
+        return msgspec.structs.replace(
+            later,
             text=self.text + later.text,
             n_tokens=self.n_tokens + later.n_tokens,
             reasoning=self.reasoning + later.reasoning,
             tool_calls=self.tool_calls + later.tool_calls,
             logprobs=self.logprobs + later.logprobs,
             prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
-            finish_reason=later.finish_reason,
-            stop=later.stop,
         )
 
 

@@ -32,6 +32,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from operator import attrgetter
 
 from engine_service.errors import DeadlineExceeded, EngineError, RequestError, Stalled
 from engine_service.protocol import FinishReason
@@ -48,6 +49,7 @@ from engine_service.scheduling.standing import check_standing
 from engine_service.scheduling.tiers import NO_TRANSFERS
 
 _WINDOW_WAITS = 512
+_rank = attrgetter("rank")
 
 
 class Scheduler:
@@ -123,12 +125,8 @@ class Scheduler:
         return tuple(self._running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence.
-
-        Raises:
-            RequestError: it could never fit.
-            Overloaded: too many are waiting.
-        """
+        """Queue a new sequence. Raises RequestError where it could never fit, and Overloaded where
+        too many are waiting."""
         n_answers = len(sequence.family)
         if n_answers > self._max_sequences:
             raise RequestError(
@@ -393,12 +391,7 @@ class Scheduler:
             self._fail(self._waiting.head(), Stalled("the request could not be admitted"))
 
     def _finish_reason(self, sequence: Sequence, *, token_id: int) -> FinishReason | None:
-        if token_id in self._eos_token_ids and not sequence.sampling.ignore_eos:
+        is_end = token_id in self._eos_token_ids and not sequence.sampling.ignore_eos
+        if is_end or token_id in sequence.sampling.stop_token_ids:
             return "stop"
-        if token_id in sequence.sampling.stop_token_ids:
-            return "stop"
-        return "length" if sequence.n_generated >= sequence.max_new_tokens else None
-
-
-def _rank(sequence: Sequence) -> tuple[int, int, int]:
-    return sequence.rank
+        return "length" if sequence.is_spent else None

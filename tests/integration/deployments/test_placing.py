@@ -1,7 +1,6 @@
 """Placement with rows: who gets a device, who is refused and where that is said, what is scaled."""
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,50 +24,21 @@ from apps.deployments.services import (
     deployment_scale,
     deployment_start,
     deployment_update,
-    replicas_reconcile,
 )
-from apps.deployments.types import Reconciled
 from apps.engines.models import Device, EngineProcess, Node
 from apps.engines.services import node_record
 from apps.engines.types import DeviceReport, NodeReport
 from tests.factories import (
     DeploymentFactory,
-    DeviceFactory,
     EngineProcessFactory,
     ModelVersionFactory,
     ReplicaFactory,
 )
 from tests.integration.console.pages import messages, staff
+from tests.integration.deployments.placing import MIB, RUNTIME, reconcile, version
 from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
-
-MIB = 2**20
-# Of a model whose files are not there nothing is known but its weights: two bytes each, and what
-# every process needs.
-RUNTIME = 320 * MIB
-
-
-@pytest.fixture
-def models_dir(settings: Any, tmp_path: Path) -> Path:
-    settings.MODELS_DIR = tmp_path
-    return tmp_path
-
-
-@pytest.fixture
-def device(models_dir: Path) -> Device:
-    """A processor with room for 1,000 MiB."""
-    found: Device = DeviceFactory(node__name="box", node__n_cores=8, free_bytes=1000 * MIB)
-    return found
-
-
-def version(n_mib: int) -> Any:
-    """A model of so many MiB in bfloat16."""
-    return ModelVersionFactory(n_parameters=n_mib * MIB // 2)
-
-
-def reconcile(device: Device, **options: Any) -> Reconciled:
-    return replicas_reconcile(node_id=device.node_id, **options)
 
 
 def test_a_replica_gets_a_device_its_memory_and_no_gpu(device: Device) -> None:
@@ -158,59 +128,6 @@ def test_an_engine_that_is_ready_holds_what_it_was_reserved(device: Device) -> N
     Deployment.objects.filter(name="second").delete()
     DeploymentFactory(name="third", model_version=version(61))
     assert len(reconcile(device, occupied={first.process_id}).specs) == 1
-
-
-def with_gpu(device: Device) -> Device:
-    """Put a GPU with as much room beside the processor."""
-    found: Device = DeviceFactory(
-        node=device.node, kind="cuda", uid="GPU-1", free_bytes=device.free_bytes,
-        auto_dtype="bfloat16",
-    )  # fmt: skip
-    return found
-
-
-def test_what_generates_runs_on_a_gpu_where_there_is_room(device: Device) -> None:
-    with_gpu(device)
-    DeploymentFactory(name="a-large", model_version=version(500))
-    DeploymentFactory(name="b-second", model_version=version(400))
-    visible = [dict(spec.environment)["CUDA_VISIBLE_DEVICES"] for spec in reconcile(device).specs]
-    assert visible == ["GPU-1", ""]
-
-
-def test_what_makes_embeddings_runs_on_the_processor(device: Device, actor: Actor) -> None:
-    with_gpu(device)
-    encoder = ModelVersionFactory(architecture="BertModel", n_parameters=MIB)
-    with pytest.raises(ValidationError) as refusal:
-        deployment_create(actor=actor, name="texts", model_version=encoder, device_class="cuda")
-    assert set(refusal.value.message_dict) == {"device_class"}
-    deployment_create(actor=actor, name="texts", model_version=encoder)
-    (spec,) = reconcile(device).specs
-    assert spec.environment == (("CUDA_VISIBLE_DEVICES", ""),)
-
-
-def test_the_weights_may_be_int8(device: Device) -> None:
-    DeploymentFactory(model_version=version(10), quantization="int8")
-    (spec,) = reconcile(device).specs
-    assert spec.arguments[4:6] == ("--quantization", "int8")
-
-
-def test_fp8_weights_are_refused_where_there_may_be_no_gpu(actor: Actor) -> None:
-    for device_class in ("auto", "cpu"):
-        with pytest.raises(ValidationError) as refusal:
-            deployment_create(
-                actor=actor,
-                name="chat",
-                model_version=ModelVersionFactory(),
-                device_class=device_class,
-                quantization="fp8",
-            )
-        assert refusal.value.message_dict == {
-            "quantization": ["fp8 needs a GPU: let it run on one."]
-        }
-    assert not Deployment.objects.exists()
-
-
-# -- what a person is told -----------------------------------------------------------------------
 
 
 def test_starting_what_does_not_fit_is_refused_and_changes_nothing(
