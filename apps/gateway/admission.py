@@ -91,6 +91,7 @@ class Arrival:
             door=self.door,
             endpoint=self.request.endpoint,
             route_name=lease.model.name,
+            rollout_arm=lease.destination.arm,
             deployment_id=lease.destination.deployment_id,
             model_version_id=lease.destination.model_version_id,
             engine_name=lease.endpoint.engine_name,

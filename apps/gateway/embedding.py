@@ -267,6 +267,7 @@ class _Embedding:
     def _reservation(self, n_prompt_tokens: int) -> Reservation:
         lease = self._movable.lease
         return Reservation(
+            rollout_arm=self._movable.lease.destination.arm,
             request_id=self.request_id,
             principal=self.principal,
             end_user=self._request.end_user or "",

@@ -39,7 +39,12 @@ class UsageRecord(TenantRows):
     door = models.CharField(max_length=16)
     endpoint = models.CharField(max_length=40)
     route_name = models.CharField(max_length=120)
-    experiment_arm = models.CharField(max_length=120, blank=True)
+    experiment_arm = models.CharField(
+        max_length=250, blank=True, help_text="Of the experiments that it took part in."
+    )
+    rollout_arm = models.CharField(
+        max_length=60, blank=True, db_default="", help_text="Step and side of its route's rollout."
+    )
     deployment_id = models.BigIntegerField()
     model_version_id = models.BigIntegerField()
     engine_name = models.CharField(max_length=120)
@@ -73,6 +78,13 @@ class UsageRecord(TenantRows):
         default=False, help_text="Its numbers are in the roll-ups. Set with them, or not at all."
     )
 
+    is_in_experiments = models.BooleanField(
+        default=False, db_default=False, help_text="Its experiments have counted it."
+    )
+    is_in_rollout = models.BooleanField(
+        default=False, db_default=False, help_text="Its rollout has counted it."
+    )
+
     class Meta:
         ordering = ["-id"]
         verbose_name = "usage record"
@@ -85,6 +97,16 @@ class UsageRecord(TenantRows):
                 fields=["id"],
                 condition=Q(state="settled", is_rolled_up=False),
                 name="usage_to_roll_up_idx",
+            ),
+            models.Index(
+                fields=["id"],
+                condition=Q(state="settled", is_in_experiments=False) & Q(experiment_arm__gt=""),
+                name="usage_to_experiment_idx",
+            ),
+            models.Index(
+                fields=["id"],
+                condition=Q(state="settled", is_in_rollout=False) & Q(rollout_arm__gt=""),
+                name="usage_to_rollout_idx",
             ),
         ]
         constraints = [

@@ -32,6 +32,7 @@ def row_of(reservation: Reservation, *, now: datetime) -> UsageRecord:
         endpoint=reservation.endpoint,
         route_name=reservation.route_name,
         experiment_arm=reservation.experiment_arm,
+        rollout_arm=reservation.rollout_arm,
         deployment_id=reservation.deployment_id,
         model_version_id=reservation.model_version_id,
         engine_name=reservation.engine_name,

@@ -15,6 +15,7 @@ from apps.metering import budgets, meters, orphans, rollups
 from apps.metering.groups import write_group
 from apps.metering.meter_sums import meter_correct
 from apps.metering.models import RefusalRollup, UsageRecord
+from apps.metering.observations import Comparison, rows_take
 from apps.metering.rates import count_request, count_requests
 from apps.metering.reconciliation import check_register
 from apps.metering.rollups import RollupKey
@@ -24,6 +25,7 @@ from apps.metering.types import (
     Finding,
     FindingKind,
     Grant,
+    ObservedRequest,
     RefusalKey,
     Reservation,
     Settlement,
@@ -31,8 +33,8 @@ from apps.metering.types import (
 
 __all__ = [
     "check_register", "count_request", "count_requests", "ledger_correct", "orphans_close",
-    "refusals_add", "reservation_void", "reserve", "reused_record", "settle", "usage_roll_up",
-    "write_group",
+    "refusals_add", "requests_take", "reservation_void", "reserve", "reused_record", "settle",
+    "usage_roll_up", "write_group",
 ]  # fmt: skip
 
 _ROWS_AT_A_TIME: Final = 200  # on SQLite, requests wait meanwhile
@@ -62,6 +64,7 @@ def reused_record(reservation: Reservation, ending: Ending) -> None:
     now = timezone.now()
     row = row_of(reservation, now=now)
     row.is_from_cache, row.n_reserved_tokens = True, 0
+    row.experiment_arm = row.rollout_arm = ""  # no engine's work, and so nobody's
     row.engine_name, row.engine_epoch = "", 0  # an engine's own record knows nothing of it
     row.state, row.outcome = UsageRecord.State.SETTLED, ending.outcome
     row.finish_reason = ending.finish_reason
@@ -125,6 +128,15 @@ def refusals_add(counts: Mapping[RefusalKey, int]) -> None:
             period_start=key.period_start, tenant_id=key.tenant_id, code=key.code[:60]
         )
         RefusalRollup.objects.filter(pk=row.pk).update(n_requests=F("n_requests") + counts[key])
+
+
+@every_tenant("requests of several tenants are compared")
+@transaction.atomic
+def requests_take(comparison: Comparison, *, limit: int) -> list[ObservedRequest]:
+    """Return settled requests of experiments or of rollouts that were not handed out yet, the
+    oldest first, and mark them as counted: commits with whatever the caller makes of them, or not
+    at all."""
+    return rows_take(comparison, limit=limit)
 
 
 @every_tenant("sums are made of whatever has settled")

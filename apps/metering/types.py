@@ -68,7 +68,7 @@ class Reservation:
     that may be open at a time. lifetime_s: after that long a row that nobody settled is an orphan.
     end_user: whom the tenant serves, as it calls them. attempt: 1, unless the request is tried
     again elsewhere; is_fallback: at a deployment that its route has for that. experiment_arm: of
-    the comparison that it takes part in, if it does.
+    the experiments that it takes part in, if it does; rollout_arm: of its route's rollout.
     """
 
     request_id: str
@@ -77,6 +77,7 @@ class Reservation:
     attempt: int = 1
     is_fallback: bool = False
     experiment_arm: str = ""
+    rollout_arm: str = ""
     door: str
     endpoint: str
     route_name: str
@@ -162,6 +163,43 @@ class RefusalKey:
     period_start: datetime
     tenant_id: int
     code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedRequest:
+    """A settled row, as those who compare read it. arm: of the rollout or of the experiments,
+    whichever was asked for."""
+
+    request_id: str
+    arm: str
+    tenant_id: int
+    api_token_id: int | None
+    end_user: str
+    door: str
+    route_name: str
+    deployment_id: int
+    model_version_id: int
+    attempt: int
+    is_fallback: bool
+    outcome: Outcome
+    finish_reason: str
+    n_prompt_tokens: int
+    n_completion_tokens: int
+    cost_micro: int
+    ttft_ms: float | None
+    total_ms: float | None
+    created_at: datetime
+
+    @property
+    def is_failed(self) -> bool:
+        return self.outcome in (Outcome.FAILED, Outcome.INTERRUPTED)
+
+    @property
+    def itl_ms(self) -> float | None:
+        """Mean time between tokens; None where there were fewer than two."""
+        if self.ttft_ms is None or self.total_ms is None or self.n_completion_tokens < 2:
+            return None
+        return max(self.total_ms - self.ttft_ms, 0.0) / (self.n_completion_tokens - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

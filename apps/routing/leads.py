@@ -24,6 +24,11 @@ def targets_change(route: Route, targets: Sequence[TargetSpec] | None) -> Change
     return {} if before == after else {"targets": [before, after]}
 
 
+def targets_differ(route: Route, targets: Sequence[TargetSpec]) -> bool:
+    """Return whether anything does, also what is not told."""
+    return set(targets_of(route)) != set(targets)
+
+
 def targets_write(route: Route, targets: Sequence[TargetSpec]) -> None:
     """Put these in place of those that there are.
 
@@ -39,6 +44,7 @@ def targets_write(route: Route, targets: Sequence[TargetSpec]) -> None:
             deployment=target.deployment,
             weight=target.weight,
             fallback_order=target.fallback_order,
+            arm=target.arm,
         )
         try:
             row.full_clean()
@@ -114,7 +120,12 @@ def targets_of(route: Route) -> list[TargetSpec]:
     """Return where a route leads now."""
     rows = RouteTarget.objects.filter(route=route).select_related("deployment")
     return [
-        TargetSpec(deployment=row.deployment, weight=row.weight, fallback_order=row.fallback_order)
+        TargetSpec(
+            deployment=row.deployment,
+            weight=row.weight,
+            fallback_order=row.fallback_order,
+            arm=row.arm,
+        )
         for row in rows
     ]
 

@@ -45,6 +45,13 @@ class Route(TimestampedModel):
         help_text="What holds where a request says nothing, by the names of its fields.",
     )
     tenants = models.ManyToManyField("tenants.Tenant", blank=True, related_name="routes")
+    held_by = models.CharField(
+        max_length=60,
+        blank=True,
+        db_default="",
+        editable=False,
+        help_text="What alone may change where it leads, such as a rollout.",
+    )
 
     class Meta:
         ordering = ["name"]
@@ -78,6 +85,13 @@ class RouteTarget(models.Model):
         blank=True,
         validators=[MinValueValidator(1)],
         help_text="Its place in the chain of those that are asked on overload or failure.",
+    )
+    arm = models.CharField(
+        max_length=60,
+        blank=True,
+        db_default="",
+        editable=False,
+        help_text="What the ledger says of its requests, for the rollout that holds the route.",
     )
 
     class Meta:

@@ -94,6 +94,7 @@ def _destinations(targets: Iterable[RouteTarget]) -> tuple[Destination, ...]:
             model_version_id=target.deployment.model_version_id or REMOTE_VERSION_ID,
             context_length=target.deployment.context_length,
             weight=target.weight,
+            arm=target.arm,
         )
         for target in targets
     )

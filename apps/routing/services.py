@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 
 from apps.audit.services import event_record
@@ -65,11 +66,16 @@ def route_update(
     targets: Sequence[TargetSpec] | None = None,
     aliases: Collection[str] | None = None,
     tenants: Iterable[Tenant] | None = None,
+    holder: str = "",
     **fields: Unpack[RouteFields],
 ) -> Route:
     """Set the given fields; running requests keep the engine that they have. targets, aliases,
-    tenants: as for ``route_create``; None leaves them. Raises as it does."""
+    tenants: as for ``route_create``; None leaves them. Raises as it does, and where the route is
+    held and its targets or its being active would change. holder: who may change those then."""
     current = _route_lock(route)
+    if current.held_by not in ("", holder):
+        _held_check(current, targets, fields)
+        targets = None  # equal to what there is, but for what their holder wrote
     before = current.defaults
     changes: dict[str, object] = {**fields_set(current, fields)}
     if "defaults" in changes:
@@ -78,6 +84,9 @@ def route_update(
     if tenants is not None:
         changes |= _tenants_set(current, tenants)
     if not changes:
+        if targets is not None and leads.targets_differ(current, targets):
+            leads.targets_write(current, targets)
+            change_stamp_bump(ROUTES_STAMP)
         return current
     current.full_clean()
     current.save()
@@ -88,8 +97,33 @@ def route_update(
 
 
 @transaction.atomic
-def route_delete(*, route: Route, actor: Actor) -> None:
+def route_hold(*, route: Route, holder: str) -> Route:
+    """Let nobody but this holder change where a route leads, until ``route_release``; return the
+    route as it is now.
+
+    Raises:
+        ValidationError: of ``route``; another holds it.
+    """
     current = _route_lock(route)
+    if current.held_by not in ("", holder):
+        raise ValidationError({"route": f"It is held by {current.held_by}."})
+    Route.objects.filter(pk=current.pk).update(held_by=holder)
+    current.held_by = holder
+    return current
+
+
+@transaction.atomic
+def route_release(*, route: Route, holder: str) -> None:
+    """End a hold; where this one does not hold it nothing happens."""
+    Route.objects.filter(pk=route.pk, held_by=holder).update(held_by="")
+
+
+@transaction.atomic
+def route_delete(*, route: Route, actor: Actor) -> None:
+    """Raises ValidationError where the route is held."""
+    current = _route_lock(route)
+    if current.held_by:
+        raise ValidationError(f"It is held by {current.held_by}.")
     event_record(action="route.deleted", actor=actor, obj=current)
     current.delete()
     change_stamp_bump(ROUTES_STAMP)
@@ -162,6 +196,15 @@ def _tenants_set(route: Route, tenants: Iterable[Tenant]) -> dict[str, list[list
         return {}
     route.tenants.set(after.values())
     return {"tenants": [sorted(before), sorted(after)]}
+
+
+def _held_check(current: Route, targets: Sequence[TargetSpec] | None, fields: RouteFields) -> None:
+    """Raise ValidationError where what a holder decides would change."""
+    problem = f"{current.held_by} decides where this route leads; pause or end it first."
+    if leads.targets_change(current, targets):
+        raise ValidationError({"targets": problem})
+    if not fields.get("is_active", True) and current.is_active:
+        raise ValidationError({"is_active": problem})
 
 
 def _route_lock(route: Route) -> Route:

@@ -64,13 +64,15 @@ def purged_tag(stamp: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """A deployment that a public name leads to. weight: 0 in the chain of fallbacks."""
+    """A deployment that a public name leads to. weight: 0 in the chain of fallbacks. arm: of the
+    route's rollout, for the ledger."""
 
     deployment_id: int
     deployment_name: str
     model_version_id: int
     context_length: int
     weight: int = 0
+    arm: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,11 +208,12 @@ def _percent(share: float | None) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSpec:
     """A deployment that a route shall lead to: with a weight, or with a place in the chain of
-    fallbacks, the lowest first."""
+    fallbacks, the lowest first. arm: what the ledger shall say of its requests."""
 
     deployment: "Deployment"
     weight: int = 0
     fallback_order: int | None = None
+    arm: str = ""
 
     def __str__(self) -> str:
         if self.fallback_order is not None:

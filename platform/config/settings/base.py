@@ -61,6 +61,8 @@ INSTALLED_APPS = [
     "apps.metering",
     "apps.deployments",
     "apps.routing",
+    "apps.rollouts",
+    "apps.experiments",
     "apps.gateway",
     "apps.batches",
     "apps.management",

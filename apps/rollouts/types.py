@@ -1,0 +1,103 @@
+"""What the room hands to others: how a rollout is to go, and how it goes."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal
+
+Metric = Literal["error_rate", "ttft", "itl", "empty_rate", "thumbs_down_rate"]
+State = Literal["pending", "running", "awaiting", "paused", "completed", "rolled_back", "aborted"]
+Tone = Literal["good", "busy", "warn", "bad"]
+
+ROLLOUTS_STAMP: Final = "rollouts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSpec:
+    """percent: of what baseline and candidate get together, that the candidate gets. It lasts until
+    the candidate has answered so many requests, and so many minutes."""
+
+    percent: float
+    min_requests: int = 100
+    min_minutes: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardrailSpec:
+    """tolerance: how much worse than the old version the new one may be: relative (0.1 is a tenth)
+    for times, in percentage points (0.01 is one) for rates."""
+
+    metric: Metric
+    tolerance: float
+
+
+DEFAULT_STEPS: Final = (
+    StepSpec(percent=1.0),
+    StepSpec(percent=10.0),
+    StepSpec(percent=50.0),
+    StepSpec(percent=100.0, min_requests=0, min_minutes=0.0),
+)
+DEFAULT_GUARDRAILS: Final = (
+    GuardrailSpec(metric="error_rate", tolerance=0.01),
+    GuardrailSpec(metric="ttft", tolerance=0.25),
+    GuardrailSpec(metric="itl", tolerance=0.25),
+    GuardrailSpec(metric="empty_rate", tolerance=0.02),
+    GuardrailSpec(metric="thumbs_down_rate", tolerance=0.1),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardrailLine:
+    """A guardrail of one step as people read it. baseline, candidate: the values, in words with
+    their unit; None before there is anything. low, high: the always-valid interval of how much
+    worse the candidate is, as ``tolerance`` counts it. verdict: in words."""
+
+    metric: Metric
+    label: str
+    tolerance: float
+    baseline: str | None
+    candidate: str | None
+    low: float | None
+    high: float | None
+    is_breached: bool
+    verdict: str
+    tone: Tone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLine:
+    """index: from 0. n_baseline, n_candidate: requests counted; n_failed: the candidate's."""
+
+    index: int
+    spec: StepSpec
+    is_present: bool
+    is_past: bool
+    started_at: datetime | None
+    n_baseline: int
+    n_candidate: int
+    n_failed: int
+    guardrails: tuple[GuardrailLine, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutReport:
+    """A rollout as every door tells it. next_said: what will happen next and when, in words.
+    may_approve: whether this caller can, and refused_said why not."""
+
+    id: int
+    version: int
+    route_name: str
+    baseline_name: str
+    candidate_name: str
+    state: State
+    state_label: str
+    tone: Tone
+    reason: str
+    next_said: str
+    percent: float
+    step: int
+    steps: tuple[StepLine, ...]
+    started_by: str
+    started_at: datetime
+    ended_at: datetime | None
+    needs_second_person: bool
+    approval: str
