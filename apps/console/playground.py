@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Final
 
 from django.contrib.admin import AdminSite
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.middleware.csrf import get_token
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
-from django.views.decorators.http import require_safe
+from django.views.decorators.http import require_POST, require_safe
 
-from apps.core.exceptions import PermissionDenied
+from apps.core.exceptions import AppError, InvalidRequest, PermissionDenied
 from apps.deployments.selectors import deployments_running
+from apps.feedback.services import feedback_give
+from apps.feedback.types import Rating, Teller
 from apps.rbac.selectors import person_of, principal_of_user
 from apps.routing.selectors import snapshot
 from apps.routing.types import PublicModel
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 API_PATH: Final = "/v1"
 STREAM_PATH: Final = "/v1/stream"
+REQUEST_ID: Final = "REQUEST_ID"  # in addresses that the page fills in
+_INFERENCE: Final = "inference"
 
 IDEAS: Final = (
     {"icon": "water", "prompt": "Write a short poem about the sea."},
@@ -79,6 +84,11 @@ def playground_urls(site: AdminSite) -> list[URLPattern]:
             site.admin_view(playground_models_json),
             name="playground_models",
         ),
+        path(
+            "playground/feedback/<str:request_id>/",
+            site.admin_view(playground_feedback),
+            name="playground_feedback",
+        ),
     ]
 
 
@@ -90,6 +100,8 @@ def playground_page(request: HttpRequest, *, site: AdminSite) -> HttpResponse:
         "api_path": API_PATH,
         "stream_path": STREAM_PATH,
         "models_url": reverse("admin:playground_models"),
+        "feedback_url": reverse("admin:playground_feedback", args=[REQUEST_ID]),
+        "csrf_token": get_token(request),
         "ledger_url": _list_url(request, app="metering", model="usagerecord"),
         "models": [asdict(model) for model in playground_models(person_of(request))],
     }
@@ -110,6 +122,28 @@ def playground_models_json(request: HttpRequest) -> HttpResponse:
     return JsonResponse(
         {"models": [asdict(model) for model in playground_models(person_of(request))]}
     )
+
+
+@require_POST
+def playground_feedback(request: HttpRequest, request_id: str) -> HttpResponse:
+    """Keep a thumb, as ``POST /v1/feedback`` does; for who may use the stream that the answer came
+    by."""
+    try:
+        principal = principal_of_user(person_of(request))
+        if _INFERENCE not in principal.scopes:
+            raise PermissionDenied
+        rating = _rating_in(request)
+        event = feedback_give(request_id=request_id, rating=rating, teller=Teller.of(principal))
+    except AppError as error:
+        return JsonResponse(error.body(), status=error.status)
+    return JsonResponse({"request_id": event.request_id, "rating": rating.value})
+
+
+def _rating_in(request: HttpRequest) -> Rating:
+    try:
+        return Rating(request.POST.get("rating", ""))
+    except ValueError:
+        raise InvalidRequest("Say 'up' or 'down'.", code="invalid_value", param="rating") from None
 
 
 def _list_url(request: HttpRequest, *, app: str, model: str) -> str:

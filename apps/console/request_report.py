@@ -14,6 +14,8 @@ from apps.core.prices import currency_text
 from apps.deployments.selectors import deployment_name
 from apps.deployments.types import REMOTE_VERSION_ID
 from apps.engines.selectors import journal_of
+from apps.feedback.selectors import events_of_request
+from apps.feedback.types import Event
 from apps.gateway.selectors import kept_request_of
 from apps.gateway.types import KeptRequest
 from apps.metering.selectors import attempts_of, meters_of
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from apps.metering.models import UsageRecord
 
 _EVENTS_SHOWN: Final = 10
-_OF_TENANTS: Final = {"tenants_tenant", "rbac_apitoken", "batches_batch"}
+_SAID_SHOWN: Final = 20
+_OF_TENANTS: Final = {"tenants_tenant", "rbac_apitoken", "batches_batch", "feedback_metricevent"}
 _SPAN: Final = 1_000  # how wide the timeline is
 
 
@@ -55,7 +58,7 @@ class Span:
 class RequestReport:
     """token, owner, user: None where there is none. batches: those that it may belong to. engine:
     what its engine recorded, in as many parts as it was sent in. attempts: with this row, those of
-    every place that the request was tried at."""
+    every place that the request was tried at. said: feedback and events of it."""
 
     record: "UsageRecord"
     attempts: "tuple[UsageRecord, ...]"
@@ -75,17 +78,19 @@ class RequestReport:
     kept: KeptRequest | None
     batches: tuple[Link, ...]
     events: "tuple[AuditEvent, ...]"
+    said: tuple[Event, ...]
 
 
 def request_report(record: "UsageRecord", *, access: Access) -> RequestReport:
     meters = tuple(meters_of(record))
     links = _Links(access, tenant_id=record.tenant_id)
+    attempts = tuple(attempts_of(record))
     token, owner = _token_and_owner(record, links)
     route_id = route_id_of(record.route_name)
     tenant = tenant_names({record.tenant_id}).get(record.tenant_id, f"#{record.tenant_id}")
     return RequestReport(
         record=record,
-        attempts=tuple(attempts_of(record)),
+        attempts=attempts,
         tenant=Link(text=tenant, url=links.url("tenants_tenant", record.tenant_id)),
         token=token,
         owner=owner,
@@ -115,6 +120,7 @@ def request_report(record: "UsageRecord", *, access: Access) -> RequestReport:
         kept=_kept(record),
         batches=_batches(record, links),
         events=_events(record, access, route_id=route_id),
+        said=_said(record, attempts, links),
     )
 
 
@@ -213,6 +219,15 @@ def _batches(record: "UsageRecord", links: _Links) -> tuple[Link, ...]:
         tenant_id=record.tenant_id, api_token_id=record.api_token_id, moment=record.created_at
     )
     return tuple(links.to("batches_batch", each.pk, name=str(each)) for each in found)
+
+
+def _said(
+    record: "UsageRecord", attempts: "tuple[UsageRecord, ...]", links: _Links
+) -> tuple[Event, ...]:
+    if not links.may_see("feedback_metricevent"):
+        return ()
+    row_ids = [each.request_id for each in attempts]
+    return tuple(events_of_request(tenant_id=record.tenant_id, row_ids=row_ids, limit=_SAID_SHOWN))
 
 
 def _events(

@@ -80,13 +80,18 @@ class LimitCheck:
         for scope in scopes:
             if not scope.allows(route_name):
                 raise ModelNotFound(model)
-        if not is_counted or all(each.limits.requests_per_minute is None for each in scopes):
-            return Admitted(scopes=scopes, requests=None)
-        return Admitted(scopes=scopes, requests=await self.count(scopes))
+        requests = await self.count(scopes) if is_counted else None
+        return Admitted(scopes=scopes, requests=requests)
+
+    async def admit_without_model(self, principal: Principal) -> Budget | None:
+        """Count a request that asks no model for anything; raises as ``admit`` does."""
+        return await self.count(scopes_of(principal))
 
     async def count(self, scopes: tuple[Scope, ...]) -> Budget | None:
         """Count one request against every scope, off the event loop where the cache is elsewhere;
         as ``count_request`` raises."""
+        if all(each.limits.requests_per_minute is None for each in scopes):
+            return None
         cache = settings.CACHES[settings.RATELIMIT_USE_CACHE]
         if cache["BACKEND"] == _LOCAL_CACHE:  # a dictionary: a hop would cost more than the look
             return count_request(scopes)

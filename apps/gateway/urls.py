@@ -6,6 +6,7 @@ from apps.gateway.rest.auth_tokens import KeySetView, RefreshView, RevokeView, T
 from apps.gateway.rest.chat import ChatCompletionView
 from apps.gateway.rest.completions import CompletionView
 from apps.gateway.rest.embeddings import EmbeddingView
+from apps.gateway.rest.feedback import EventView, FeedbackView
 from apps.gateway.rest.messages import CountTokensView, MessagesView
 from apps.gateway.rest.openapi import DocumentView
 from apps.gateway.rest.responses import ResponsesView
@@ -19,6 +20,8 @@ urlpatterns = [
     path("v1/messages", MessagesView.as_view()),
     path("v1/messages/count_tokens", CountTokensView.as_view()),
     path("v1/embeddings", EmbeddingView.as_view()),
+    path("v1/feedback", FeedbackView.as_view()),
+    path("v1/events", EventView.as_view()),
     path("tokenize", TokenizeView.as_view()),
     path("detokenize", DetokenizeView.as_view()),
     path("v1/auth/token", TokenView.as_view()),

@@ -27,7 +27,7 @@ def _matches(permission: str, patterns: tuple[str, ...]) -> bool:
 
 _LOOK = (
     "registry.view_*", "engines.view_*", "deployments.view_*", "routing.view_*",
-    "metering.view_*", "batches.view_*", "tenants.view_*",
+    "metering.view_*", "feedback.view_*", "batches.view_*", "tenants.view_*",
 )  # fmt: skip
 
 BUILTIN_ROLES: Final = (
@@ -66,6 +66,7 @@ BUILTIN_ROLES: Final = (
             USE_ROUTE, "registry.view_*", "deployments.view_*", "routing.view_*",
             "tenants.view_tenant", "tenants.*_enduser", "rbac.view_apitoken",
             "rbac.add_apitoken", "rbac.change_apitoken", "batches.*", "metering.view_*",
+            "feedback.view_*",
         ),
     ),
     BuiltinRole(

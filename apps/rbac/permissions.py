@@ -34,6 +34,7 @@ TENANT_PERMISSIONS: Final = frozenset(
             for verb in ("view", "add", "change", "delete")
         ),
         "metering.view_usagerecord",
+        "feedback.view_metricevent",
         "engines.view_quarantinedrequest",
         "audit.view_auditevent",
     }

@@ -20,6 +20,7 @@ from tests.factories.deployments import (
     ReplicaFactory,
 )
 from tests.factories.engines import DeviceFactory, NodeFactory
+from tests.factories.feedback import MetricEventFactory
 from tests.factories.journals import EngineJournalFactory, JournalEntryFactory
 from tests.factories.metering import UsageRecordFactory
 from tests.factories.quarantine import QuarantinedRequestFactory
@@ -49,6 +50,7 @@ __all__ = [
     "ImportJobFactory",
     "JournalEntryFactory",
     "MembershipFactory",
+    "MetricEventFactory",
     "ModelVersionFactory",
     "NodeFactory",
     "PlanFactory",

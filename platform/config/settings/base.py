@@ -60,6 +60,7 @@ INSTALLED_APPS = [
     "apps.verification",
     "apps.metering",
     "apps.deployments",
+    "apps.feedback",
     "apps.routing",
     "apps.rollouts",
     "apps.experiments",
@@ -194,6 +195,8 @@ GATEWAY_MAX_FILE_BYTES = env.integer("GATEWAY_MAX_FILE_BYTES", default=100 * 102
 FILES_MAX_TENANT_BYTES = env.integer("FILES_MAX_TENANT_BYTES", default=10 * 1024**3)
 # Days after which a client's file is deleted; 0 keeps it until its client deletes it.
 FILES_KEEP_DAYS = env.integer("FILES_KEEP_DAYS", default=0)
+# Days after which feedback and events of programs are deleted; 0 keeps them, as the ledger's rows.
+FEEDBACK_KEEP_DAYS = env.integer("FEEDBACK_KEEP_DAYS", default=0)
 BATCH_MAX_REQUESTS = env.integer("BATCH_MAX_REQUESTS", default=50_000, minimum=1)
 BATCH_CONCURRENCY = env.integer("BATCH_CONCURRENCY", default=8, minimum=1)
 # A worker that is not heard of for so long is thought dead, and another one takes its batch.

@@ -7,7 +7,7 @@ export class Conversation {
   turns = [];
 
   // Each turn: {role: "user", text} or
-  // {role: "assistant", text, state: "streaming|done|failed", error, figures, request_id, model}.
+  // {role: "assistant", text, state: "streaming|done|failed", error, figures, request_id, model, rating}.
   constructor(owner) {
     this.#key = `playground.${owner}.turns`;
     const kept = read(sessionStorage, this.#key);

@@ -5,6 +5,7 @@ import { finalFigures, liveFigures } from "./figures.js";
 import { Settings } from "./settings.js";
 import { listenToSnippets, requestBody } from "./snippets.js";
 import { CLOSE_UNAUTHENTICATED, StreamSocket } from "./socket.js";
+import { tellRating } from "./thumbs.js";
 import { Transcript } from "./transcript.js";
 
 const page = JSON.parse(document.getElementById("playground-data").textContent);
@@ -33,6 +34,7 @@ class Playground {
       jump: byId("jump"),
       ledgerUrl: page.ledger_url,
       onRetry: () => this.#retry(),
+      onRate: (turn, rating) => this.#rate(turn, rating),
     });
     this.settings.offer(this.#models);
     this.transcript.show(this.#conversation.turns);
@@ -122,6 +124,21 @@ class Playground {
     if (!turn) return;
     this.transcript.remove(old);
     this.#start(turn);
+  }
+
+  // Returns what went wrong, or null.
+  async #rate(turn, rating) {
+    const problem = await tellRating({
+      url: page.feedback_url,
+      token: page.csrf_token,
+      requestId: turn.request_id,
+      rating,
+    });
+    if (problem) return problem;
+    turn.rating = rating;
+    this.#conversation.save();
+    this.#say(`Marked as a ${rating === "up" ? "good" : "bad"} answer.`);
+    return null;
   }
 
   #start(turn) {

@@ -2,6 +2,7 @@
 
 import { copyText } from "./clipboard.js";
 import { renderMarkdown } from "./markdown.js";
+import { Thumbs } from "./thumbs.js";
 
 const FINISH_WORDS = {
   stop: "Complete",
@@ -13,17 +14,19 @@ export class Transcript {
   #list;
   #scroller;
   #onRetry;
+  #onRate;
   #ledgerUrl;
   #views = new Map();
   #frame = 0;
   #dirty = new Set();
   #follows = true;
 
-  constructor({ list, scroller, jump, ledgerUrl, onRetry }) {
+  constructor({ list, scroller, jump, ledgerUrl, onRetry, onRate }) {
     this.#list = list;
     this.#scroller = scroller;
     this.#ledgerUrl = ledgerUrl;
     this.#onRetry = onRetry;
+    this.#onRate = onRate;
     scroller.addEventListener("scroll", () => {
       const left = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight;
       this.#follows = left < 48;
@@ -92,14 +95,16 @@ export class Transcript {
     figures.setAttribute("aria-label", "Figures of this answer");
     const actions = make("div", "pg-actions");
     const copy = button("content_copy", "Copy", (self) => copyText(turn.text, self));
+    const thumbs = new Thumbs(turn, this.#onRate);
     actions.append(
+      thumbs.root,
       copy,
       button("refresh", "Retry", () => this.#onRetry(), "pg-retry"),
     );
     foot.append(figures, actions);
     column.append(name, body, alert, foot);
     root.append(avatar, column);
-    return { root, name, body, alert, foot, figures, actions, copy };
+    return { root, name, body, alert, foot, figures, actions, thumbs, copy };
   }
 
   #draw(turn) {
@@ -119,6 +124,7 @@ export class Transcript {
     drawFigures(view.figures, turn, this.#ledgerUrl);
     view.actions.hidden = isStreaming;
     view.copy.hidden = !turn.text;
+    view.thumbs.draw();
   }
 }
 

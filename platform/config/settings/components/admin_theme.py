@@ -158,6 +158,7 @@ UNFOLD: dict[str, Any] = {
                             "metering.view_usagerecord"
                         ),
                     },
+                    _list("Feedback and events", "thumbs_up_down", "feedback", "metricevent"),
                     _list("Batches", "inventory", "batches", "batch"),
                     _list("Files", "draft", "batches", "uploadedfile"),
                     _list("Audit trail", "policy", "audit", "auditevent"),
