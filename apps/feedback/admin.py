@@ -71,7 +71,10 @@ class MetricEventAdmin(ReadOnlyAdmin, TenantScoped):
     sortable_by = ()
     fieldsets = (
         (None, {"fields": (("kind", "said"), "comment", ("created_at", "event_id"))}),
-        ("About", {"fields": (("request", "end_user"), ("tenant", "api_token_id", "user_id"))}),
+        (
+            "About",
+            {"fields": (("whole_request", "end_user"), ("tenant", "api_token_id", "user_id"))},
+        ),
         (
             "Compared",
             {
@@ -134,7 +137,7 @@ class MetricEventAdmin(ReadOnlyAdmin, TenantScoped):
         return _request_link(row, text=f"…{row.request_id[-10:]}")
 
     @display(description="Request")
-    def request(self, row: MetricEvent) -> SafeString | str:
+    def whole_request(self, row: MetricEvent) -> SafeString | str:
         return _request_link(row, text=row.request_id) if row.request_id else "—"
 
     @display(description="Tenant")

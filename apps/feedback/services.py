@@ -136,6 +136,7 @@ def events_take(comparison: Comparison, *, limit: int) -> list[ObservedEvent]:
     ]
 
 
+@every_tenant("whoever runs the platform names the tenant")
 @transaction.atomic
 def end_user_erase(*, tenant_slug: str, end_user: str, actor: Actor) -> int:
     """Forget what one whom a tenant serves wrote, and that it was them; the numbers stay. Return of

@@ -12,7 +12,6 @@ from rest_framework.response import Response
 
 from apps.core.exceptions import InvalidRequest
 from apps.core.hop import database_hop
-from apps.feedback.exceptions import EventIdReused
 from apps.feedback.services import feedback_give, metric_event_record
 from apps.feedback.types import (
     FEEDBACK,
@@ -122,7 +121,6 @@ class EventView(InferenceView):
             description="Told twice under one `event_id`, it is one event.",
             tag="Feedback",
             answer=ReportedEvent,
-            errors=(EventIdReused,),
         )
     }
 

@@ -23,6 +23,7 @@ from tests.factories import (
     GroupMappingFactory,
     ImportJobFactory,
     MembershipFactory,
+    MetricEventFactory,
     ModelVersionFactory,
     NodeFactory,
     PlanFactory,
@@ -72,6 +73,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "deployments_remoteserver": RemoteServerFactory,
     "routing_route": RouteFactory,
     "metering_usagerecord": UsageRecordFactory,
+    "feedback_metricevent": MetricEventFactory,
     "batches_batch": BatchFactory,
     "batches_uploadedfile": UploadedFileFactory,
 }

@@ -42,6 +42,7 @@ def test_every_model_with_a_tenant_is_of_the_kind() -> None:
     assert forgotten == []
     assert {model._meta.label for model in OWNED} >= {
         "audit.AuditEvent", "batches.Batch", "batches.BatchItem", "batches.UploadedFile",
+        "feedback.MetricEvent",
         "gateway.IdempotentRequest", "metering.Meter", "metering.UsageRecord",
         "metering.RefusalRollup", "metering.UsageRollup", "rbac.ApiToken", "rbac.GroupMapping",
         "rbac.RoleGrant", "rbac.TokenFamily",

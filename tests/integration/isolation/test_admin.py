@@ -23,6 +23,7 @@ from tests.factories import (
     GroupMappingFactory,
     ImportJobFactory,
     MembershipFactory,
+    MetricEventFactory,
     ModelVersionFactory,
     NodeFactory,
     PlanFactory,
@@ -106,6 +107,9 @@ def things() -> dict[str, Model]:
         "metering_usagerecord": UsageRecordFactory(
             tenant_id=tenant.pk, request_id=f"chatcmpl-{MARK}"
         ),
+        "feedback_metricevent": MetricEventFactory(
+            tenant_id=tenant.pk, request_id=f"chatcmpl-{MARK}", comment=f"{MARK} said so"
+        ),
         "batches_batch": BatchFactory(tenant=tenant, batch_id=f"batch-{MARK}", running=True),
         "batches_uploadedfile": UploadedFileFactory(tenant=tenant, filename=f"{MARK}.jsonl"),
         "audit_auditevent": AuditEventFactory(
@@ -175,8 +179,9 @@ def test_what_another_tenant_has_is_not_there(role: str, things: dict[str, Model
     found = list(pages_of_things(things))
     assert len(found) > 70
     for there, absent, pk in found:
-        # A dialog's button and a confirmation post so.
-        for method, form in (("get", {}), ("post", {"_form_submitted": "True", "post": "yes"})):
+        # A dialog's button, a confirmation and a thumb post so.
+        posted = {"_form_submitted": "True", "post": "yes", "rating": "up"}
+        for method, form in (("get", {}), ("post", posted)):
             answer, nothing = (getattr(client, method)(each, form) for each in (there, absent))
             assert answer.status_code in (301, 302, 403, 404, 405), (method, there)
             assert answer.status_code == nothing.status_code, (method, there)
@@ -249,6 +254,7 @@ def test_these_pages_would_show_it(admin_client: Client, things: dict[str, Model
         "tenants_tenant_changelist", "tenants_membership_changelist", "tenants_enduser_changelist",
         "rbac_apitoken_changelist", "metering_usagerecord_changelist", "batches_batch_changelist",
         "batches_uploadedfile_changelist", "audit_auditevent_changelist",
+        "feedback_metricevent_changelist",
         "routing_route_changelist", "sign_in_person_changelist", "sign_in_failedsignin_changelist",
         *USAGE,
     }  # fmt: skip

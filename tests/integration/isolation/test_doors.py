@@ -11,6 +11,7 @@ from apps.audit.types import SYSTEM
 from apps.batches.models import Batch, UploadedFile
 from apps.core.hop import database_hop
 from apps.deployments.models import Deployment
+from apps.feedback.models import MetricEvent
 from apps.gateway.runtime import GatewayRuntime
 from apps.metering.models import UsageRecord
 from apps.rbac.builtin_roles import BUILTIN_ROLES
@@ -28,6 +29,7 @@ from tests.factories import (
     ModelVersionFactory,
     NodeFactory,
     UploadedFileFactory,
+    UsageRecordFactory,
     VerificationRunFactory,
 )
 from tests.integration.batches.conftest import files_dir
@@ -111,12 +113,14 @@ MANAGEMENT: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("delete", "v1/manage/routes/<path:name>"): {"path": "v1/manage/routes/{model}"},
 }  # fmt: skip
-# What a case sends; {model}, {file} and {batch} become a thing of another tenant's, or none.
+# What a case sends; {model}, {request}, {file}, {batch} become a thing of another tenant's, or none.
 CASES: dict[tuple[str, str], dict[str, Any]] = {
     **{
         ("post", path.lstrip("/")): {"json": {**body, "model": "{model}"}}
         for path, body in ASK.items()
     },
+    ("post", "v1/feedback"): {"json": {"request_id": "{request}", "rating": "up"}},
+    ("post", "v1/events"): {"json": {"name": "x", "value": 1, "request_id": "{request}"}},
     ("post", "v1/auth/token"): {"json": {}},
     ("post", "v1/auth/token/refresh"): {"json": {"refresh_token": "x"}},
     ("post", "v1/auth/token/revoke"): {"json": {"token": "x"}},
@@ -207,8 +211,10 @@ async def theirs(
     await wait_until_async("the restriction to be known", is_known)
     file: UploadedFile = await database_hop(lambda: UploadedFileFactory(tenant=token.tenant))
     batch: Batch = await database_hop(lambda: BatchFactory(tenant=token.tenant, running=True))
+    record = await database_hop(lambda: UsageRecordFactory(tenant_id=token.tenant_id))
     return {
         "model": MODEL,
+        "request": record.request_id,
         "file": file.file_id,
         "batch": batch.batch_id,
         **await database_hop(_of_the_platform),
@@ -231,6 +237,7 @@ def nothing_like(things: dict[str, str]) -> dict[str, str]:
 
 def state() -> dict[str, list[Any]]:
     models: list[Any] = [UploadedFile, Batch, UsageRecord, TokenFamily, Route, AuditEvent]
+    models += [MetricEvent]
     models += [Deployment, ImportJob, ModelVersion, RegisteredModel, VerificationRun]
     return {model.__name__: list(all_of(model).order_by("pk").values()) for model in models}
 

@@ -22,6 +22,7 @@ from apps.core.pruning import PruneOrder, rows_prune
 from apps.core.selectors import change_stamps
 from apps.core.tenancy import every_tenant
 from apps.engines.models import EngineCrash, EngineJournal, JournalEntry, QuarantinedRequest
+from apps.feedback.models import MetricEvent
 from apps.metering.models import Meter, UsageRecord
 from apps.metering.pruning import meters_past
 from apps.rbac.models import RoleGrant, TokenFamily
@@ -35,6 +36,7 @@ from tests.factories import (
     EngineProcessFactory,
     GroupMappingFactory,
     JournalEntryFactory,
+    MetricEventFactory,
     QuarantinedRequestFactory,
     TenantFactory,
     UploadedFileFactory,
@@ -48,6 +50,7 @@ pytestmark = pytest.mark.django_db
 NOTHING = """\
 {verb} 0 old crashes of engines
 {verb} 0 families of access tokens that are over
+{verb} 0 feedback and events past FEEDBACK_KEEP_DAYS
 {verb} 0 files and results of batches past FILES_KEEP_DAYS
 {verb} 0 half-written folders of imports
 {verb} 0 old entries of the engines' journals
@@ -65,7 +68,7 @@ def places(tmp_path: Path, settings: Any) -> Path:
     settings.VAR_DIR = tmp_path
     settings.MODELS_DIR = tmp_path / "models"
     settings.FILES_DIR = tmp_path / "files"
-    settings.FILES_KEEP_DAYS = 30
+    settings.FILES_KEEP_DAYS = settings.FEEDBACK_KEEP_DAYS = 30
     for name in ("models", "files", "logs"):
         (tmp_path / name).mkdir()
     return tmp_path
@@ -159,6 +162,9 @@ def populate(places: Path) -> UploadedFile:
     for epoch, age_days in ((1, 31), (2, 29)):
         at = now - timedelta(days=age_days)
         EngineCrash.objects.create(engine_name="m-0", epoch=epoch, at=at, reason="boom")
+    for name, age_days, arm in (("gone", 31, ""), ("stays", 31, "exp:a"), ("young", 29, "")):
+        at = now - timedelta(days=age_days)
+        MetricEventFactory(request_id=name, created_at=at, experiment_arm=arm)
     QuarantinedRequestFactory(expires_at=now - timedelta(seconds=1))
     QuarantinedRequestFactory(request_id="stays")
     journal = EngineJournalFactory(complete_since=now - timedelta(days=99))
@@ -207,6 +213,7 @@ def state(places: Path) -> tuple[Any, ...]:
     files = sorted(str(path.relative_to(places)) for path in places.rglob("*"))
     rows = (
         UsageRecord,
+        MetricEvent,
         EngineJournal,
         JournalEntry,
         AuditEvent,
@@ -244,6 +251,7 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
         "keep_days": 30,
         "crashes": 1,
         "families": 1,
+        "feedback": 1,
         "files": 1,
         "imports": 1,
         "journal": 1,
@@ -257,6 +265,8 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
     assert list(all_of(Meter).values_list("period", flat=True)) == [f"{timezone.now():%Y-%m-%d}"]
     assert list(JournalEntry.objects.values_list("request_id", flat=True)) == ["stays"]
     assert list(all_of(QuarantinedRequest).values_list("request_id", flat=True)) == ["stays"]
+    said = all_of(MetricEvent).order_by("pk").values_list("request_id", flat=True)
+    assert list(said) == ["stays", "young"]  # what is still to be counted is kept
     assert list(EngineCrash.objects.values_list("epoch", flat=True)) == [2]
     running, closed = EngineJournal.objects.order_by("pk")
     assert abs(running.complete_since - (timezone.now() - timedelta(days=30))) < timedelta(hours=1)
@@ -286,10 +296,11 @@ def test_the_bytes_of_a_file_go_with_its_row(places: Path) -> None:
 
 
 def test_files_are_kept_for_ever_unless_told_otherwise(places: Path, settings: Any) -> None:
-    settings.FILES_KEEP_DAYS = 0
+    settings.FILES_KEEP_DAYS = settings.FEEDBACK_KEEP_DAYS = 0
+    MetricEventFactory(created_at=timezone.now() - timedelta(days=4000))
     file_stored(places, age_days=4000)
     assert prune() == NOTHING.format(verb="removed")
-    assert all_of(UploadedFile).count() == 1
+    assert (all_of(UploadedFile).count(), all_of(MetricEvent).count()) == (1, 1)
     assert not all_of(AuditEvent).exists()
 
 
