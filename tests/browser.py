@@ -34,12 +34,16 @@ def chromium(
     width: int = 1440,
     height: int = 900,
     color_scheme: Literal["light", "dark"] = "light",
+    is_touch: bool = False,
     base_url: str,
 ) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme=color_scheme
+            viewport={"width": width, "height": height},
+            color_scheme=color_scheme,
+            has_touch=is_touch,
+            is_mobile=is_touch,
         )
         page = context.new_page()
         page.set_default_timeout(TIMEOUT_MS)

@@ -193,8 +193,8 @@ async def test_they_count_in_the_minute_and_are_refused_beyond_it(
     for rating in ("up", "down"):
         body = {"request_id": request_id, "rating": rating}
         assert (await http.post(FEEDBACK, json=body)).status_code == 200
-    for path, body in ((FEEDBACK, body), (EVENTS, {**CLICK, "user": "ann"})):
-        answer = await http.post(path, json=body)
+    for path, late in ((FEEDBACK, body), (EVENTS, {**CLICK, "user": "ann"})):
+        answer = await http.post(path, json=late)
         assert (answer.status_code, answer.headers["x-ratelimit-limit-requests"]) == (429, "3")
         assert int(answer.headers["retry-after"]) >= 1
     assert [row.value for row in await rows()] == [0.0]

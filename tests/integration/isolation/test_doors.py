@@ -113,7 +113,7 @@ MANAGEMENT: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("delete", "v1/manage/routes/<path:name>"): {"path": "v1/manage/routes/{model}"},
 }  # fmt: skip
-# What a case sends; {model}, {request}, {file}, {batch} become a thing of another tenant's, or none.
+# What a case sends; {model}, {request}, {file}, {batch} become a thing of another's, or none.
 CASES: dict[tuple[str, str], dict[str, Any]] = {
     **{
         ("post", path.lstrip("/")): {"json": {**body, "model": "{model}"}}
