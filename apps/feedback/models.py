@@ -100,4 +100,4 @@ class MetricEvent(TenantRows):
         """The value for people."""
         if self.name == FEEDBACK:
             return "Thumbs up" if Rating.of(self.value) is Rating.UP else "Thumbs down"
-        return f"{self.value:,.6g}"
+        return f"{self.value:,.0f}" if self.value.is_integer() else f"{self.value:,.6g}"
