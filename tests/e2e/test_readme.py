@@ -87,6 +87,7 @@ def test_the_python_example_answers(product: RunningProduct, tmp_path: Path) -> 
         ("docs/api.md", "Paris"),
         ("docs/websocket.md", "'finish_reason': '"),
         ("docs/batches.md", "capital-France"),
+        ("docs/feedback.md", "'basket.value'"),
     ],
 )
 def test_the_example_of_a_page_answers(
@@ -172,6 +173,7 @@ def test_every_other_command_exists() -> None:
         "docs/adr/README.md",
         "docs/access.md",
         "docs/api.md",
+        "docs/feedback.md",
         "docs/ledger.md",
         "docs/management.md",
         "docs/responses-and-messages.md",
