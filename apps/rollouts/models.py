@@ -72,6 +72,9 @@ class Rollout(TimestampedModel):
     started_by_name = models.CharField(max_length=200, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
     judged_at = models.DateTimeField(null=True, blank=True, help_text="By its controller, last.")
+    lost_at = models.DateTimeField(
+        null=True, blank=True, help_text="Since when the new version has no ready replica."
+    )
     version = models.PositiveIntegerField(default=1)
 
     OPEN = (State.PENDING, State.RUNNING, State.AWAITING, State.PAUSED)
@@ -98,8 +101,8 @@ class Rollout(TimestampedModel):
 
 class RolloutTally(models.Model):
     """What the requests of one side of one step came to. sums: metric → moments, as
-    ``statistics.moments`` has them; n_requests and n_failed for people. Moved only in the
-    transaction that takes the requests from the ledger."""
+    ``statistics.moments`` has them; n_requests and n_failed for people. counted_at: when it last
+    grew. Moved only in the transaction that takes the requests from the ledger."""
 
     class Side(models.TextChoices):
         BASELINE = "baseline", "Old"
@@ -111,6 +114,8 @@ class RolloutTally(models.Model):
     n_requests = models.PositiveBigIntegerField(default=0)
     n_failed = models.PositiveBigIntegerField(default=0)
     sums = models.JSONField(default=dict)
+    started_at = models.DateTimeField()
+    counted_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         ordering = ["rollout", "step", "side"]

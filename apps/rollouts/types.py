@@ -1,11 +1,13 @@
 """What the room hands to others: how a rollout is to go, and how it goes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
 Metric = Literal["error_rate", "ttft", "itl", "empty_rate", "thumbs_down_rate"]
 State = Literal["pending", "running", "awaiting", "paused", "completed", "rolled_back", "aborted"]
+Approval = Literal["automatic", "last", "each"]
 Tone = Literal["good", "busy", "warn", "bad"]
 
 ROLLOUTS_STAMP: Final = "rollouts"
@@ -81,7 +83,9 @@ class StepLine:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutReport:
     """A rollout as every door tells it. next_said: what will happen next and when, in words.
-    may_approve: whether this caller can, and refused_said why not."""
+    percent: of what both get, that the new one gets now. may_approve: whether there is something to
+    approve and this person is not kept from it by who started it; refused_said: why not, if not.
+    """
 
     id: int
     version: int
@@ -93,6 +97,9 @@ class RolloutReport:
     tone: Tone
     reason: str
     next_said: str
+    route_id: int | None
+    baseline_id: int | None
+    candidate_id: int | None
     percent: float
     step: int
     steps: tuple[StepLine, ...]
@@ -101,3 +108,18 @@ class RolloutReport:
     ended_at: datetime | None
     needs_second_person: bool
     approval: str
+    may_approve: bool
+    refused_said: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What is to be said before a rollout starts. problems: field → texts, any of which forbids it;
+    warnings: what somebody should know. percents: what each step really gives, as weights are whole
+    numbers; empty where it cannot start. needs_second_person: also where only a tenant asks it."""
+
+    problems: Mapping[str, list[str]]
+    warnings: tuple[str, ...]
+    baseline_name: str
+    percents: tuple[float, ...]
+    needs_second_person: bool

@@ -95,7 +95,7 @@ class TenantAdmin(TenantScoped, ServiceModelAdmin):
     prepopulated_fields = {"slug": ("name",)}
     change_form_after_template = TRY_BUTTON
     fieldsets = (
-        (None, {"fields": (("name", "slug"), "plan", "is_active")}),
+        (None, {"fields": (("name", "slug"), "plan", "is_active", "needs_second_person")}),
         ("Limits of its own (empty: as in the plan)", {"fields": LIMIT_ROWS}),
     )
 
@@ -115,6 +115,7 @@ class TenantAdmin(TenantScoped, ServiceModelAdmin):
             slug=obj.slug,
             plan=obj.plan,
             is_active=obj.is_active,
+            needs_second_person=obj.needs_second_person,
             actor=actor_of(request),
             **{name: getattr(obj, name) for name in LIMIT_NAMES},
         )

@@ -39,6 +39,12 @@ class Tenant(TimestampedModel, LimitFields):
     is_active = models.BooleanField(
         default=True, help_text="When off, every token of the tenant is refused."
     )
+    needs_second_person = models.BooleanField(
+        "two persons for rollouts",
+        default=False,
+        db_default=False,
+        help_text="Of routes that are for it: whoever starts a rollout cannot approve it.",
+    )
     cache_salt = models.CharField(
         max_length=64,
         editable=False,

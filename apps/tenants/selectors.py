@@ -78,3 +78,9 @@ def tenants_of_plan(plan: Plan, *, limit: int) -> list[Tenant]:
     """Return the tenants that have a plan, by name, each with it."""
     rows = Tenant.objects.select_related("plan").filter(plan=plan)
     return list(rows.order_by("name")[:limit])
+
+
+def is_second_person_demanded(tenant_ids: Collection[int] | None) -> bool:
+    """Return whether an active tenant of these, or any at all, wants two persons for rollouts."""
+    rows = Tenant.objects.filter(is_active=True, needs_second_person=True)
+    return (rows if tenant_ids is None else rows.filter(pk__in=tenant_ids)).exists()

@@ -38,6 +38,7 @@ class Migration(migrations.Migration):
                 ('started_by_name', models.CharField(blank=True, max_length=200)),
                 ('ended_at', models.DateTimeField(blank=True, null=True)),
                 ('judged_at', models.DateTimeField(blank=True, help_text='By its controller, last.', null=True)),
+                ('lost_at', models.DateTimeField(blank=True, help_text='Since when the new version has no ready replica.', null=True)),
                 ('version', models.PositiveIntegerField(default=1)),
                 ('baseline', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='deployments.deployment')),
                 ('candidate', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='deployments.deployment')),
@@ -58,6 +59,8 @@ class Migration(migrations.Migration):
                 ('n_requests', models.PositiveBigIntegerField(default=0)),
                 ('n_failed', models.PositiveBigIntegerField(default=0)),
                 ('sums', models.JSONField(default=dict)),
+                ('started_at', models.DateTimeField()),
+                ('counted_at', models.DateTimeField(blank=True, null=True)),
                 ('rollout', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='tallies', to='rollouts.rollout')),
             ],
             options={

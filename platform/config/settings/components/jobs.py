@@ -19,6 +19,7 @@ CELERY_BROKER_CONNECTION_TIMEOUT = 3
 
 REAP_EVERY_S = 5.0
 ROLL_UP_EVERY_S = 10.0
+ROLLOUTS_EVERY_S = 5.0
 FORGET_EVERY_S = 300.0
 # In memory: a schedule that is all here needs no file.
 CELERY_BEAT_SCHEDULER = "celery.beat:Scheduler"
@@ -49,6 +50,12 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": ROLL_UP_EVERY_S,
         # The one worker of the embedded default may be at a batch for a minute.
         "options": {"expires": 12 * ROLL_UP_EVERY_S},
+    },
+    "rollouts.tick": {
+        "task": "rollouts.tick",
+        "schedule": ROLLOUTS_EVERY_S,
+        # As above: the look that a worker has time for comes late, and is not lost.
+        "options": {"expires": 24 * ROLLOUTS_EVERY_S},
     },
     "gateway.forget": {
         "task": "gateway.forget",

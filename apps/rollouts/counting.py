@@ -1,0 +1,99 @@
+"""What a request says of the side that answered it, and sums of that. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import log
+from types import MappingProxyType
+from typing import Final
+
+from apps.metering.types import ObservedRequest, Outcome
+from apps.rollouts.types import Metric
+from apps.statistics.moments import Moments
+
+RATES: Final[tuple[Metric, ...]] = ("error_rate", "empty_rate", "thumbs_down_rate")
+TIMES: Final[tuple[Metric, ...]] = ("ttft", "itl")
+_EMPTY_TOKENS: Final = 1
+_REFUSED: Final = "content_filter"
+_LEAST_MS: Final = 0.001
+_NOTHING: Final = Moments()
+
+
+def arm(rollout_id: int, step: int, side: str) -> str:
+    """Return what the ledger says of the requests of one side (``baseline`` or ``candidate``)."""
+    return f"r{rollout_id}.{step}.{side[0]}"
+
+
+def arm_read(text: str) -> tuple[int, int, str] | None:
+    """Return (rollout, step, side) of what ``arm`` made; None of anything else."""
+    rollout, _, rest = text.partition(".")
+    step, _, letter = rest.partition(".")
+    side = {"b": "baseline", "c": "candidate"}.get(letter)
+    if side is None or rollout[:1] != "r" or not (rollout[1:].isdecimal() and step.isdecimal()):
+        return None
+    return int(rollout[1:]), int(step), side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """Requests of one side of one step. n_requests: all that came; those whose client left are in
+    no sum. sums: metric → moments with a request as the unit: 0 or 1 of 1 for rates,
+    round(1e6 ln(microseconds)) of 1 for times."""
+
+    n_requests: int = 0
+    n_failed: int = 0
+    sums: Mapping[str, Moments] = field(default_factory=lambda: MappingProxyType({}))
+
+    def of(self, metric: str) -> Moments:
+        return self.sums.get(metric, _NOTHING)
+
+    @property
+    def n_judged(self) -> int:
+        """Requests that were answered or failed."""
+        return self.of("error_rate").n
+
+    def __add__(self, other: "Tally") -> "Tally":
+        names = {**self.sums, **other.sums}
+        return Tally(
+            n_requests=self.n_requests + other.n_requests,
+            n_failed=self.n_failed + other.n_failed,
+            sums={name: self.of(name) + other.of(name) for name in names},
+        )
+
+
+def tallied(requests: Iterable[ObservedRequest]) -> Tally:
+    """Return the sums of some requests of one side of one step."""
+    n_requests = n_failed = 0
+    sums: dict[str, Moments] = {}
+    for request in requests:
+        n_requests += 1
+        n_failed += request.is_failed
+        for metric, value in said_by(request).items():
+            sums[metric] = sums.get(metric, _NOTHING) + Moments.of(value, 1)
+    return Tally(n_requests=n_requests, n_failed=n_failed, sums=sums)
+
+
+def counts(request: ObservedRequest) -> bool:
+    """Return whether a request tells of the side that it was drawn for: one that went elsewhere
+    first tells more of the other."""
+    return request.attempt == 1 and not request.is_fallback
+
+
+def said_by(request: ObservedRequest) -> dict[Metric, int]:
+    """Return metric → value as sums have it. A client that left says nothing; what a failed request
+    took is no time of an answer."""
+    if request.outcome == Outcome.ABORTED:
+        return {}
+    if request.is_failed:
+        return {"error_rate": 1}
+    is_empty = request.n_completion_tokens <= _EMPTY_TOKENS or request.finish_reason == _REFUSED
+    said: dict[Metric, int] = {"error_rate": 0, "empty_rate": int(is_empty)}
+    if request.ttft_ms is not None:
+        said["ttft"] = log_micro(request.ttft_ms)
+    if (itl_ms := request.itl_ms) is not None:
+        said["itl"] = log_micro(itl_ms)
+    return said
+
+
+def log_micro(ms: float) -> int:
+    """Return a time as sums of logs have it: whole numbers, so that sums are exact."""
+    return round(1e6 * log(max(ms, _LEAST_MS) * 1000))
