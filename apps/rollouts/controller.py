@@ -19,11 +19,12 @@ from apps.core.services import change_stamp_bump
 from apps.metering.services import requests_take
 from apps.metering.types import ObservedRequest
 from apps.rollouts.checking import ready_ids
-from apps.rollouts.counting import Tally, arm_read, counts, tallied
-from apps.rollouts.judging import Judged, first_breach, judged, missing, reference_step
+from apps.rollouts.counting import arm_read, counts, tallied
+from apps.rollouts.judging import Judged, breach, judged, missing, reference_step
 from apps.rollouts.models import Rollout, RolloutTally
 from apps.rollouts.moving import CONTROLLER, Move, move
 from apps.rollouts.rows import agreed_of, tallies_of, tally_of, tally_write
+from apps.rollouts.tallies import Tally
 from apps.rollouts.types import ROLLOUTS_STAMP
 from apps.rollouts.wording import breach_said, percent_said
 
@@ -145,14 +146,17 @@ def _judged_change(rollout: Rollout, is_drained: bool, now: datetime) -> Move | 
     rows = list(RolloutTally.objects.filter(rollout=rollout, step__gte=step - 1, step__lte=step))
     baseline, _ = tallies_of(rows, reference_step(agreed, step))
     _, candidate = tallies_of(rows, step)
-    verdicts = judged(agreed, step, baseline=baseline, candidate=candidate)
     spec = agreed.steps[step]
-    if (breach := first_breach(verdicts)) is not None:
+
+    def facts(breached: Judged | None) -> dict[str, object]:
+        return _facts(judged(agreed, step, baseline=baseline, candidate=candidate), breached)
+
+    if (worst := breach(agreed, step, baseline=baseline, candidate=candidate)) is not None:
         return Move(
             event="guardrail_breached",
             actor=CONTROLLER,
-            reason=breach_said(breach, percent=spec.percent, candidate=rollout.candidate_name),
-            facts=_facts(verdicts, breach),
+            reason=breach_said(worst, percent=spec.percent, candidate=rollout.candidate_name),
+            facts=facts(worst),
         )
     if rollout.state != Rollout.State.RUNNING or not is_drained:
         return None
@@ -163,10 +167,10 @@ def _judged_change(rollout: Rollout, is_drained: bool, now: datetime) -> Move | 
         f"{percent_said(spec.percent)} passed: {candidate.n_judged:,} requests of "
         f"{rollout.candidate_name}, {candidate.n_failed:,} failed; no guardrail was breached."
     )
-    return Move(event="step_passed", actor=CONTROLLER, reason=reason, facts=_facts(verdicts, None))
+    return Move(event="step_passed", actor=CONTROLLER, reason=reason, facts=facts(None))
 
 
-def _facts(verdicts: list[Judged], breach: Judged | None) -> dict[str, object]:
+def _facts(verdicts: list[Judged], breached: Judged | None) -> dict[str, object]:
     """Return the figures for the audit trail."""
     figures = {
         each.guardrail.metric: {
@@ -179,6 +183,6 @@ def _facts(verdicts: list[Judged], breach: Judged | None) -> dict[str, object]:
         for each in verdicts
     }
     facts: dict[str, object] = {"figures": figures}
-    if breach is not None:
-        facts["breached"] = breach.guardrail.metric
+    if breached is not None:
+        facts["breached"] = breached.guardrail.metric
     return facts

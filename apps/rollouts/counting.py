@@ -1,21 +1,17 @@
-"""What a request says of the side that answered it, and sums of that. Pure."""
+"""What a request says of the side that answered it. Pure."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from math import log
-from types import MappingProxyType
 from typing import Final
 
 from apps.metering.types import ObservedRequest, Outcome
+from apps.rollouts.tallies import NOTHING, Tally
 from apps.rollouts.types import Metric
 from apps.statistics.moments import Moments
 
-RATES: Final[tuple[Metric, ...]] = ("error_rate", "empty_rate", "thumbs_down_rate")
-TIMES: Final[tuple[Metric, ...]] = ("ttft", "itl")
 _EMPTY_TOKENS: Final = 1
 _REFUSED: Final = "content_filter"
 _LEAST_MS: Final = 0.001
-_NOTHING: Final = Moments()
 
 
 def arm(rollout_id: int, step: int, side: str) -> str:
@@ -33,33 +29,6 @@ def arm_read(text: str) -> tuple[int, int, str] | None:
     return int(rollout[1:]), int(step), side
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """Requests of one side of one step. n_requests: all that came; those whose client left are in
-    no sum. sums: metric → moments with a request as the unit: 0 or 1 of 1 for rates,
-    round(1e6 ln(microseconds)) of 1 for times."""
-
-    n_requests: int = 0
-    n_failed: int = 0
-    sums: Mapping[str, Moments] = field(default_factory=lambda: MappingProxyType({}))
-
-    def of(self, metric: str) -> Moments:
-        return self.sums.get(metric, _NOTHING)
-
-    @property
-    def n_judged(self) -> int:
-        """Requests that were answered or failed."""
-        return self.of("error_rate").n
-
-    def __add__(self, other: "Tally") -> "Tally":
-        names = {**self.sums, **other.sums}
-        return Tally(
-            n_requests=self.n_requests + other.n_requests,
-            n_failed=self.n_failed + other.n_failed,
-            sums={name: self.of(name) + other.of(name) for name in names},
-        )
-
-
 def tallied(requests: Iterable[ObservedRequest]) -> Tally:
     """Return the sums of some requests of one side of one step."""
     n_requests = n_failed = 0
@@ -68,7 +37,7 @@ def tallied(requests: Iterable[ObservedRequest]) -> Tally:
         n_requests += 1
         n_failed += request.is_failed
         for metric, value in said_by(request).items():
-            sums[metric] = sums.get(metric, _NOTHING) + Moments.of(value, 1)
+            sums[metric] = sums.get(metric, NOTHING) + Moments.of(value, 1)
     return Tally(n_requests=n_requests, n_failed=n_failed, sums=sums)
 
 

@@ -8,14 +8,13 @@ most, whenever and however often this looks (``apps.statistics``: confidence seq
 are two-sided at that level although one side is read: half of it is not promised for rare events.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from apps.rollouts.counting import RATES, Tally
+from apps.rollouts.tallies import RATES, Tally
 from apps.rollouts.types import GuardrailSpec, StepSpec
-from apps.statistics.comparing import compare
+from apps.statistics.comparing import Kind, compare, metric_value
 
 _LEAST_PLANNED: Final = 100
 _US_PER_MS: Final = 1000
@@ -57,20 +56,23 @@ class Judged:
 
 
 def judged(agreed: Agreed, step: int, *, baseline: Tally, candidate: Tally) -> list[Judged]:
-    """Judge every guardrail of a step, in their order. baseline: beside which the candidate was;
-    with everything at the candidate, see ``reference``."""
-    spec = agreed.steps[step]
-    is_alone = spec.percent == 100
+    """Judge every guardrail of a step, in their order. baseline: beside which the candidate was, as
+    ``reference_step`` says."""
     return [
-        _judged(
-            each,
-            level=agreed.level,
-            planned_units=planned_units(spec),
-            baseline=Tally() if is_alone and each.metric not in RATES else baseline,
-            candidate=candidate,
-        )
+        _judged(each, agreed, step, baseline=baseline, candidate=candidate)
         for each in agreed.guardrails
     ]
+
+
+def breach(agreed: Agreed, step: int, *, baseline: Tally, candidate: Tally) -> Judged | None:
+    """Return the breached guardrail to tell people of: the one of which most is known. An interval
+    holds what was observed, so it is computed only where that is worse than allowed."""
+    found = [
+        _judged(each, agreed, step, baseline=baseline, candidate=candidate)
+        for each in agreed.guardrails
+        if _looks_worse(each, baseline=baseline, candidate=candidate)
+    ]
+    return max((each for each in found if each.is_breached), key=_excess, default=None)
 
 
 def reference_step(agreed: Agreed, step: int) -> int | None:
@@ -88,12 +90,18 @@ def planned_units(spec: StepSpec) -> int:
 
 
 def _judged(
-    guardrail: GuardrailSpec, *, level: float, planned_units: int, baseline: Tally, candidate: Tally
+    guardrail: GuardrailSpec, agreed: Agreed, step: int, *, baseline: Tally, candidate: Tally
 ) -> Judged:
-    is_rate = guardrail.metric in RATES
+    is_rate, spec = guardrail.metric in RATES, agreed.steps[step]
+    if spec.percent == 100 and not is_rate:
+        baseline = Tally()
     old, new = baseline.of(guardrail.metric), candidate.of(guardrail.metric)
     found = compare(
-        old, new, kind="rate" if is_rate else "log_mean", alpha=level, planned_units=planned_units
+        old,
+        new,
+        kind="rate" if is_rate else "log_mean",
+        alpha=agreed.level,
+        planned_units=planned_units(spec),
     )
     unit = 1 if is_rate else _US_PER_MS
     return Judged(
@@ -107,6 +115,16 @@ def _judged(
         k_baseline=old.y if is_rate else 0,
         k_candidate=new.y if is_rate else 0,
     )
+
+
+def _looks_worse(guardrail: GuardrailSpec, *, baseline: Tally, candidate: Tally) -> bool:
+    kind: Kind = "rate" if guardrail.metric in RATES else "log_mean"
+    old = metric_value(baseline.of(guardrail.metric), kind)
+    new = metric_value(candidate.of(guardrail.metric), kind)
+    if old is None or new is None:
+        return False
+    worse_by = new - old if kind == "rate" else new / old - 1
+    return worse_by > guardrail.tolerance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,12 +145,6 @@ def missing(spec: StepSpec, *, candidate: Tally, since: datetime, now: datetime)
         n_requests=max(0, spec.min_requests - candidate.n_judged),
         minutes=max(0.0, spec.min_minutes - waited),
     )
-
-
-def first_breach(verdicts: Sequence[Judged]) -> Judged | None:
-    """Return the breached guardrail to tell people of: the one of which most is known."""
-    breached = [each for each in verdicts if each.is_breached]
-    return max(breached, key=_excess, default=None)
 
 
 def _excess(verdict: Judged) -> float:

@@ -5,9 +5,9 @@ from typing import Any, Final
 
 from django.utils import timezone
 
-from apps.rollouts.counting import Tally
 from apps.rollouts.judging import Agreed
 from apps.rollouts.models import Rollout, RolloutTally
+from apps.rollouts.tallies import Tally
 from apps.rollouts.transitions import Plan, Position
 from apps.rollouts.types import GuardrailSpec, StepSpec
 from apps.statistics.moments import Moments

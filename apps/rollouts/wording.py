@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from apps.rollouts.counting import RATES
 from apps.rollouts.judging import Judged
+from apps.rollouts.tallies import RATES
 from apps.rollouts.types import GuardrailLine, Metric, Tone
 
 LABELS: Final[dict[Metric, str]] = {
@@ -87,7 +87,7 @@ def _verdict_said(verdict: Judged) -> tuple[str, Tone]:
             return f"Better by {much(-high)} at least.", "good"
         return f"At most {much(high)} worse; {allowed}", "good"
     if low > 0:
-        return f"At least {much(low)} worse, which is within what is allowed so far.", "warn"
+        return f"At least {much(low)} worse, and perhaps more than allowed: {allowed}", "warn"
     return f"No sign of being worse than allowed; not ruled out yet: {allowed}", "busy"
 
 
