@@ -8,8 +8,6 @@ from django.db.models import Q
 from apps.core.models import TimestampedModel
 from apps.core.tenant_rows import TenantRows
 
-N_SLOTS = 10_000  # of a layer; an experiment holds some of them
-
 
 class Layer(TimestampedModel):
     """Experiments of one layer exclude each other: a subject is in one of them at most. Experiments
@@ -23,6 +21,7 @@ class Layer(TimestampedModel):
         validators=[MinValueValidator(0.0), MaxValueValidator(50.0)],
         help_text="Percent of subjects that are in none of its experiments, ever.",
     )
+    version = models.PositiveIntegerField(default=1, editable=False)
 
     class Meta:
         ordering = ["name"]
@@ -32,10 +31,11 @@ class Layer(TimestampedModel):
 
 
 class Experiment(TimestampedModel):
-    """slots: the ranges of its layer that it holds, [[first, end), ...]. eligibility: as
-    ``experiments.types`` reads it; empty lets everybody in. min_effect: relative, the least that is
-    worth finding; planned_units: subjects in all that this takes. version: raised by every change.
-    """
+    """slots: the ranges of its layer that it holds while it runs, [[first, end), ...]. eligibility:
+    as ``experiments.types`` reads it; empty lets everybody in. min_effect: relative, the least that
+    is worth finding; planned_units: subjects in all that this takes. weights_set_at: since when its
+    arms have the shares that they have; who was seen before may have been in another arm. version:
+    raised by every change; who changes it says which one they have seen."""
 
     class State(models.TextChoices):
         DRAFT = "draft", "Draft"
@@ -86,6 +86,7 @@ class Experiment(TimestampedModel):
         help_text="Whose requests on this route make the comparison sharper (CUPED). 0: none.",
     )
     started_at = models.DateTimeField(null=True, blank=True, editable=False)
+    weights_set_at = models.DateTimeField(null=True, blank=True, editable=False)
     stopped_at = models.DateTimeField(null=True, blank=True, editable=False)
     stopped_because = models.CharField(max_length=500, blank=True, editable=False)
     winner = models.ForeignKey(

@@ -11,7 +11,7 @@ from guardian.shortcuts import get_objects_for_user
 from apps.deployments.selectors import replica_endpoints
 from apps.deployments.types import REMOTE_VERSION_ID, ReplicaEndpoint
 from apps.routing.balancer import Balancer, Demand, Place, counted_new_tokens
-from apps.routing.defaults import defaults_read
+from apps.routing.defaults import defaults_problems, defaults_read, defaults_said
 from apps.routing.leads import targets_merged, targets_of
 from apps.routing.models import Route, RouteTarget, RouteUserObjectPermission
 from apps.routing.prefixes import MAX_PREFIX_CHARS, prompt_prefix
@@ -21,6 +21,7 @@ from apps.routing.table import Lease, RoutingTable
 from apps.routing.types import Audience, Destination, PublicModel, RoutingSnapshot
 
 if TYPE_CHECKING:
+    from apps.deployments.models import Deployment
     from apps.rbac.models import User
 
 __all__ = [
@@ -33,7 +34,9 @@ __all__ = [
     "ResponseCache",
     "RoutingTable",
     "counted_new_tokens",
+    "defaults_problems",
     "defaults_read",
+    "defaults_said",
     "prompt_prefix",
     "snapshot",
 ]
@@ -88,15 +91,20 @@ def _model(route: Route, audience: Audience | None) -> PublicModel:
 
 def _destinations(targets: Iterable[RouteTarget]) -> tuple[Destination, ...]:
     return tuple(
-        Destination(
-            deployment_id=target.deployment_id,
-            deployment_name=target.deployment.name,
-            model_version_id=target.deployment.model_version_id or REMOTE_VERSION_ID,
-            context_length=target.deployment.context_length,
-            weight=target.weight,
-            arm=target.arm,
-        )
+        destination_of(target.deployment, weight=target.weight, arm=target.arm)
         for target in targets
+    )
+
+
+def destination_of(deployment: "Deployment", *, weight: int, arm: str = "") -> Destination:
+    """Return what a deployment is to whom requests are sent; it came with its model version."""
+    return Destination(
+        deployment_id=deployment.pk,
+        deployment_name=deployment.name,
+        model_version_id=deployment.model_version_id or REMOTE_VERSION_ID,
+        context_length=deployment.context_length,
+        weight=weight,
+        arm=arm,
     )
 
 

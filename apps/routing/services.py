@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
 
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import models, transaction
 
 from apps.audit.services import event_record
 from apps.audit.types import Actor
@@ -120,12 +120,17 @@ def route_release(*, route: Route, holder: str) -> None:
 
 @transaction.atomic
 def route_delete(*, route: Route, actor: Actor) -> None:
-    """Raises ValidationError where the route is held."""
+    """Raises ValidationError where the route is held, or something still names it, such as an
+    experiment."""
     current = _route_lock(route)
     if current.held_by:
         raise ValidationError(f"It is held by {current.held_by}.")
     event_record(action="route.deleted", actor=actor, obj=current)
-    current.delete()
+    try:
+        current.delete()
+    except models.ProtectedError as error:
+        users = ", ".join(sorted(str(obj) for obj in error.protected_objects)[:5])
+        raise ValidationError(f"It is still used by: {users}.") from error
     change_stamp_bump(ROUTES_STAMP)
 
 

@@ -20,6 +20,13 @@ from tests.factories.deployments import (
     ReplicaFactory,
 )
 from tests.factories.engines import DeviceFactory, NodeFactory
+from tests.factories.experiments import (
+    AssignmentFactory,
+    ExperimentFactory,
+    ExperimentMetricFactory,
+    LayerFactory,
+    VariantFactory,
+)
 from tests.factories.feedback import MetricEventFactory
 from tests.factories.journals import EngineJournalFactory, JournalEntryFactory
 from tests.factories.metering import UsageRecordFactory
@@ -36,6 +43,7 @@ from tests.factories.sign_in import FailedSignInFactory
 
 __all__ = [
     "ApiTokenFactory",
+    "AssignmentFactory",
     "AuditEventFactory",
     "BatchFactory",
     "BatchItemFactory",
@@ -45,10 +53,13 @@ __all__ = [
     "EngineJournalFactory",
     "EngineProcessFactory",
     "EngineSampleFactory",
+    "ExperimentFactory",
+    "ExperimentMetricFactory",
     "FailedSignInFactory",
     "GroupMappingFactory",
     "ImportJobFactory",
     "JournalEntryFactory",
+    "LayerFactory",
     "MembershipFactory",
     "MetricEventFactory",
     "ModelVersionFactory",
@@ -66,5 +77,6 @@ __all__ = [
     "UploadedFileFactory",
     "UsageRecordFactory",
     "UserFactory",
+    "VariantFactory",
     "VerificationRunFactory",
 ]

@@ -23,6 +23,7 @@ class Migration(migrations.Migration):
                 ('updated_at', models.DateTimeField(auto_now=True)),
                 ('name', models.SlugField(max_length=60, unique=True)),
                 ('salt', models.CharField(editable=False, max_length=32)),
+                ('version', models.PositiveIntegerField(default=1, editable=False)),
                 ('holdout_percent', models.FloatField(default=0.0, help_text='Percent of subjects that are in none of its experiments, ever.', validators=[django.core.validators.MinValueValidator(0.0), django.core.validators.MaxValueValidator(50.0)], verbose_name='held out')),
             ],
             options={
@@ -49,6 +50,7 @@ class Migration(migrations.Migration):
                 ('planned_units', models.PositiveIntegerField(default=2000, verbose_name='planned subjects')),
                 ('pre_period_days', models.PositiveSmallIntegerField(default=0, help_text='Whose requests on this route make the comparison sharper (CUPED). 0: none.', validators=[django.core.validators.MaxValueValidator(30)], verbose_name='days before')),
                 ('started_at', models.DateTimeField(blank=True, editable=False, null=True)),
+                ('weights_set_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('stopped_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('stopped_because', models.CharField(blank=True, editable=False, max_length=500)),
                 ('looked_at', models.DateTimeField(blank=True, editable=False, null=True)),
