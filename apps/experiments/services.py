@@ -14,10 +14,11 @@ from django.utils import timezone
 
 from apps.audit.services import event_record
 from apps.audit.types import Actor
-from apps.core.services import change_stamp_bump, fields_set, plain, row_lock
+from apps.core.services import fields_set, plain, row_lock
 from apps.core.tenancy import every_tenant
 from apps.experiments.arms import metrics_write, variants_write, weights_write
 from apps.experiments.assigning import n_slots, slots_joined, slots_of_share
+from apps.experiments.changing import changed, locked, stop
 from apps.experiments.exceptions import ExperimentConflict
 from apps.experiments.layers import (
     SALT_BYTES,
@@ -27,9 +28,10 @@ from apps.experiments.layers import (
     layer_update,
 )
 from apps.experiments.models import Experiment, Variant
+from apps.experiments.promoting import experiment_promote
 from apps.experiments.selectors import slots_of
 from apps.experiments.starting import eligibility_problem, slots_for, start_check, start_problems
-from apps.experiments.types import EXPERIMENTS_STAMP, ExperimentFields, MetricSpec, VariantSpec
+from apps.experiments.types import ExperimentFields, MetricSpec, VariantSpec
 
 if TYPE_CHECKING:
     from apps.rbac.models import User
@@ -38,6 +40,7 @@ __all__ = [
     "LayerFields",
     "experiment_create",
     "experiment_delete",
+    "experiment_promote",
     "experiment_start",
     "experiment_stop",
     "experiment_update",
@@ -95,7 +98,7 @@ def experiment_update(
         ExperimentConflict: somebody has changed it meanwhile, or its state does not allow it.
         ValidationError: names the field.
     """
-    current = _locked(experiment, seen)
+    current = locked(experiment, seen)
     if current.state == State.STOPPED:
         raise ExperimentConflict(f"{current} has stopped; what it was stays as it is.")
     share_before = current.share_percent
@@ -115,7 +118,7 @@ def experiment_update(
     _clean(current)
     if current.state == State.RUNNING and current.share_percent > share_before:
         _slots_grow(current)
-    _changed(current, "experiment.updated", actor, changes)
+    changed(current, "experiment.updated", actor, changes)
     return current
 
 
@@ -130,14 +133,14 @@ def variant_weights_set(
         ExperimentConflict: as ``experiment_update``.
         ValidationError: of ``weights``.
     """
-    current = _locked(experiment, seen)
+    current = locked(experiment, seen)
     if current.state == State.STOPPED:
         raise ExperimentConflict(f"{current} has stopped; what it was stays as it is.")
     if not (changes := weights_write(current, weights)):
         return current
     if current.state == State.RUNNING:
         current.weights_set_at = timezone.now()
-    _changed(current, "experiment.weights_set", actor, changes)
+    changed(current, "experiment.weights_set", actor, changes)
     return current
 
 
@@ -150,7 +153,7 @@ def experiment_start(*, experiment: Experiment, seen: int, actor: Actor) -> Expe
         ExperimentConflict: somebody has changed it meanwhile, or it is no draft any more.
         ValidationError: what is missing, by field.
     """
-    current = _locked(experiment, seen)
+    current = locked(experiment, seen)
     if current.state != State.DRAFT:
         raise ExperimentConflict(f"{current} is {current.state} already.")
     # Who starts another one in this layer or on this route waits here.
@@ -161,7 +164,7 @@ def experiment_start(*, experiment: Experiment, seen: int, actor: Actor) -> Expe
     current.state, current.started_at = State.RUNNING, timezone.now()
     current.weights_set_at = current.started_at
     current.started_by = _person(actor)
-    _changed(current, "experiment.started", actor, {"slots": current.slots})
+    changed(current, "experiment.started", actor, {"slots": current.slots})
     return current
 
 
@@ -181,18 +184,8 @@ def experiment_stop(
         ExperimentConflict: somebody has changed it meanwhile, or it does not run.
         ValidationError: of ``because`` or ``winner``.
     """
-    current = _locked(experiment, seen)
-    if current.state != State.RUNNING:
-        raise ExperimentConflict(f"{current} does not run: it is {current.state}.")
-    if not because.strip():
-        raise ValidationError({"because": "Say why; it is what others will read."})
-    if winner is not None and winner.experiment_id != current.pk:
-        raise ValidationError({"winner": f"{winner} is no variant of {current}."})
-    current.state, current.stopped_at = State.STOPPED, timezone.now()
-    current.slots, current.winner = [], winner
-    current.stopped_because = because.strip()[:500]
-    facts = {"because": current.stopped_because, "winner": winner and winner.name}
-    _changed(current, "experiment.stopped", actor, facts)
+    current = locked(experiment, seen)
+    stop(current, actor=actor, because=because, winner=winner)
     return current
 
 
@@ -204,33 +197,12 @@ def experiment_delete(*, experiment: Experiment, seen: int, actor: Actor) -> Non
     Raises:
         ExperimentConflict: somebody has changed it meanwhile, or it runs.
     """
-    current = _locked(experiment, seen)
+    current = locked(experiment, seen)
     if current.state == State.RUNNING:
         raise ExperimentConflict(f"{current} runs; stop it first.")
     event_record(action="experiment.deleted", actor=actor, obj=current)
     with every_tenant("an experiment goes with whoever took part"):
         current.delete()
-
-
-def _locked(experiment: Experiment, seen: int) -> Experiment:
-    """Return the experiment as it is now, held for the transaction; raises ExperimentConflict."""
-    try:
-        current = row_lock(experiment)
-    except Experiment.DoesNotExist:
-        raise ExperimentConflict(f"{experiment} was deleted by someone else.") from None
-    if current.version != seen:
-        raise ExperimentConflict(
-            f"{current} was changed by someone else; it is {current.state} now. Look again."
-        )
-    return current
-
-
-def _changed(current: Experiment, action: str, actor: Actor, changes: Mapping[str, object]) -> None:
-    current.version += 1
-    current.save()
-    event_record(action=action, actor=actor, obj=current, changes=changes)
-    if current.state != State.DRAFT:
-        change_stamp_bump(EXPERIMENTS_STAMP)
 
 
 def _clean(experiment: Experiment) -> None:
@@ -248,7 +220,9 @@ def _slots_grow(current: Experiment) -> None:
 
 
 def _person(actor: Actor) -> User | None:
-    return get_user_model().objects.filter(pk=actor.id).first() if actor.kind == "user" else None
+    if actor.kind != "user" or actor.id is None:
+        return None
+    return get_user_model().objects.filter(pk=actor.id).first()
 
 
 def _plain(value: object) -> object:
