@@ -30,7 +30,8 @@ class VariantPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentPlan:
-    """variants: by id, as ``weights`` is."""
+    """variants: by id, as ``weights`` is. needs_turns: an arm has a prompt template, which a bare
+    text to continue has no place for: it takes part in none of its arms."""
 
     id: int
     salt: str
@@ -41,11 +42,16 @@ class ExperimentPlan:
     eligibility: Eligibility
     variants: Mapping[int, VariantPlan]
     weights: Mapping[int, int]
+    needs_turns: bool = False
 
     def arm_of(self, caller: Caller) -> Arm | None:
         """Return the arm that a caller is in; None where it does not take part."""
         name = caller.subject(self.subject)
-        if not name or not self.eligibility.admits(caller):
+        if (
+            not name
+            or (self.needs_turns and not caller.has_turns)
+            or not self.eligibility.admits(caller)
+        ):
             return None
         tenant_id = caller.principal.tenant_id
         slot = subject_slot(

@@ -60,6 +60,7 @@ def _plan(row: Experiment, routing: RoutingSnapshot) -> ExperimentPlan:
         eligibility=Eligibility.read(row.eligibility),
         variants=MappingProxyType(variants),
         weights=MappingProxyType({key: each.weight for key, each in variants.items()}),
+        needs_turns=any(each.prompt_template for each in variants.values()),
     )
 
 

@@ -33,12 +33,14 @@ MAX_CONVERSATION_CHARS: Final = 128
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     """Whose request it is, as far as experiments ask. end_user: whom the client serves, as it calls
-    them; conversation: as it names it. Empty where it says nothing."""
+    them; conversation: as it names it. Empty where it says nothing. has_turns: it is a conversation
+    in form, and no bare text to continue."""
 
     principal: Principal
     door: str
     end_user: str = ""
     conversation: str = ""
+    has_turns: bool = True
 
     def subject(self, kind: SubjectKind) -> str:
         """Return the name of the subject of that kind; empty where there is none."""

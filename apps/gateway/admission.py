@@ -2,20 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from sys import maxsize
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 from django.conf import settings
 
 from apps.core.exceptions import InvalidRequest
 from apps.core.ids import attempt_id, new_id
 from apps.engines.client import Standing
-from apps.engines.exceptions import EngineDead
+from apps.engines.exceptions import EngineDead, EngineRequestError
+from apps.experiments.types import Enrolment
 from apps.gateway.attempt import Attempt
 from apps.gateway.demand import generation_demand, outcome_note
+from apps.gateway.exceptions import RequestQuarantined
+from apps.gateway.experimenting import enrolment_of, templated, with_defaults
 from apps.gateway.generation import GenerationStream
 from apps.gateway.limits import Admitted
 from apps.gateway.moving import MovableLease
@@ -37,8 +38,9 @@ ORPHAN_GRACE_S: Final = (
 class Arrival:
     """A request that its limits allow, with a place on a replica: to be dispatched or released.
 
-    request: with its route's defaults. request_id: of the row for the first engine that it was
-    reserved at; n_rows: how many there are.
+    request: with what experiments make of it and its route's defaults. enrolment: in which it takes
+    part; own: the request without them, while it is not yet as that. request_id: of the row for the
+    first engine that it was reserved at; n_rows: how many there are.
     """
 
     principal: Principal
@@ -51,7 +53,10 @@ class Arrival:
     access_generation: int
     started_s: float
     deadline_s: float
+    enrolment: Enrolment | None = None
+    own: GenerationRequest | None = None
     n_rows: int = 0
+    is_own: bool = False
 
     @property
     def person(self) -> str:
@@ -69,13 +74,30 @@ class Arrival:
 
     async def prepared(self) -> Attempt:
         """As ``Attempts``; the lease is given back where it raises."""
-        lease = self.lease
-        try:
-            return await _prepare(self)
-        except BaseException as error:
-            outcome_note(lease.place, error)
-            lease.release()
-            raise
+        while True:
+            lease = self.lease
+            try:
+                return await _prepare(self)
+            except (EngineRequestError, InvalidRequest, RequestQuarantined):
+                is_own = self.make_own()
+                lease.release()
+                if not is_own:
+                    raise
+            except BaseException as error:
+                outcome_note(lease.place, error)
+                lease.release()
+                raise
+
+    def make_own(self) -> bool:
+        """Go on as if no experiment had a say, at a place that the route leads to; the lease before
+        is still to be released. False where none had, or that is done, or there is no such place.
+
+        Its row still names its arms: who was meant to be in one is counted there.
+        """
+        if self.own is None or not self.movable.leave_via():
+            return False
+        self.request, self.own, self.is_own = self.own, None, True
+        return True
 
     def reservation(
         self, *, request_id: str, n_prompt_tokens: int, max_new_tokens: int
@@ -87,11 +109,12 @@ class Arrival:
             principal=self.principal,
             end_user=self.request.end_user or "",
             attempt=lease.attempt,
-            is_fallback=lease.is_fallback,
+            is_fallback=lease.is_fallback or self.is_own,
+            experiment_arm=self.enrolment.said if self.enrolment is not None else "",
             door=self.door,
             endpoint=self.request.endpoint,
             route_name=lease.model.name,
-            rollout_arm=lease.destination.arm,
+            rollout_arm="" if lease.via is not None else lease.destination.arm,
             deployment_id=lease.destination.deployment_id,
             model_version_id=lease.destination.model_version_id,
             engine_name=lease.endpoint.engine_name,
@@ -139,13 +162,26 @@ async def arrive(
         end_user=request.end_user,
         is_counted=door not in UNHURRIED_DOORS,
     )
+    enrolment = enrolment_of(runtime, request, principal=principal, door=door)
+    asked = request if enrolment is None else templated(request, enrolment.prompt_template)
     lease = runtime.table.lease(
-        request.model, principal=principal, demand=generation_demand(request, principal=principal)
+        request.model,
+        principal=principal,
+        demand=generation_demand(asked, principal=principal),
+        via=None if enrolment is None else enrolment.destinations,
     )
+    defaults = lease.model.defaults
+    own = with_defaults(request, defaults)
+    if enrolment is None:
+        asked = own
+    else:
+        asked = with_defaults(asked, {**defaults, **enrolment.parameters})
     timeout_s = float(settings.GATEWAY_REQUEST_TIMEOUT_S)
     return Arrival(
         principal=principal,
-        request=with_defaults(request, lease.model.defaults),
+        request=asked,
+        enrolment=enrolment,
+        own=None if asked == own and lease.via is None else own,
         request_id=new_id(request.id_prefix),
         door=door,
         priority=priority,
@@ -172,17 +208,6 @@ async def dispatch(arrival: Arrival) -> GenerationStream:
     )
     await stream.open()
     return stream
-
-
-def with_defaults(request: GenerationRequest, defaults: Mapping[str, float]) -> GenerationRequest:
-    """Return the request with its route's defaults for what its client left unsaid."""
-    given = {name: value for name, value in defaults.items() if name in request.unsaid}
-    if not given:
-        return request
-    changes: dict[str, Any] = {}
-    if (length_cap := given.pop("max_tokens", None)) is not None:
-        changes = {"max_tokens": None, "length_cap": int(length_cap)}
-    return replace(request, sampling=msgspec.structs.replace(request.sampling, **given), **changes)
 
 
 async def _prepare(arrival: Arrival) -> Attempt:

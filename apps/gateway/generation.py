@@ -17,6 +17,7 @@ from apps.gateway.exceptions import RequestTimedOut, app_error_of
 from apps.gateway.moving import MovableLease
 from apps.gateway.runtime import GatewayRuntime
 from apps.gateway.types import Reuse
+from apps.metering.exceptions import LimitExceeded
 from apps.metering.types import Budget
 from apps.rbac.types import Principal
 
@@ -32,9 +33,16 @@ class Attempts(Protocol):
     @property
     def movable(self) -> MovableLease: ...
 
+    @property
+    def is_own(self) -> bool:
+        """Experiments had a say in it, and have no more."""
+
     async def prepared(self) -> Attempt:
         """Have the engine where it is prepare its prompt; its place is given back where that
         raises."""
+
+    def make_own(self) -> bool:
+        """Go on as if no experiment had a say; False where none has."""
 
 
 class GenerationStream:
@@ -92,6 +100,11 @@ class GenerationStream:
         """The one that runs, or that ran last."""
         assert self._attempt is not None
         return self._attempt
+
+    @property
+    def is_as_asked(self) -> bool:
+        """What runs is what admission made of the request first."""
+        return not self._attempts.is_own
 
     @property
     def origin(self) -> str:
@@ -187,6 +200,11 @@ class GenerationStream:
             except EngineClientError as error:
                 if not await self._move(attempt, error):
                     raise
+            except LimitExceeded as error:
+                # What an experiment adds to a prompt may be what a budget has no room for.
+                if attempt is None or not self._attempts.make_own():
+                    raise
+                await attempt.end(error)
             else:
                 break
         self._note(attempt)

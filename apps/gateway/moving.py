@@ -40,7 +40,7 @@ class MovableLease:
             return False
         if error.n_completion_tokens and not isinstance(error, EngineDead):
             return False  # its record of what it made stands, and so does its row
-        if is_begun and not isinstance(error, EngineOverloaded):
+        if is_begun and not isinstance(error, EngineOverloaded) and not self.lease.is_via:
             self._n_failed += 1
         if self._n_failed == MAX_FAILED or self.lease.attempt == MAX_ATTEMPTS:
             return False
@@ -48,6 +48,15 @@ class MovableLease:
         if elsewhere is None:
             return False
         self.lease = elsewhere
+        return True
+
+    def leave_via(self) -> bool:
+        """Take a lease where the route leads, as if nothing else had a say; the one before is still
+        to be released. False where there is none."""
+        own = self._table.lease_own(self.lease)
+        if own is None:
+            return False
+        self.lease = own
         return True
 
     async def client(self, engines: EnginePool) -> ReplicaClient:

@@ -127,10 +127,11 @@ class Run:
 
     def _kept(self, stream: GenerationStream) -> KeptAnswer | None:
         """Return what may be told again: not what its client or its budget has cut, and not what
-        was made by another model version after an engine had failed."""
+        was made by another model version after an engine had failed, or of another prompt after an
+        experiment could not have its way."""
         if self.result is None or self.result.finish_reason == "abort" or stream.is_cut_by_budget:
             return None
-        if stream.origin != self._place:
+        if stream.origin != self._place or not stream.is_as_asked:
             return None
         return KeptAnswer(
             deltas=tuple(self.deltas),

@@ -15,6 +15,9 @@ from apps.core.hop import database_hop
 from apps.core.stamps import StampWatcher
 from apps.engines.exceptions import EngineClientError
 from apps.engines.types import QUARANTINE_STAMP
+from apps.experiments.selectors import ExperimentSnapshot
+from apps.experiments.selectors import snapshot as experiments_snapshot
+from apps.experiments.types import EXPERIMENTS_STAMP
 from apps.gateway.engines import EnginePool
 from apps.gateway.exceptions import Draining
 from apps.gateway.idempotency import KeptAnswer, NamedRequest
@@ -26,7 +29,7 @@ from apps.gateway.revocation import AccessWatch, Held
 from apps.rbac.authentication import TokenCache
 from apps.rbac.types import Principal
 from apps.routing.selectors import Balancer, ResponseCache, RoutingTable, snapshot
-from apps.routing.types import RESPONSES_STAMP, purged_tag
+from apps.routing.types import RESPONSES_STAMP, RoutingSnapshot, purged_tag
 
 if TYPE_CHECKING:
     from apps.gateway.runs import Run
@@ -36,7 +39,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PURGE_TIMEOUT_S = 10.0
-_ROUTING_STAMPS = ("routes", "deployments", "replicas")
+_ROUTING_STAMPS = ("routes", "deployments", "replicas", EXPERIMENTS_STAMP)
 
 
 class GatewayRuntime:
@@ -46,6 +49,7 @@ class GatewayRuntime:
         self.tokens = TokenCache()
         self.limits = LimitCheck(spawn=self.spawn)
         self.table = RoutingTable(balancer=Balancer(random=Random()))  # noqa: S311
+        self.experiments = ExperimentSnapshot()
         self.engines = EnginePool(name=f"gateway-{os.getpid()}")
         self.live: set[Held] = set()  # requests: an engine works on them, or answers are sent
         self.connections: set[Held] = set()  # that wait for requests
@@ -165,17 +169,24 @@ class GatewayRuntime:
         while True:
             self._is_stale = False
             try:
-                found = await database_hop(snapshot)
+                found, experiments = await database_hop(_snapshots)
             except (DatabaseError, InterfaceError):
                 if not self._is_loaded:
                     raise
                 await asyncio.sleep(0.5)
                 continue
             self.table.replace(found)
+            self.experiments = experiments
             self.engines.retain(each for group in found.endpoints.values() for each in group)
             self._is_loaded = True
             if not self._is_stale:
                 return
+
+
+def _snapshots() -> tuple[RoutingSnapshot, ExperimentSnapshot]:
+    """Return where requests go at this moment, and what experiments do to them."""
+    routing = snapshot()
+    return routing, experiments_snapshot(routing)
 
 
 def _log_failure(task: "asyncio.Task[None]") -> None:

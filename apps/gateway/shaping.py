@@ -6,8 +6,11 @@ from typing import Any, Final
 # What does not; where it leads, whoever makes a key of the rest says in other words. A field that
 # is not named here shapes it.
 WITHOUT_EFFECT: Final = frozenset(
-    {"model", "end_user", "stream", "include_usage", "max_tokens_param", "unsaid"}
-)
+    {
+        "model", "end_user", "conversation", "stream", "include_usage", "max_tokens_param",
+        "unsaid",
+    }
+)  # fmt: skip
 
 
 def shaping(request: Any) -> dict[str, Any]:

@@ -23,7 +23,8 @@ class ChatRequest:
     max_tokens: None means as much as the context leaves. max_tokens_param: the name under which
     the client gave it, for errors about it. unsaid: the fields that a route may have a default for
     and of which the client said nothing. length_cap: how long an answer may be at most where the
-    client named no length. end_user: whom the client serves, as it calls them.
+    client named no length. end_user: whom the client serves, as it calls them; conversation: as
+    it names that.
     """
 
     endpoint: ClassVar[str] = "chat.completions"
@@ -38,6 +39,7 @@ class ChatRequest:
     length_cap: int | None = None
     output_format: OutputFormat | None = None
     end_user: str | None = None
+    conversation: str | None = None
     stream: bool = False
     include_usage: bool = False
 
@@ -85,6 +87,7 @@ class CompletionRequest:
     echo: bool = False
     is_echo_only: bool = False
     end_user: str | None = None
+    conversation: str | None = None
     stream: bool = False
     include_usage: bool = False
 

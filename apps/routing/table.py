@@ -15,13 +15,15 @@ from apps.routing.types import Destination, PublicModel, RoutingSnapshot
 @dataclass(frozen=True, slots=True)
 class Lease:
     """One request's place on a replica, held until ``release``. tried: the engines that this
-    request was at before, and is not sent to again."""
+    request was at before, and is not sent to again. via: where something else than its route had it
+    go, such as an experiment; empty where that came to nothing; None where only its route says."""
 
     model: PublicModel
     destination: Destination
     place: Place
     demand: Demand
     tried: frozenset[str]
+    via: tuple[Destination, ...] | None = None
 
     @property
     def endpoint(self) -> ReplicaEndpoint:
@@ -29,7 +31,15 @@ class Lease:
 
     @property
     def is_fallback(self) -> bool:
+        """It is not where it was meant to be."""
+        if self.via is not None:
+            return not self.is_via
         return self.destination in self.model.fallbacks
+
+    @property
+    def is_via(self) -> bool:
+        """It is where something else than its route had it go."""
+        return self.destination in (self.via or ())
 
     @property
     def attempt(self) -> int:
@@ -71,26 +81,50 @@ class RoutingTable:
             raise ModelNotFound(name)
         return model
 
-    def lease(self, name: str, *, principal: Principal, demand: Demand = NO_DEMAND) -> Lease:
+    def lease(
+        self,
+        name: str,
+        *,
+        principal: Principal,
+        demand: Demand = NO_DEMAND,
+        via: tuple[Destination, ...] | None = None,
+    ) -> Lease:
         """Take a place on a replica that ``name`` leads to. A deployment without one that is ready
         gets nothing: its share goes to the others.
+
+        via: where the request is to go in their place, by weights; they follow where nothing there
+        takes requests.
 
         Raises:
             ModelNotFound: no active route has that name, or none for this caller.
             NoReplicaReady: it has one, but nothing there takes requests, its fallbacks included.
         """
         model = self.model(name, principal=principal)
-        lease = self._lease(model, demand=demand, first=None, tried=frozenset())
+        lease = self._lease(model, demand=demand, first=None, tried=frozenset(), via=via)
         if lease is None:
             raise NoReplicaReady(name)
         return lease
 
     def lease_elsewhere(self, lease: Lease) -> Lease | None:
         """Take a place for the same request on a replica where it was not yet: of the same
-        deployment, then of another by weight, then of a fallback; None where there is none."""
+        deployment, then of another by weight, then of a fallback; None where there is none. What
+        fails where something else than its route had it go, goes where its route leads."""
+        return self._again(lease, tried=lease.tried | {lease.endpoint.engine_name})
+
+    def lease_own(self, lease: Lease) -> Lease | None:
+        """Take a place for the same request where its route leads, whatever else had a say; None
+        where there is none."""
+        return self._again(lease, tried=lease.tried)
+
+    def _again(self, lease: Lease, *, tried: frozenset[str]) -> Lease | None:
         model = self._snapshot.routes.get(lease.model.name, lease.model)
-        tried = lease.tried | {lease.endpoint.engine_name}
-        return self._lease(model, demand=lease.demand, first=lease.destination, tried=tried)
+        return self._lease(
+            model,
+            demand=lease.demand,
+            first=None if lease.is_via else lease.destination,
+            tried=tried,
+            via=None if lease.via is None else (),
+        )
 
     def _lease(
         self,
@@ -99,30 +133,40 @@ class RoutingTable:
         demand: Demand,
         first: Destination | None,
         tried: frozenset[str],
+        via: tuple[Destination, ...] | None,
     ) -> Lease | None:
-        for destination in order(model, first=first, random=self._random):
+        for destination in order(model, first=first, random=self._random, via=via or ()):
             endpoints = self._snapshot.endpoints.get(destination.deployment_id, ())
             endpoint = self.balancer.choose(endpoints, demand=demand, excluded=tried)
             if endpoint is not None:
                 place = self.balancer.hold(endpoint, demand=demand)
-                return Lease(model, destination, place, demand, tried)
+                return Lease(model, destination, place, demand, tried, via)
         return None
 
 
 def order(
-    model: PublicModel, *, first: Destination | None, random: Random
+    model: PublicModel,
+    *,
+    first: Destination | None,
+    random: Random,
+    via: tuple[Destination, ...] = (),
 ) -> Iterator[Destination]:
-    """Yield where a request is to go, the best first: ``first`` if the model still leads there,
-    then those with a weight, each drawn by it among those that are left, then the fallbacks.
+    """Yield where a request is to go, the best first: those of ``via``; ``first`` if the model
+    still leads there; then those with a weight, each drawn by it among those that are left, then
+    the fallbacks.
 
     Whoever skips one that cannot answer thereby gives its share to the others, by their weights.
     """
+    yield from _drawn(list(via), random)
     known = {each.deployment_id for each in model.everywhere}
     if first is not None and first.deployment_id in known:
         yield first
-    left = [each for each in model.destinations if first is None or each != first]
+    yield from _drawn([each for each in model.destinations if each != first], random)
+    yield from (each for each in model.fallbacks if each != first)
+
+
+def _drawn(left: list[Destination], random: Random) -> Iterator[Destination]:
     while left:
         (drawn,) = random.choices(left, weights=[each.weight for each in left])
         left.remove(drawn)
         yield drawn
-    yield from (each for each in model.fallbacks if each != first)

@@ -1,6 +1,8 @@
 """What the views that generate have in common: admit, then stream or gather."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from django.http.response import HttpResponseBase
@@ -9,6 +11,7 @@ from rest_framework.response import Response
 
 from apps.core.exceptions import InvalidRequest
 from apps.engines.types import AnswerDelta, GenerationResult
+from apps.experiments.types import MAX_CONVERSATION_CHARS
 from apps.gateway import reuse
 from apps.gateway.limits import rate_headers
 from apps.gateway.merging import Stream
@@ -18,7 +21,9 @@ from apps.gateway.reuse import SingleStream
 from apps.gateway.types import GenerationRequest, ReuseWish
 
 RESPONSE_CACHE: Final = "X-Response-Cache"
+CONVERSATION: Final = "X-Conversation-Id"
 FALLBACK: Final = "X-Fallback-Deployment"
+_CONVERSATION: Final = re.compile(rf"[!-~]{{1,{MAX_CONVERSATION_CHARS}}}")
 
 
 class Gatherer(Protocol):
@@ -32,12 +37,16 @@ class GenerationView(AnsweringView):
 
     reuses_answers = True
     wish: ReuseWish | None = None
+    conversation: str | None = None
 
     async def post(self, request: Request) -> HttpResponseBase:
         self.wish = _wish_of(request.META)
+        self.conversation = _conversation_of(request.META)
         return await super().post(request)
 
     async def start(self, request: GenerationRequest) -> SingleStream:
+        if self.conversation is not None:
+            request = replace(request, conversation=self.conversation)
         stream = await reuse.start(
             principal=self.principal,
             request=request,
@@ -78,6 +87,20 @@ def _wish_of(meta: Mapping[str, str]) -> ReuseWish | None:
         code="invalid_value",
         param=RESPONSE_CACHE,
     )
+
+
+def _conversation_of(meta: Mapping[str, str]) -> str | None:
+    """Return which conversation the headers say it is of; raises InvalidRequest."""
+    found = meta.get("HTTP_X_CONVERSATION_ID")
+    if not found:
+        return None
+    if not _CONVERSATION.fullmatch(found):
+        raise InvalidRequest(
+            f"'{CONVERSATION}' must be 1 to {MAX_CONVERSATION_CHARS} visible ASCII characters.",
+            code="invalid_value",
+            param=CONVERSATION,
+        )
+    return found
 
 
 def _identified(response: HttpResponseBase, stream: Stream) -> HttpResponseBase:

@@ -6,10 +6,12 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from apps.engines.types import AnswerDelta
+from apps.experiments.types import MAX_CONVERSATION_CHARS
 from apps.gateway.answers import FinishReason
 from apps.gateway.chat_schemas import ChatFields
 from apps.gateway.rest.wire import Call, ChatLogprobs, Usage, call_pieces, chat_logprobs
 
+Conversation = Annotated[str, Meta(pattern=rf"^[!-~]{{1,{MAX_CONVERSATION_CHARS}}}$")]
 ClientId = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
@@ -21,6 +23,7 @@ class StartFrame(
     ChatFields, kw_only=True, tag_field="type", tag="start", forbid_unknown_fields=True
 ):
     id: ClientId
+    conversation: Conversation | None = None
 
 
 class CancelFrame(msgspec.Struct, tag_field="type", tag="cancel", forbid_unknown_fields=True):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final
 
 from msgspec import UNSET
@@ -119,7 +120,7 @@ class LiveRequests:
     async def _generate(
         self, frame: frames.StartFrame, live: LiveRequest, credential: Credential
     ) -> frames.FinishedFrame:
-        request = chat_request(frame)
+        request = replace(chat_request(frame), conversation=frame.conversation)
         stream = await live.start(principal=await credential.principal(), request=request)
         async with stream:
             await self.emit(

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from apps.core.exceptions import InvalidRequest
-from apps.gateway.admission import with_defaults
+from apps.gateway.experimenting import with_defaults
 from apps.gateway.chat_schemas import ChatBody, chat_request
 from apps.gateway.decoding import decode
 from apps.gateway.schemas import CompletionBody, completion_requests
