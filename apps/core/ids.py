@@ -5,6 +5,7 @@ import time
 from typing import Final
 
 MAX_ATTEMPTS: Final = 4  # places that one request is tried at
+_LATER: Final = frozenset(str(number) for number in range(2, MAX_ATTEMPTS + 1))
 
 
 def new_id(prefix: str) -> str:
@@ -22,3 +23,8 @@ def attempt_ids(row_id: str, attempt: int) -> list[str]:
     """Return what the rows of all attempts of a request are called, where one of them is this."""
     first = row_id if attempt == 1 else row_id.removesuffix(f"-{attempt}")
     return [attempt_id(first, number) for number in range(1, MAX_ATTEMPTS + 1)]
+
+
+def is_first_attempt(row_id: str) -> bool:
+    """Say whether a row is the first of its request, by its id."""
+    return row_id.rpartition("-")[2] not in _LATER
