@@ -1,4 +1,4 @@
-"""What came of an experiment, as every door tells it: the page, REST, CSV and the command read these
+"""What came of an experiment, as every door tells it: the page, REST, CSV and the command read this
 and nothing else, so that they say the same numbers. Made by ``summary.experiment_results``."""
 
 from collections.abc import Mapping

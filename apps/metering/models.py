@@ -91,6 +91,11 @@ class UsageRecord(TenantRows):
         indexes = [
             models.Index(fields=["tenant_id", "-id"], name="usage_tenant_idx"),
             models.Index(
+                fields=["tenant_id", "end_user", "created_at"],
+                condition=Q(end_user__gt=""),
+                name="usage_end_user_idx",
+            ),
+            models.Index(
                 fields=["expires_at"], condition=Q(state="reserved"), name="usage_open_idx"
             ),
             models.Index(

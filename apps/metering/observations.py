@@ -1,10 +1,11 @@
 """Settled rows for those who compare: each is handed out once, in the transaction in which it is
 counted, as ``rollups`` has it."""
 
+from datetime import datetime
 from typing import Final, Literal
 
 from apps.metering.models import UsageRecord
-from apps.metering.types import ObservedRequest, Outcome
+from apps.metering.types import ObservedRequest, Outcome, Whose
 
 Comparison = Literal["experiment", "rollout"]
 _FLAGS: Final = {"experiment": "is_in_experiments", "rollout": "is_in_rollout"}
@@ -32,3 +33,28 @@ def observed(row: UsageRecord, comparison: Comparison) -> ObservedRequest:
         outcome=Outcome(row.outcome),
         **{name: getattr(row, name) for name in _NAMES},
     )
+
+
+def rows_before(
+    *, route_name: str, since: datetime, until: datetime, whose: Whose, limit: int
+) -> list[ObservedRequest]:
+    """Return settled rows of somebody on a route from ``since`` to before ``until``, the newest
+    first."""
+    rows = UsageRecord.objects.filter(
+        tenant_id__in=whose.tenant_ids,
+        state=UsageRecord.State.SETTLED,
+        is_from_cache=False,
+        route_name=route_name,
+        created_at__gte=since,
+        created_at__lt=until,
+    )
+    if whose.end_users:
+        # The first condition is that of the index.
+        rows = rows.filter(end_user__gt="", end_user__in=whose.end_users)
+    else:
+        rows = rows.filter(api_token_id__in=whose.api_token_ids)
+    found = rows.order_by("-created_at").values_list("outcome", *_NAMES)[:limit]
+    return [
+        ObservedRequest(arm="", outcome=Outcome(outcome), **dict(zip(_NAMES, values, strict=True)))
+        for outcome, *values in found
+    ]

@@ -11,15 +11,18 @@ from apps.core.ids import MAX_ATTEMPTS, attempt_id, attempt_ids
 from apps.core.limits import UNLIMITED, Limits
 from apps.core.tenancy import every_tenant
 from apps.metering.models import Meter, UsageRecord, UsageRollup
+from apps.metering.observations import rows_before
 from apps.metering.reconciliation import findings
 from apps.metering.types import (
     Finding,
     MeterState,
+    ObservedRequest,
     Outcome,
     RouteTraffic,
     Scope,
     Tokens,
     UsageTotals,
+    Whose,
     Window,
 )
 from apps.rbac.types import Principal
@@ -183,3 +186,13 @@ def meters_of(record: UsageRecord) -> list[MeterState]:
         MeterState(scope=row.scope, period=row.period, n_used=row.n_used, n_held=row.n_held)
         for row in rows
     ]
+
+
+@every_tenant("requests of several tenants are compared")
+def requests_before(
+    *, route_name: str, since: datetime, until: datetime, whose: Whose, limit: int
+) -> list[ObservedRequest]:
+    """Return what some subjects had settled on a route within a span, the newest first, in one
+    query. Of end users it is answered by their index; of tokens by that of the time, whose rows of
+    the whole span it may go through."""
+    return rows_before(route_name=route_name, since=since, until=until, whose=whose, limit=limit)

@@ -203,6 +203,15 @@ class ObservedRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Whose:
+    """Requests of these end users, or of these tokens, of some tenants."""
+
+    tenant_ids: frozenset[int]
+    end_users: frozenset[str] = frozenset()
+    api_token_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UsageTotals:
     """Sums over a span of the ledger."""
 
