@@ -8,8 +8,8 @@ from typing import Final
 from apps.experiments.assigning import subject_digest
 from apps.experiments.metrics import Metric
 from apps.experiments.models import Experiment
-from apps.metering.selectors import Whose, requests_before
-from apps.metering.types import ObservedRequest
+from apps.metering.selectors import requests_before
+from apps.metering.types import ObservedRequest, Whose
 
 # Of the subjects of one batch together, the newest: a token may have made millions, and its mean
 # is known from these.

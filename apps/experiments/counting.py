@@ -71,11 +71,11 @@ def events_count(*, limit: int) -> int:
     by_request = [(event, _arms(event.arm)) for event in events if event.request_id]
     by_person = _arms_of_people([event for event in events if not event.request_id])
     batch = Batch.of(arm for _, arms in (*by_request, *by_person) for arm in arms)
-    for event, arms in by_request:
-        for arm in arms:
+    for event, its_arms in by_request:
+        for arm in its_arms:
             batch.event_add(arm, event)
-    for event, arms in by_person:
-        for arm in arms:
+    for event, its_subjects in by_person:
+        for arm in its_subjects:
             batch.event_of_person_add(arm, event)
     batch.save()
     return len(events)

@@ -98,7 +98,7 @@ def _event_metric(key: str, name: str, *, is_sum: bool) -> Metric:
 
 
 def _is_answer(request: Any) -> bool:
-    return request.outcome == "completed"
+    return bool(request.outcome == "completed")
 
 
 def _log_us(time_ms: float | None, request: Any) -> Pair | None:

@@ -20,6 +20,7 @@ CELERY_BROKER_CONNECTION_TIMEOUT = 3
 REAP_EVERY_S = 5.0
 ROLL_UP_EVERY_S = 10.0
 ROLLOUTS_EVERY_S = 5.0
+EXPERIMENTS_EVERY_S = 10.0
 FORGET_EVERY_S = 300.0
 # In memory: a schedule that is all here needs no file.
 CELERY_BEAT_SCHEDULER = "celery.beat:Scheduler"
@@ -56,6 +57,11 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": ROLLOUTS_EVERY_S,
         # As above: the look that a worker has time for comes late, and is not lost.
         "options": {"expires": 24 * ROLLOUTS_EVERY_S},
+    },
+    "experiments.count": {
+        "task": "experiments.count",
+        "schedule": EXPERIMENTS_EVERY_S,
+        "options": {"expires": 12 * EXPERIMENTS_EVERY_S},
     },
     "gateway.forget": {
         "task": "gateway.forget",
