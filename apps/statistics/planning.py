@@ -13,7 +13,7 @@ from typing import Final
 
 from apps.statistics.boundary import MEANS_RATIO, RATES_RATIO, equal_units
 from apps.statistics.comparing import Kind, metric_value
-from apps.statistics.means import MICRO, influence_square, unexplained
+from apps.statistics.means import MICRO, USED_ALPHA, influence_square, unexplained
 from apps.statistics.moments import Moments
 from apps.statistics.rates import design_effect
 
@@ -165,6 +165,7 @@ def _reach(kind: Kind, shares: tuple[float, float], alpha: float) -> Callable[[f
     if kind != "rate":
         ratios: Sequence[float] = (MEANS_RATIO,)
         weights: Sequence[float] = (1.0,)
+        alpha *= USED_ALPHA
     else:
         # The prior is that of equal arms; each arm has its own ratio, and part of the variance.
         whole = equal_units(*shares)

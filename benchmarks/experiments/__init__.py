@@ -1,0 +1,1 @@
+"""Simulated experiments: how often apps.statistics is wrong, and how soon it is right."""
