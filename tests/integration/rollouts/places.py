@@ -67,10 +67,11 @@ def answered(
 ) -> None:
     """Write settled rows of one side, of its present step unless one is given."""
     step = rollout.step if step is None else step
-    for _ in range(n):
-        UsageRecordFactory(
-            route_name=rollout.route_name, rollout_arm=f"r{rollout.pk}.{step}.{side[0]}", **fields
-        )
+    arm = f"r{rollout.pk}.{step}.{side[0]}"
+    rows = UsageRecordFactory.build_batch(
+        n, route_name=rollout.route_name, rollout_arm=arm, **fields
+    )
+    all_of(UsageRecord).bulk_create(rows)
 
 
 def failed(rollout: Rollout, side: str, n: int, *, step: int | None = None) -> None:
