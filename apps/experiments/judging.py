@@ -6,14 +6,14 @@ intervals hold all together (Bonferroni). Everything is valid at every look; wha
 the experiment is one word, by its interval and p-value alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from apps.experiments.metrics import Metric, metric_of
 from apps.experiments.models import Experiment, ExperimentMetric, Variant, VariantTotal
 from apps.experiments.results import Effect, MetricLine, Word
-from apps.experiments.verdicts import effect_said
+from apps.experiments.verdicts import breach_said, effect_said
 from apps.statistics.comparing import Comparison, compare, metric_value
 from apps.statistics.moments import Moments
 from apps.statistics.multiplicity import bonferroni, holm
@@ -109,6 +109,16 @@ def is_breached(line: MetricLine, effect: Effect) -> bool:
     if line.better == ExperimentMetric.Better.LOWER:
         return effect.low > line.tolerance
     return effect.high < -line.tolerance
+
+
+def breaches(lines: Iterable[MetricLine]) -> tuple[str, ...]:
+    """Return which arms break which guardrails, in words."""
+    return tuple(
+        breach_said(line, effect)
+        for line in lines
+        for effect in line.effects
+        if is_breached(line, effect)
+    )
 
 
 def planned_units(experiment: Experiment, n_variants: int) -> int:

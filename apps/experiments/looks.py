@@ -4,9 +4,8 @@ A look costs no certainty, since every number of it holds at every look: there m
 likes. What is kept of them is thinned evenly.
 """
 
-from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from django.db import transaction
 from django.db.models import Q
@@ -14,16 +13,12 @@ from django.utils import timezone
 
 from apps.audit.types import SYSTEM
 from apps.core.tenancy import every_tenant
-from apps.experiments.judging import Ground, ground_of, is_breached, metric_lines
-from apps.experiments.mismatching import mismatch_of
-from apps.experiments.models import Experiment, Look, Variant
-from apps.experiments.results import MetricLine, SeriesEffect, SeriesPoint
+from apps.experiments.judging import breaches, ground_of, metric_lines
+from apps.experiments.models import Experiment, Look
+from apps.experiments.series import MOST_LOOKS, look_said
 from apps.experiments.services import experiment_stop
-from apps.experiments.totals import n_requests_of, n_subjects_of
-from apps.experiments.verdicts import breach_said
 
 EVERY: Final = timedelta(seconds=30)
-MOST_LOOKS: Final = 400  # of one experiment
 _LATE: Final = timedelta(hours=1)  # after the stop, for requests that still ran
 State: Final = Experiment.State
 
@@ -65,55 +60,6 @@ def _look(pk: int, now: datetime) -> bool:
     return has_news
 
 
-def breaches(lines: Iterable[MetricLine]) -> tuple[str, ...]:
-    """Return which arms break which guardrails, in words."""
-    return tuple(
-        breach_said(line, effect)
-        for line in lines
-        for effect in line.effects
-        if is_breached(line, effect)
-    )
-
-
-def look_said(ground: Ground, lines: Iterable[MetricLine]) -> dict[str, Any]:
-    """Return a look as its row keeps it: by ids of variants, as texts."""
-    ids = {each.name: str(each.pk) for each in ground.variants}
-    return {
-        "subjects": {str(each.pk): n_subjects_of(ground, each) for each in ground.variants},
-        "requests": {str(each.pk): n_requests_of(ground, each) for each in ground.variants},
-        "effects": {
-            f"{line.key}/{line.role}": {
-                ids[each.arm]: [
-                    _number_said(number)
-                    for number in (each.effect, each.low, each.high, each.p_value)
-                ]
-                for each in line.effects
-            }
-            for line in lines
-        },
-        "mismatch": mismatch_of(ground).p_value,
-    }
-
-
-def series_of(experiment: Experiment, variants: Iterable[Variant]) -> tuple[SeriesPoint, ...]:
-    """Return the looks that were kept, the oldest first, in one query."""
-    names = {str(each.pk): each.name for each in variants}
-    rows = Look.objects.filter(experiment=experiment).order_by("at")
-    return tuple(
-        SeriesPoint(
-            at=at,
-            n_subjects=_named(said["subjects"], names),
-            n_requests=_named(said["requests"], names),
-            effects={
-                key: _named({pk: _effect_read(numbers) for pk, numbers in arms.items()}, names)
-                for key, arms in said["effects"].items()
-            },
-            mismatch=said["mismatch"],
-        )
-        for at, said in rows.values_list("at", "results")[: MOST_LOOKS + 1]
-    )
-
-
 def looks_thin(experiment: Experiment, *, now: datetime) -> None:
     """Keep the last look of each span of time; spans double as often as it takes to have no more
     than ``MOST_LOOKS`` of them."""
@@ -135,19 +81,3 @@ def looks_thin(experiment: Experiment, *, now: datetime) -> None:
 
 def _is_due(experiment: Experiment, now: datetime) -> bool:
     return experiment.looked_at is None or experiment.looked_at <= now - EVERY
-
-
-def _number_said(number: float | None) -> float | str | None:
-    """JSON has no infinity."""
-    if number is None or abs(number) != float("inf"):
-        return number
-    return str(number)
-
-
-def _effect_read(numbers: list[float | str | None]) -> SeriesEffect:
-    effect, low, high, p_value = (None if n is None else float(n) for n in numbers)
-    return SeriesEffect(effect=effect, low=low, high=high, p_value=p_value)
-
-
-def _named(by_id: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {names[pk]: value for pk, value in by_id.items() if pk in names}

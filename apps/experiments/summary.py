@@ -8,8 +8,13 @@ from django.apps import apps
 from django.utils import timezone
 
 from apps.core.tenancy import every_tenant
-from apps.experiments.judging import Ground, ground_of, metric_lines, segment_effects
-from apps.experiments.looks import breaches, series_of
+from apps.experiments.judging import (
+    Ground,
+    breaches,
+    ground_of,
+    metric_lines,
+    segment_effects,
+)
 from apps.experiments.metrics import REQUESTS, metric_of
 from apps.experiments.mismatching import mismatch_of
 from apps.experiments.models import Experiment, ExperimentMetric, Variant
@@ -20,6 +25,7 @@ from apps.experiments.results import (
     SegmentLine,
     SeriesPoint,
 )
+from apps.experiments.series import series_of
 from apps.experiments.totals import n_crossed_of, n_requests_of, n_subjects_of
 from apps.experiments.verdicts import verdict_of
 from apps.statistics.multiplicity import bonferroni

@@ -15,9 +15,10 @@ def mismatch_p_value(counts: Sequence[int], shares: Sequence[float]) -> float:
 
     Lindon and Malek, "Anytime-valid inference for multinomial count data" (NeurIPS 2022): the
     likelihood under a Dirichlet mixture around the shares, over that under the shares; here of two
-    such mixtures, a half of each, which is one too. It may be looked at after every unit. counts: units of each arm since the shares were last changed, each
-    once. shares: positive, in any unit. Raises ValueError for lists that do not fit each other, a
-    share that is not positive and a negative count.
+    such mixtures, a half of each, which is one too. It may be looked at after every unit. counts:
+    units of each arm since the shares were last changed, each once. shares: positive, in any unit.
+    Raises ValueError for lists that do not fit each other, a share that is not positive and a
+    negative count.
     """
     if len(counts) != len(shares) or not shares:
         raise ValueError("every arm has a count and a share")

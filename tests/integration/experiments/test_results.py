@@ -12,8 +12,9 @@ from django.utils import timezone
 
 from apps.audit.models import AuditEvent
 from apps.experiments.counting import rows_count
-from apps.experiments.looks import MOST_LOOKS, looks_take, looks_thin
+from apps.experiments.looks import looks_take, looks_thin
 from apps.experiments.models import Experiment, Look
+from apps.experiments.series import MOST_LOOKS
 from apps.experiments.summary import experiment_results
 from apps.experiments.tasks import count
 from tests.integration.experiments.made import (
