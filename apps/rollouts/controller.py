@@ -16,10 +16,12 @@ from django.db import transaction
 from django.utils import timezone
 
 from apps.core.services import change_stamp_bump
+from apps.feedback.services import events_take
+from apps.feedback.types import FEEDBACK, ObservedEvent
 from apps.metering.services import requests_take
 from apps.metering.types import ObservedRequest
 from apps.rollouts.checking import ready_ids
-from apps.rollouts.counting import arm_read, counts, tallied
+from apps.rollouts.counting import arm_read, counts, ratings_tallied, tallied
 from apps.rollouts.judging import Judged, breach, judged, missing, reference_step
 from apps.rollouts.models import Rollout, RolloutTally
 from apps.rollouts.moving import CONTROLLER, Move, move
@@ -55,6 +57,7 @@ def tick(
     for _ in range(batches_at_most):
         n_taken = requests_count(limit=rows_at_a_time)
         n_requests += n_taken
+        n_taken = max(n_taken, ratings_count(limit=rows_at_a_time))
         if n_taken < rows_at_a_time:
             is_drained = True
             break
@@ -78,11 +81,21 @@ def requests_count(*, limit: int) -> int:
     for request in requests:
         if counts(request) and (key := arm_read(request.arm)) is not None:
             by_key[key].append(request)
-    sums = {key: tallied(rows) for key, rows in by_key.items()}
-    if sums:
-        _tallies_add(sums)
-        change_stamp_bump(ROLLOUTS_STAMP)
+    _tallies_add({key: tallied(rows) for key, rows in by_key.items()})
     return len(requests)
+
+
+@transaction.atomic
+def ratings_count(*, limit: int) -> int:
+    """Add what was said of answers to the tallies of those who gave them, a change of mind in place
+    of what was counted before; return how many were taken."""
+    events = events_take("rollout", limit=limit)
+    by_key: defaultdict[Key, list[ObservedEvent]] = defaultdict(list)
+    for event in events:
+        if event.name == FEEDBACK and (key := arm_read(event.arm)) is not None:
+            by_key[key].append(event)
+    _tallies_add({key: ratings_tallied(rows) for key, rows in by_key.items()})
+    return len(events)
 
 
 @transaction.atomic
@@ -106,6 +119,8 @@ def rollout_judge(pk: int, *, ready: frozenset[int], is_drained: bool) -> bool:
 def _tallies_add(sums: dict[Key, Tally]) -> None:
     """Add to the tallies, locked in one order: two controllers wait for each other. What is of no
     rollout any more is of no use to anybody."""
+    if not sums:
+        return
     now = timezone.now()
     known = set(
         Rollout.objects.filter(pk__in={key[0] for key in sums}).values_list("pk", flat=True)
@@ -116,9 +131,11 @@ def _tallies_add(sums: dict[Key, Tally]) -> None:
         row, _ = RolloutTally.objects.select_for_update(of=("self",)).get_or_create(
             rollout_id=rollout_id, step=step, side=side, defaults={"started_at": now}
         )
-        tally_write(row, tally_of(row) + sums[rollout_id, step, side])
-        row.counted_at = now
+        added = sums[rollout_id, step, side]
+        tally_write(row, tally_of(row) + added)
+        row.counted_at = now if added.n_requests else row.counted_at
         row.save()
+    change_stamp_bump(ROLLOUTS_STAMP)
 
 
 def _lost(rollout: Rollout, ready: frozenset[int], now: datetime) -> Move | None:

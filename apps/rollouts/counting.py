@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from math import log
 from typing import Final
 
+from apps.feedback.types import ObservedEvent
 from apps.metering.types import ObservedRequest, Outcome
 from apps.rollouts.tallies import NOTHING, Tally
 from apps.rollouts.types import Metric
@@ -39,6 +40,21 @@ def tallied(requests: Iterable[ObservedRequest]) -> Tally:
         for metric, value in said_by(request).items():
             sums[metric] = sums.get(metric, NOTHING) + Moments.of(value, 1)
     return Tally(n_requests=n_requests, n_failed=n_failed, sums=sums)
+
+
+def ratings_tallied(events: Iterable[ObservedEvent]) -> Tally:
+    """Return the sums of some ratings of one side of one step. A change of mind takes out what was
+    counted before."""
+    moments = NOTHING
+    for event in events:
+        moments = moments + Moments.of(_is_down(event.value), 1)
+        if event.previous is not None:
+            moments = moments - Moments.of(_is_down(event.previous), 1)
+    return Tally(sums={"thumbs_down_rate": moments})
+
+
+def _is_down(value: float) -> int:
+    return int(value < 0.5)
 
 
 def counts(request: ObservedRequest) -> bool:

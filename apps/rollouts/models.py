@@ -102,7 +102,7 @@ class Rollout(TimestampedModel):
 class RolloutTally(models.Model):
     """What the requests of one side of one step came to. sums: metric → moments, as
     ``statistics.moments`` has them; n_requests and n_failed for people. counted_at: when it last
-    grew. Moved only in the transaction that takes the requests from the ledger."""
+    grew by a request. Moved only in the transaction that takes the requests from the ledger."""
 
     class Side(models.TextChoices):
         BASELINE = "baseline", "Old"

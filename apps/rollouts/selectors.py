@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Asked", "open_rollout_of", "open_rollouts_count", "rollout_check", "rollout_get",
-    "rollout_report", "rollouts_visible_to",
+    "rollout_report", "rollouts_latest", "rollouts_visible_to",
 ]  # fmt: skip
 
 _QUIET_AFTER: Final = timedelta(minutes=5)
@@ -45,6 +45,12 @@ def rollout_get(pk: int) -> Rollout | None:
 def open_rollout_of(route: "Route") -> Rollout | None:
     """Return the one that moves a route's traffic now."""
     return Rollout.objects.filter(route=route, state__in=Rollout.OPEN).first()
+
+
+def rollouts_latest(*, limit: int, route: "Route | None" = None) -> list[Rollout]:
+    """Return the latest ones first; of one route, if one is given."""
+    rows = Rollout.objects.all() if route is None else Rollout.objects.filter(route=route)
+    return list(rows[:limit])
 
 
 def open_rollouts_count() -> int:

@@ -16,7 +16,7 @@ from apps.rollouts.selectors import rollout_report
 from apps.rollouts.services import rollout_approve, rollout_pause, rollout_start
 from apps.rollouts.types import GuardrailSpec, StepSpec
 from apps.routing.models import Route
-from tests.factories import UsageRecordFactory, UserFactory
+from tests.factories import MetricEventFactory, UsageRecordFactory, UserFactory
 from tests.integration.rollouts.places import (
     ONLY_ERRORS,
     QUICK,
@@ -248,6 +248,33 @@ def test_everything_is_judged_by_the_rates_of_the_step_before(here: Place, actor
     assert rollout.reason.startswith("Rolled back at 100 %: 60 of 120 requests of chat-new failed")
 
 
+def test_thumbs_count_and_may_be_changed(here: Place, actor: Actor) -> None:
+    rollout = begun(
+        here, actor, guardrails=(GuardrailSpec(metric="thumbs_down_rate", tolerance=0.1),)
+    )
+    arms = {side: f"r{rollout.pk}.0.{side[0]}" for side in ("baseline", "candidate")}
+    for _ in range(60):
+        MetricEventFactory(rollout_arm=arms["baseline"])
+    down = [MetricEventFactory(rollout_arm=arms["candidate"], value=0.0) for _ in range(5)]
+    MetricEventFactory(rollout_arm=arms["candidate"], name="stars", value=0.0)
+    MetricEventFactory(value=0.0)
+    tick()
+    mine = RolloutTally.objects.get(side="candidate", step=0)
+    assert (mine.n_requests, mine.sums["thumbs_down_rate"][:3]) == (0, [5, 5, 5])
+    type(down[0])._base_manager.filter(pk=down[0].pk).update(value=1.0, is_in_rollout=False)
+    tick()
+    mine.refresh_from_db()
+    assert mine.sums["thumbs_down_rate"][:3] == [5, 4, 5]
+    assert again(rollout).state == "running"
+    for _ in range(40):
+        MetricEventFactory(rollout_arm=arms["candidate"], value=0.0)
+    tick()
+    assert again(rollout).state == "rolled_back"
+    assert rollout.reason.startswith(
+        "Rolled back at 10 %: 44 of 45 ratings of chat-new were thumbs down (old version: 0 of 60)."
+    )
+
+
 def test_one_that_cannot_be_judged_does_not_hinder_others(actor: Actor) -> None:
     broken, fine = begun(place(name="a"), actor), begun(place(name="b"), actor)
     Rollout.objects.filter(pk=broken.pk).update(guardrails=[{"metric": "luck"}])
@@ -272,7 +299,7 @@ def test_looks_are_bounded(
     rollout = begun(here, actor)
     answered(rollout, "candidate", 50)
     answered(rollout, "baseline", 50)
-    with django_assert_max_num_queries(70):  # type: ignore[operator]
+    with django_assert_max_num_queries(80):  # type: ignore[operator]
         tick()
     with django_assert_max_num_queries(2):  # type: ignore[operator]
         assert rollout_report(rollout.pk) is not None
