@@ -17,10 +17,11 @@ from rest_framework.request import Request
 from uritemplate import variables
 
 from apps.core.exceptions import AppError, AuthenticationFailed
+from apps.experiments.types import MAX_CONVERSATION_CHARS
 from apps.gateway import chat_schemas, messages_schemas, responses_schemas, schemas
 from apps.gateway.exceptions import IDEMPOTENCY_KEY, IdempotencyKeyInUse, PreconditionFailed
 from apps.gateway.rest.base import AnsweringView, InferenceView
-from apps.gateway.rest.generation import FALLBACK, RESPONSE_CACHE
+from apps.gateway.rest.generation import CONVERSATION, FALLBACK, RESPONSE_CACHE
 from apps.gateway.rest.idempotent import MAX_KEY_CHARS, REPLAYED
 from apps.gateway.rest.operations import (
     BYTES,
@@ -99,6 +100,18 @@ REUSE_PARAMETER: Final[Schema] = {
     "description": "On routes that keep answers: `use` takes a kept answer, and keeps this one, "
     "also where tokens are drawn; `no-store` does neither.",
     "schema": {"type": "string", "enum": list(get_args(ReuseWish))},
+}
+CONVERSATION_PARAMETER: Final[Schema] = {
+    "in": "header",
+    "name": CONVERSATION,
+    "description": "Which conversation a request is of, as its client names it: experiments that "
+    "are assigned by conversation keep it in one arm.",
+    "schema": {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": MAX_CONVERSATION_CHARS,
+        "pattern": "^[!-~]+$",
+    },
 }
 IF_MATCH: Final[Schema] = {
     "in": "header",
@@ -192,7 +205,7 @@ class DeclaredSchema(AutoSchema):
         if self._takes_key:
             found.append(KEY_PARAMETER)
         if self._reuses:
-            found.append(REUSE_PARAMETER)
+            found += [REUSE_PARAMETER, CONVERSATION_PARAMETER]
         found += [{"in": "header", **each} for each in declared.headers]
         found += [IF_MATCH] if declared.if_match else []
         found += [IF_NONE_MATCH] if declared.if_none_match else []

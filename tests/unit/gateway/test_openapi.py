@@ -115,7 +115,8 @@ def test_every_post_under_v1_takes_an_idempotency_key(described: dict[str, Any])
         (answer,) = (each for code, each in operation["responses"].items() if code[0] == "2")
         names = {each["name"] for each in operation.get("parameters", ()) if each["in"] == "header"}
         if "Idempotency-Replayed" in answer["headers"]:
-            assert names - {"X-Response-Cache", "If-Match"} == {"Idempotency-Key"}, name
+            others = {"X-Response-Cache", "X-Conversation-Id", "If-Match"}
+            assert names - others == {"Idempotency-Key"}, name
             assert {"409", "422"} <= set(operation["responses"]), name
             taking.add(name)
         else:
@@ -150,6 +151,7 @@ def test_what_generates_may_be_answered_again(described: dict[str, Any]) -> None
         if is_told:
             wishes = parameters["X-Response-Cache"]["schema"]["enum"]
             assert wishes == ["use", "no-store"]
+            assert parameters["X-Conversation-Id"]["schema"]["maxLength"] == 128
             telling.add(name)
     assert telling == {
         f"POST /v1/{path}" for path in ("chat/completions", "completions", "messages", "responses")
