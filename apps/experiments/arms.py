@@ -7,6 +7,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 
+from apps.experiments.metrics import UnknownMetric, metric_of
 from apps.experiments.models import Experiment, ExperimentMetric, Variant
 from apps.experiments.selectors import metrics_of, variants_of
 from apps.experiments.types import MAX_METRICS, MAX_VARIANTS, MetricSpec, VariantSpec
@@ -105,6 +106,11 @@ def metrics_problem(metrics: Sequence[MetricSpec]) -> str | None:
         return f"There may be {MAX_METRICS} at most."
     if twice := _twice([f"{each.metric} as {each.role}" for each in metrics]):
         return f"{twice} is there twice."
+    for each in metrics:
+        try:
+            metric_of(each.metric)
+        except UnknownMetric as error:
+            return str(error)
     if sum(each.role == ExperimentMetric.Role.PRIMARY for each in metrics) > 1:
         return "Only one can be primary: the planned number of subjects is for one."
     return None

@@ -8,12 +8,24 @@ from django.db.models import Prefetch, QuerySet
 
 from apps.experiments.assigning import N_SLOTS, Slots, free_slots, n_slots, subject_digest
 from apps.experiments.enrolling import ExperimentPlan, ExperimentSnapshot, VariantPlan
+from apps.experiments.metrics import BUILT_IN, UnknownMetric, metric_of
 from apps.experiments.models import Experiment, ExperimentMetric, Layer, Variant
+from apps.experiments.results_file import results_csv
+from apps.experiments.summary import experiment_results
 from apps.experiments.types import Eligibility, MetricSpec, VariantSpec
 from apps.routing.selectors import destination_of
 from apps.routing.types import Destination, RoutingSnapshot
 
-__all__ = ["ExperimentSnapshot", "snapshot", "subject_digest"]
+__all__ = [
+    "BUILT_IN",
+    "ExperimentSnapshot",
+    "UnknownMetric",
+    "experiment_results",
+    "metric_of",
+    "results_csv",
+    "snapshot",
+    "subject_digest",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from operator import attrgetter
+from operator import add, attrgetter, sub
 from typing import Final, Self
 
 from apps.experiments.baselines import baselines_of
@@ -19,21 +19,24 @@ from apps.statistics.moments import Moments
 MAX_SEGMENTS: Final = 50  # of an experiment, besides all; further tenants are in all only
 CROSSED: Final = "crossed"  # a total, of those left out; no metric
 _SUMS: Final = attrgetter(*(each.name for each in fields(Moments)))  # as ``to_json`` orders them
-_N_SUMS: Final = len(fields(Moments))
+_NOTHING: Final = (0,) * len(fields(Moments))
+_ALL: Final = frozenset([""])
 _BY_BATCH: Final = 500  # rows of one statement; SQLite bounds its parameters
 
 Key = tuple[int, str, str]  # variant, metric, segment
+Sums = tuple[int, ...]
 Share = dict[str, tuple[int, int, int, int]]  # metric → what a unit is: y, x, v, u
+Standing = tuple[int, frozenset[str], Share, bool]  # variant, segments, share, whether left out
 
 
 @dataclass(slots=True)
 class Subject:
-    """A subject that the batch touches. before: variant, segments and share in the totals as they
-    stand in the database. first_request: the first that was ever counted of it, if that is in this
+    """A subject that the batch touches. before: where it stands in the totals of the
+    database. first_request: the first that was ever counted of it, if that is in this
     batch."""
 
     row: Assignment
-    before: tuple[int, frozenset[str], Share, bool]
+    before: Standing
     first_request: ObservedRequest | None = None
 
 
@@ -45,14 +48,13 @@ class Ground:
     metrics: dict[str, Metric]
     variants: frozenset[int]
     segments: set[str]
+    by_event: dict[str, list[Metric]] = field(init=False)
 
-    @property
-    def by_event(self) -> dict[str, list[Metric]]:
-        found: dict[str, list[Metric]] = {}
+    def __post_init__(self) -> None:
+        self.by_event = {}
         for metric in self.metrics.values():
             if metric.event_name:
-                found.setdefault(metric.event_name, []).append(metric)
-        return found
+                self.by_event.setdefault(metric.event_name, []).append(metric)
 
 
 @dataclass(slots=True)
@@ -124,7 +126,7 @@ class Batch:
     def save(self) -> None:
         """Write the subjects that were touched, and bring the totals to what these are now."""
         self._baselines_set()
-        changes: dict[Key, list[int]] = {}
+        changes = _Changes()
         rows = []
         for key in sorted(self.touched):
             subject, ground = self.subjects[key], self.grounds[key[0]]
@@ -141,7 +143,7 @@ class Batch:
                 "totals", "baseline",
             ],
         )  # fmt: skip
-        _totals_move({key: sums for key, sums in changes.items() if any(sums)})
+        _totals_move(changes.by_total())
 
     def _ground(self, arm: Arm) -> Ground | None:
         """Return the experiment of an arm; None where it, or the arm, was deleted."""
@@ -226,7 +228,7 @@ def _segments_open(row: Assignment, ground: Ground) -> None:
             ground.segments.add(segment)
 
 
-def _stands(row: Assignment, ground: Ground) -> tuple[int, frozenset[str], Share, bool]:
+def _stands(row: Assignment, ground: Ground) -> Standing:
     """Return where in the totals a subject is, and with what."""
     segments = frozenset(["", *ground.segments.intersection(_own_segments(row))])
     if row.is_crossed:
@@ -242,36 +244,48 @@ def _stands(row: Assignment, ground: Ground) -> tuple[int, frozenset[str], Share
     return row.variant_id, segments, share, False
 
 
-def _replace(
-    changes: dict[Key, list[int]],
-    before: tuple[int, frozenset[str], Share, bool],
-    after: tuple[int, frozenset[str], Share, bool],
-) -> None:
+def _replace(changes: "_Changes", before: Standing, after: Standing) -> None:
     """Take out of the totals what a subject was there, and put in what it is now."""
     is_moved = before[:2] != after[:2]
-    for (variant, segments, share, is_crossed), other, sign in (
-        (before, after, -1),
-        (after, before, 1),
+    for (variant, segments, share, is_crossed), other, sums in (
+        (before, after, changes.gone),
+        (after, before, changes.come),
     ):
         for key, unit in share.items():
-            if not is_moved and other[2].get(key) == unit:
-                continue
-            sums = _SUMS(Moments.of(*unit))
-            for segment in segments:
-                _sum_into(changes, (variant, key, segment), sums, sign)
+            if is_moved or other[2].get(key) != unit:
+                _sum_into(sums, (variant, key, segments), _SUMS(Moments.of(*unit)))
         if is_crossed:
-            _sum_into(changes, (variant, CROSSED, ""), _SUMS(Moments.of(1, 1)), sign)
+            _sum_into(sums, (variant, CROSSED, _ALL), _SUMS(Moments.of(1, 1)))
 
 
-def _sum_into(changes: dict[Key, list[int]], key: Key, sums: tuple[int, ...], sign: int) -> None:
-    there = changes.get(key)
-    if there is None:
-        there = changes[key] = [0] * _N_SUMS
-    for index, number in enumerate(sums):
-        there[index] += sign * number
+@dataclass(slots=True)
+class _Changes:
+    """Sums over subjects that stand in the same segments: most do with many others, and so their
+    numbers are added once and not for each segment."""
+
+    gone: dict[tuple[int, str, frozenset[str]], Sums] = field(default_factory=dict)
+    come: dict[tuple[int, str, frozenset[str]], Sums] = field(default_factory=dict)
+
+    def by_total(self) -> dict[Key, Sums]:
+        found: dict[Key, Sums] = {}
+        for sums, move in ((self.come, add), (self.gone, sub)):
+            for (variant, metric, segments), numbers in sums.items():
+                for segment in segments:
+                    key = (variant, metric, segment)
+                    found[key] = tuple(map(move, found.get(key, _NOTHING), numbers))
+        return {key: numbers for key, numbers in found.items() if any(numbers)}
 
 
-def _totals_move(changes: dict[Key, list[int]]) -> None:
+def _sum_into(
+    sums: dict[tuple[int, str, frozenset[str]], Sums],
+    key: tuple[int, str, frozenset[str]],
+    numbers: Sums,
+) -> None:
+    there = sums.get(key)
+    sums[key] = numbers if there is None else tuple(map(add, there, numbers))
+
+
+def _totals_move(changes: dict[Key, Sums]) -> None:
     if not changes:
         return
     stored = VariantTotal.objects.filter(
@@ -282,11 +296,11 @@ def _totals_move(changes: dict[Key, list[int]]) -> None:
     for row in stored:
         key = (row.variant_id, row.metric, row.segment)
         if key in changes:
-            changes[key] = [a + b for a, b in zip(changes[key], row.moments, strict=True)]
+            changes[key] = tuple(map(add, changes[key], row.moments))
     VariantTotal.objects.bulk_create(
         [
-            VariantTotal(variant_id=variant, metric=metric, segment=segment, moments=sums)
-            for (variant, metric, segment), sums in sorted(changes.items())
+            VariantTotal(variant_id=variant, metric=metric, segment=segment, moments=numbers)
+            for (variant, metric, segment), numbers in sorted(changes.items())
         ],
         batch_size=_BY_BATCH,
         update_conflicts=True,

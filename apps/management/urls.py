@@ -10,6 +10,16 @@ from apps.management.rest.deployments import (
     StartView,
     StopView,
 )
+from apps.management.rest.experiments import (
+    ExperimentListView,
+    ExperimentView,
+    PromoteView,
+    ResultsFileView,
+    ResultsView,
+    WeightsView,
+)
+from apps.management.rest.experiments import StartView as ExperimentStartView
+from apps.management.rest.experiments import StopView as ExperimentStopView
 from apps.management.rest.imports import (
     ImportCancelView,
     ImportFileView,
@@ -36,6 +46,7 @@ _MODEL = "v1/manage/models/<str:name>"
 _VERSION = f"{_MODEL}/versions/<str:number>"
 _IMPORT = "v1/manage/imports/<str:import_id>"
 _VERIFICATION = "v1/manage/verifications/<str:verification_id>"
+_EXPERIMENT = "v1/manage/experiments/<str:name>"
 _DEPLOYMENT = "v1/manage/deployments/<str:name>"
 
 urlpatterns = [
@@ -62,4 +73,12 @@ urlpatterns = [
     path("v1/manage/nodes/<str:name>", NodeView.as_view()),
     path("v1/manage/routes", RouteListView.as_view()),
     path("v1/manage/routes/<path:name>", RouteView.as_view()),
+    path("v1/manage/experiments", ExperimentListView.as_view()),
+    path(_EXPERIMENT, ExperimentView.as_view()),
+    path(f"{_EXPERIMENT}/start", ExperimentStartView.as_view()),
+    path(f"{_EXPERIMENT}/stop", ExperimentStopView.as_view()),
+    path(f"{_EXPERIMENT}/weights", WeightsView.as_view()),
+    path(f"{_EXPERIMENT}/promote", PromoteView.as_view()),
+    path(f"{_EXPERIMENT}/results", ResultsView.as_view()),
+    path(f"{_EXPERIMENT}/results.csv", ResultsFileView.as_view()),
 ]

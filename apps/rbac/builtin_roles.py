@@ -27,7 +27,7 @@ def _matches(permission: str, patterns: tuple[str, ...]) -> bool:
 
 _LOOK = (
     "registry.view_*", "engines.view_*", "deployments.view_*", "routing.view_*",
-    "metering.view_*", "feedback.view_*", "batches.view_*", "tenants.view_*",
+    "experiments.view_*", "metering.view_*", "feedback.view_*", "batches.view_*", "tenants.view_*",
 )  # fmt: skip
 
 BUILTIN_ROLES: Final = (
@@ -53,7 +53,8 @@ BUILTIN_ROLES: Final = (
         description="Runs models: imports, deployments, routes, batches. Sees no people or tokens.",
         patterns=(
             *_LOOK, USE_ROUTE,
-            "registry.*", "deployments.*", "routing.*", "engines.*", "batches.change_batch",
+            "registry.*", "deployments.*", "routing.*", "experiments.*", "engines.*",
+            "batches.change_batch",
         ),
         # What goes to production is not for those to say who put it there.
         excluded=("registry.approve_modelversion",),

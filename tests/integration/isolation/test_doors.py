@@ -11,6 +11,7 @@ from apps.audit.types import SYSTEM
 from apps.batches.models import Batch, UploadedFile
 from apps.core.hop import database_hop
 from apps.deployments.models import Deployment
+from apps.experiments.models import Experiment
 from apps.feedback.models import MetricEvent
 from apps.gateway.runtime import GatewayRuntime
 from apps.metering.models import UsageRecord
@@ -24,6 +25,7 @@ from tests.factories import (
     ApiTokenFactory,
     BatchFactory,
     DeploymentFactory,
+    ExperimentFactory,
     ImportJobFactory,
     MembershipFactory,
     ModelVersionFactory,
@@ -50,7 +52,9 @@ MANAGED = "v1/manage/"
 MANAGEMENT: dict[tuple[str, str], dict[str, Any]] = {
     **{
         ("get", f"v1/manage/{kind}"): {}
-        for kind in ("models", "imports", "verifications", "deployments", "nodes", "routes")
+        for kind in (
+            "models", "imports", "verifications", "deployments", "nodes", "routes", "experiments"
+        )
     },
     ("get", "v1/manage/models/<str:name>"): {"path": "v1/manage/models/{catalogued}"},
     ("patch", "v1/manage/models/<str:name>"): {
@@ -112,6 +116,27 @@ MANAGEMENT: dict[tuple[str, str], dict[str, Any]] = {
         "path": "v1/manage/routes/{model}", "json": {"is_restricted": False},
     },
     ("delete", "v1/manage/routes/<path:name>"): {"path": "v1/manage/routes/{model}"},
+    ("post", "v1/manage/experiments"): {
+        "json": {
+            "name": "spy", "route": "{model}", "metrics": [],
+            "variants": [{"name": "control", "is_control": True}],
+        },
+    },
+    **{
+        ("get", f"v1/manage/experiments/<str:name>{part}"): {
+            "path": f"v1/manage/experiments/{{experiment}}{part}",
+        }
+        for part in ("", "/results", "/results.csv")
+    },
+    **{
+        ("post", f"v1/manage/experiments/<str:name>/{verb}"): {
+            "path": f"v1/manage/experiments/{{experiment}}/{verb}", "json": body,
+        }
+        for verb, body in (
+            ("start", None), ("stop", {"because": "x"}), ("weights", {"weights": {"b": 1}}),
+            ("promote", {"variant": "b"}),
+        )
+    },
 }  # fmt: skip
 # What a case sends; {model}, {request}, {file}, {batch} become a thing of another's, or none.
 CASES: dict[tuple[str, str], dict[str, Any]] = {
@@ -228,6 +253,7 @@ def _of_the_platform() -> dict[str, str]:
         "run": str(VerificationRunFactory(pk=90071992).pk),
         "deployment": DeploymentFactory(name="deployment-theirs").name,
         "node": NodeFactory(name="node-theirs").name,
+        "experiment": ExperimentFactory(name="experiment-theirs").name,
     }
 
 
@@ -238,7 +264,7 @@ def nothing_like(things: dict[str, str]) -> dict[str, str]:
 def state() -> dict[str, list[Any]]:
     models: list[Any] = [UploadedFile, Batch, UsageRecord, TokenFamily, Route, AuditEvent]
     models += [MetricEvent]
-    models += [Deployment, ImportJob, ModelVersion, RegisteredModel, VerificationRun]
+    models += [Experiment, Deployment, ImportJob, ModelVersion, RegisteredModel, VerificationRun]
     return {model.__name__: list(all_of(model).order_by("pk").values()) for model in models}
 
 

@@ -12,6 +12,7 @@ from guardian.shortcuts import assign_perm
 from apps.audit.types import SYSTEM
 from apps.core.exceptions import InvalidRequest, PermissionDenied
 from apps.core.hop import database_hop
+from apps.experiments.services import experiment_start
 from apps.gateway.runtime import GatewayRuntime
 from apps.rbac.models import ApiToken, RoleGrant, User
 from apps.rbac.services import api_token_issue, api_token_update, role_grant_remove
@@ -26,6 +27,7 @@ from tests.factories import (
     RouteFactory,
     VerificationRunFactory,
 )
+from tests.integration.experiments.setting import drafted, route_ready, two_arms
 from tests.integration.management.conftest import error_of, headers_of, manager
 from tests.rows import all_of
 
@@ -35,6 +37,14 @@ _DEPLOYMENT: Final = ("deployments.view_deployment",)
 _CHANGED: Final = (*_DEPLOYMENT, "deployments.change_deployment")
 _VERSION: Final = ("registry.view_modelversion",)
 _ROUTE: Final = ("routing.view_route",)
+_EXPERIMENT: Final = ("experiments.view_experiment",)
+_MOVED: Final = (*_EXPERIMENT, "experiments.change_experiment", "routing.change_route")
+DRAFT: Final = {
+    "name": "new", "route": "team/chat", "metrics": [{"metric": "latency", "role": "primary"}],
+    "variants": [
+        {"name": "control", "is_control": True}, {"name": "b", "parameters": {"temperature": 0.1}},
+    ],
+}  # fmt: skip
 TARGETS: Final = {"targets": [{"deployment": "chat", "weight": 1}]}
 # Of each operation what is sent, and what somebody must hold: all of it.
 CASES: Final[dict[tuple[str, str], tuple[Any, tuple[str, ...]]]] = {
@@ -82,13 +92,27 @@ CASES: Final[dict[tuple[str, str], tuple[Any, tuple[str, ...]]]] = {
     ("PUT", "/routes/new"): (TARGETS, ("routing.add_route", *_DEPLOYMENT)),
     ("PATCH", "/routes/team/chat"): ({"description": "x"}, (*_ROUTE, "routing.change_route")),
     ("DELETE", "/routes/team/chat"): (None, (*_ROUTE, "routing.delete_route")),
+    ("GET", "/experiments"): (None, _EXPERIMENT),
+    ("POST", "/experiments"): (DRAFT, ("experiments.add_experiment", *_ROUTE)),
+    ("GET", "/experiments/draft"): (None, _EXPERIMENT),
+    ("GET", "/experiments/runs/results"): (None, _EXPERIMENT),
+    ("GET", "/experiments/runs/results.csv"): (None, _EXPERIMENT),
+    ("POST", "/experiments/draft/start"): (None, _MOVED),
+    ("POST", "/experiments/runs/weights"): ({"weights": {"b": 70}}, _MOVED),
+    ("POST", "/experiments/runs/stop"): (
+        {"because": "enough"}, (*_EXPERIMENT, "experiments.change_experiment"),
+    ),
+    ("POST", "/experiments/runs/promote"): ({"variant": "b"}, (*_MOVED, "rollouts.add_rollout")),
 }  # fmt: skip
-MAKING: Final = {("POST", each) for each in ("/imports", "/verifications", "/deployments")}
+MAKING: Final = {
+    ("POST", each) for each in ("/imports", "/verifications", "/deployments", "/experiments")
+}
 # What they lack hides only what a field names: it is as if that were not there.
 HIDDEN: Final = {
     ("POST", "/verifications"): _VERSION,
     ("POST", "/deployments"): _VERSION,
     ("PUT", "/routes/new"): _DEPLOYMENT,
+    ("POST", "/experiments"): _ROUTE,
 }
 
 
@@ -98,6 +122,13 @@ def things(transactional_db: None, tmp_path: Any, settings: Any) -> None:
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
     version = ModelVersionFactory(model__name="smollm2")
     RouteFactory(name="team/chat", deployment=DeploymentFactory(name="chat"))
+    route = route_ready("compared")
+    cooler = two_arms(parameters={"temperature": 0.2})
+    drafted(SYSTEM, route, name="draft", variants=cooler, share_percent=10)
+    runs = drafted(
+        SYSTEM, route, name="runs", variants=two_arms(parameters={"top_p": 0.5}), share_percent=10
+    )
+    experiment_start(experiment=runs, seen=runs.version, actor=SYSTEM)
     DeploymentFactory(name="spare", desired_state="stopped")
     ImportJobFactory(job_id="import-1")
     VerificationRunFactory(pk=RUN)
@@ -110,7 +141,7 @@ def state() -> dict[str, list[Any]]:
         model._meta.label: list(all_of(model).order_by("pk").values())
         for model in apps.get_models()
         if model._meta.label.split(".")[0]
-        in ("registry", "deployments", "engines", "routing", "audit")
+        in ("registry", "deployments", "engines", "routing", "experiments", "rollouts", "audit")
     }
 
 
