@@ -8,12 +8,13 @@ theory and asymptotic confidence sequences", Annals of Statistics 52 (2024), the
 """
 
 from dataclasses import dataclass
-from math import exp, expm1, log, sqrt
+from math import cos, exp, hypot, inf, log, pi, sin, sqrt
 from typing import Final
 
 from apps.statistics.boundary import MEANS_RATIO, always_valid_p, equal_units, radius
 from apps.statistics.bounds import NOTHING, Bounds
 from apps.statistics.moments import Moments
+from apps.statistics.searching import least_at
 
 MICRO: Final = 1e6  # logs are kept as round(1e6 * ln(value))
 # Fewer are no large sample. Chosen by benchmarks/experiments: docs/statistics.md has the figures.
@@ -21,15 +22,6 @@ LEAST_UNITS: Final = 50
 LEAST_WEIGHT: Final = 100  # of a sum that is to have a logarithm: more where few have most of it
 LEAST_UNITS_OF_ANY_SIGN: Final = 2000  # for a difference of means that are hardly or not positive
 USED_ALPHA: Final = 0.9  # the share of the level that is spent; the rest is for not being normal
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A difference of treatment and control on some scale, and its standard error."""
-
-    value: float
-    error: float
-    is_reduced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +33,23 @@ class Arm:
     factor: float
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Both arms on some scale, adjusted if ``is_reduced``, with their standard errors."""
+
+    values: tuple[float, float]
+    errors: tuple[float, float]
+    is_reduced: bool
+
+    @property
+    def difference(self) -> float:
+        return self.values[1] - self.values[0]
+
+    @property
+    def error(self) -> float:
+        return hypot(*self.errors)
+
+
 def compare_means(
     control: Moments, treatment: Moments, *, is_log: bool, alpha: float, planned_units: int
 ) -> Bounds:
@@ -50,30 +59,45 @@ def compare_means(
     least = LEAST_UNITS if is_relative else LEAST_UNITS_OF_ANY_SIGN
     if not all(effective_number(arm.x, arm.xx) >= least for arm in arms):
         return NOTHING
+    found = estimate(*(_logs(arm, is_log=is_log) if is_relative else _plain(arm) for arm in arms))
+    if found is None:
+        return NOTHING
     ratio = MEANS_RATIO * equal_units(control.n, treatment.n) / planned_units
     reach = radius(ratio, alpha=alpha * USED_ALPHA)
-    absolute = contrast(_absolute(control, is_log=is_log), _absolute(treatment, is_log=is_log))
-    if absolute is None:
-        return NOTHING
-    relative = None
-    if is_relative:
-        relative = contrast(_relative(control, is_log=is_log), _relative(treatment, is_log=is_log))
-    tested = relative or absolute
-    effect = low = high = None
-    if relative is not None:
-        effect = expm1(relative.value)
-        low = _effect(relative.value - reach * relative.error)
-        high = _effect(relative.value + reach * relative.error)
+    p_value = min(1.0, always_valid_p(found.difference / found.error, ratio) / USED_ALPHA)
+    low, high = (found.difference + sign * reach * found.error for sign in (-1, 1))
+    if not is_relative:
+        return Bounds(
+            effect=None, low=None, high=None,
+            difference=found.difference, difference_low=low, difference_high=high,
+            p_value=p_value, is_reduced=found.is_reduced,
+        )  # fmt: skip
     return Bounds(
-        effect=effect,
-        low=low,
-        high=high,
-        difference=absolute.value,
-        difference_low=absolute.value - reach * absolute.error,
-        difference_high=absolute.value + reach * absolute.error,
-        p_value=min(1.0, always_valid_p(tested.value / tested.error, ratio) / USED_ALPHA),
-        is_reduced=tested.is_reduced,
+        effect=_exp(found.difference) - 1,
+        low=_exp(low) - 1,
+        high=_exp(high) - 1,
+        difference=_exp(found.values[1]) - _exp(found.values[0]),
+        difference_low=_farthest(found, reach, sign=-1),
+        difference_high=_farthest(found, reach, sign=1),
+        p_value=p_value,
+        is_reduced=found.is_reduced,
     )
+
+
+def _farthest(found: Estimate, reach: float, *, sign: int) -> float:
+    """Return the least or the most that treatment minus control is over the ellipse of pairs of
+    logs that are so many standard errors away.
+
+    Its tails are those of the logs, as long as the data's; and it leaves out 0 just when the
+    relative effect does.
+    """
+
+    def difference(angle: float) -> float:
+        control = found.values[0] - sign * reach * found.errors[0] * cos(angle)
+        treatment = found.values[1] + sign * reach * found.errors[1] * sin(angle)
+        return _exp(treatment) - _exp(control)
+
+    return difference(least_at(lambda angle: -sign * difference(angle), 0.0, pi / 2))
 
 
 def effective_number(total: int, squares: int) -> float:
@@ -92,34 +116,40 @@ def has_logarithm(moments: Moments, *, is_log: bool) -> bool:
     return moments.y > 0 and effective_number(moments.y, moments.yy) >= LEAST_WEIGHT
 
 
-def contrast(control: Arm, treatment: Arm) -> Estimate | None:
-    """Estimate treatment minus control; None where nothing varies.
+def estimate(control: Arm, treatment: Arm) -> Estimate | None:
+    """Adjust both arms by their past, where there is one; None where nothing varies.
 
     A unit's influence is factor (y X - x Y), whose sum over the arm is 0 and whose products are
-    integers: nothing is lost where the numbers are large and their spread is small.
+    integers: nothing is lost where the numbers are large and their spread is small. No arm is
+    taken to spread less than both together: in a small one the rare large values may not have
+    come yet, and then both its mean and its spread are too small.
     """
-    theta = _theta(control, treatment)
-    value = treatment.value - control.value
-    variance = _variance(control) + _variance(treatment)
-    if theta is not None:
-        slope, past, saved = theta
-        value -= slope * past
-        variance -= saved
-    if not variance > 0:
+    arms = (control, treatment)
+    past = _past(*arms)
+    values, squares = [], []
+    for index, arm in enumerate(arms):
+        values.append(arm.value)
+        squares.append(arm.factor**2 * influence_square(arm.moments))
+        if past:
+            values[-1] -= past.slope * past.means[index]
+            squares[-1] += past.slope * (past.slope * past.squares[index])
+            squares[-1] -= 2 * past.slope * past.products[index]
+    common = sum(squares) / (control.moments.n + treatment.moments.n - 2)
+    if not common > 0:
         return None
-    return Estimate(value, sqrt(variance), is_reduced=theta is not None)
+    errors = [
+        sqrt(max(square / (arm.moments.n - 1), common) / arm.moments.n)
+        for arm, square in zip(arms, squares, strict=True)
+    ]
+    return Estimate((values[0], values[1]), (errors[0], errors[1]), past is not None)
 
 
-def _absolute(moments: Moments, *, is_log: bool) -> Arm:
-    value = moments.y / moments.x
-    factor = moments.n / moments.x**2
-    if is_log:
-        value = exp(value / MICRO)
-        factor *= value / MICRO
-    return Arm(moments, value, factor)
+def _plain(moments: Moments) -> Arm:
+    """Return an arm on the scale of its own unit."""
+    return Arm(moments, moments.y / moments.x, moments.n / moments.x**2)
 
 
-def _relative(moments: Moments, *, is_log: bool) -> Arm:
+def _logs(moments: Moments, *, is_log: bool) -> Arm:
     """Return an arm on the scale of logs."""
     if is_log:
         return Arm(moments, moments.y / moments.x / MICRO, moments.n / moments.x**2 / MICRO)
@@ -132,36 +162,45 @@ def influence_square(moments: Moments) -> int:
     return m.x**2 * m.yy - 2 * m.x * m.y * m.yx + m.y**2 * m.xx
 
 
-def _variance(arm: Arm) -> float:
-    n = arm.moments.n
-    return arm.factor**2 * influence_square(arm.moments) / (n * (n - 1))
+@dataclass(frozen=True, slots=True)
+class Past:
+    """Of each arm: the mean of its units' past, the sum of its squares about that, and of its
+    products with the influences; and one slope for both."""
+
+    slope: float
+    means: tuple[float, ...]
+    squares: tuple[float, ...]
+    products: tuple[float, ...]
 
 
-def _theta(control: Arm, treatment: Arm) -> tuple[float, float, float] | None:
-    """Return the slope on the past, the past's own difference, and the variance that goes with it.
+def _past(control: Arm, treatment: Arm) -> Past | None:
+    """Return what the units' past says; None where too few have one.
 
     The past of a unit is v U - u V, with U and V of both arms together: 0 for units without one.
-    One slope for both arms: that which leaves the least variance. None where too few have a past.
+    The slope is that which leaves the least variance of the difference.
     """
     arms = (control, treatment)
+    if any(effective_number(arm.moments.u, arm.moments.uu) < LEAST_UNITS for arm in arms):
+        return None
     v, u = (sum(getattr(arm.moments, name) for arm in arms) for name in ("v", "u"))
-    together = squares = 0.0
+    means, squares, products, weights = [], [], [], []
     for arm in arms:
         m = arm.moments
-        if effective_number(m.u, m.uu) < LEAST_UNITS:
-            return None
-        scale = m.n * (m.n - 1)
-        product = m.x * (u * m.yv - v * m.yu) - m.y * (u * m.xv - v * m.xu)
-        together += arm.factor * product / scale
-        squares += (m.n * _past_square(m, v, u) - _past_sum(m, v, u) ** 2) / (m.n * scale)
-    if squares <= 0:
+        total = _past_sum(m, v, u)
+        means.append(total / m.n)
+        squares.append((m.n * _past_square(m, v, u) - total**2) / m.n)
+        products.append(arm.factor * _past_product(m, v, u))
+        weights.append(m.n * (m.n - 1))
+    spread = sum(square / weight for square, weight in zip(squares, weights, strict=True))
+    if spread <= 0:
         return None
-    slope = together / squares
-    past = (
-        _past_sum(treatment.moments, v, u) / treatment.moments.n
-        - _past_sum(control.moments, v, u) / control.moments.n
-    )
-    return slope, past, together * slope
+    slope = sum(p / weight for p, weight in zip(products, weights, strict=True)) / spread
+    return Past(slope, tuple(means), tuple(squares), tuple(products))
+
+
+def _past_product(m: Moments, v: int, u: int) -> int:
+    """Return the sum over the units of (y X - x Y)(v U - u V)."""
+    return m.x * (u * m.yv - v * m.yu) - m.y * (u * m.xv - v * m.xu)
 
 
 def _past_sum(m: Moments, v: int, u: int) -> int:
@@ -172,9 +211,9 @@ def _past_square(m: Moments, v: int, u: int) -> int:
     return u * u * m.vv - 2 * u * v * m.vu + v * v * m.uu
 
 
-def _effect(log_ratio: float) -> float:
-    """Return the relative effect; beyond all reason is inf."""
-    return expm1(log_ratio) if log_ratio < 700 else float("inf")
+def _exp(value: float) -> float:
+    """Return e to a power; beyond all reason it is inf."""
+    return exp(value) if value < 700 else inf
 
 
 def unexplained(moments: Moments) -> float:
@@ -182,6 +221,6 @@ def unexplained(moments: Moments) -> float:
     m = moments
     if effective_number(m.u, m.uu) < LEAST_UNITS:
         return 1.0
-    product = m.x * (m.u * m.yv - m.v * m.yu) - m.y * (m.u * m.xv - m.v * m.xu)
+    product = _past_product(m, m.v, m.u)
     squares = _past_square(m, m.v, m.u) * influence_square(m)
     return 1 - product**2 / squares if squares else 1.0

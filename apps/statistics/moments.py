@@ -1,7 +1,8 @@
 """Sums over units from which every comparison is computed, exact and in any order."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
+from operator import add, attrgetter, sub
 from typing import Self
 
 
@@ -39,15 +40,15 @@ class Moments:
         )
 
     def __add__(self, other: "Moments") -> "Moments":
-        return Moments(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Moments(*map(add, _sums(self), _sums(other)))
 
     def __sub__(self, other: "Moments") -> "Moments":
         """Take units out. One whose totals grew is replaced by: whole - old + new."""
-        return Moments(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Moments(*map(sub, _sums(self), _sums(other)))
 
     def to_json(self) -> list[int]:
         """Return the 15 sums in the order of the fields."""
-        return list(astuple(self))
+        return list(_sums(self))
 
     @classmethod
     def from_json(cls, sums: Sequence[int]) -> Self:
@@ -55,3 +56,6 @@ class Moments:
         if len(sums) != 15:
             raise ValueError(f"moments are 15 sums, not {len(sums)}")
         return cls(*map(int, sums))
+
+
+_sums = attrgetter(*(field.name for field in fields(Moments)))

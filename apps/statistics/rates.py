@@ -22,10 +22,9 @@ from apps.statistics.boundary import RATES_RATIO
 from apps.statistics.bounds import NOTHING, Bounds
 from apps.statistics.means import influence_square
 from apps.statistics.moments import Moments
+from apps.statistics.searching import least_at
 
 N_STEPS: Final = 24  # of a curve, and of how the arms share the distance
-SEARCH_STEPS: Final = 40
-GOLDEN: Final = (sqrt(5) - 1) / 2
 SHARES: Final = tuple(
     (sin(pi / 2 * i / N_STEPS), cos(pi / 2 * i / N_STEPS)) for i in range(N_STEPS + 1)
 )
@@ -140,25 +139,7 @@ def _least_angle(stream: Stream, at: Callable[[float], float]) -> float:
     if stream.successes <= 0 or stream.successes >= stream.trials:
         return middle
     reach = 1 / sqrt(stream.trials)
-    return _minimum(at, max(middle - reach, 0.0), min(middle + reach, pi / 2))
-
-
-def _minimum(at: Callable[[float], float], low: float, high: float) -> float:
-    """Golden section; low and high in either order."""
-    left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    at_left, at_right = at(left), at(right)
-    for _ in range(SEARCH_STEPS):
-        if at_left < at_right:
-            high, right, at_right = right, left, at_left
-            left = high - GOLDEN * (high - low)
-            at_left = at(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + GOLDEN * (high - low)
-            at_right = at(right)
-        if abs(high - low) < 1e-7:
-            break
-    return (low + high) / 2
+    return least_at(at, max(middle - reach, 0.0), min(middle + reach, pi / 2))
 
 
 def _curves(at: Callable[[float], float], least: float, budget: float) -> tuple[Curve, Curve]:
@@ -212,4 +193,4 @@ def _p_value(
     def both(angle: float) -> float:
         return of_base(angle) + of_other(angle)
 
-    return min(1.0, exp(-both(_minimum(both, low, high))))
+    return min(1.0, exp(-both(least_at(both, low, high))))

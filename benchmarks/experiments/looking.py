@@ -1,18 +1,24 @@
 """What one experiment shows to somebody who looks after every observation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import log, log1p
+from math import log
+from typing import Final
 
 import numpy as np
 
 from apps.statistics.comparing import Comparison, Kind, compare
 from benchmarks.experiments.running import (
+    Floats,
+    Ints,
     Observations,
     Running,
     mean_looks,
     rate_evidence,
     running_moments,
 )
+
+TINY: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,38 +46,67 @@ class Looks:
 
     def first_alarm(self) -> int | None:
         """Return the first look at which no difference is refuted."""
-        if self.kind == "rate":
-            return self._first(
-                None, lambda found: found.p_value is not None and found.p_value < self.alpha
-            )
-        return self._first_of_means(0.0)
+        if self.kind != "rate":
+            return self._first_outside(0.0)
+        return self._first(
+            np.flatnonzero(self._evidence() >= self._enough),
+            lambda found: found.p_value is not None and found.p_value < self.alpha,
+        )
 
     def first_miss(self, truth: tuple[float, float]) -> int | None:
-        """Return the first look at which the interval of the relative effect, or of the difference
-        of rates, leaves out what is true. truth: the metric in control and treatment."""
-        effect = truth[1] / truth[0] - 1
+        """Return the first look at which the interval of the relative effect or of the difference
+        leaves out what is true. truth: the metric in control and treatment."""
         if self.kind != "rate":
-            return self._first_of_means(log1p(effect))
-        return self._first(truth, lambda found: not _holds(found, truth))
+            return self._first_outside(log(truth[1] / truth[0]), truth[1] - truth[0])
+        if not (self._evidence(truth) >= self._enough).any():
+            return None
+        # What is true is left out only if all pairs as far from each other are refuted: a few of
+        # them rule out nearly all looks, and the others are put before ``compare``.
+        shifts = [(truth[0] + d, truth[1] + d) for d in self._nearer(truth)]
+        factors = [(truth[0] * f, truth[1] * f) for f in 1 + self._nearer(truth) / truth[0]]
+        is_out = np.zeros(len(self.control.n), dtype=bool)
+        for pairs in (shifts, factors):
+            evidence = [
+                self._evidence((np.clip(a, TINY, 1), np.clip(b, TINY, 1))) for a, b in pairs
+            ]
+            is_out |= np.min(evidence, axis=0) >= self._enough
+        return self._first(np.flatnonzero(is_out), lambda found: not _holds(found, truth))
 
-    def _first_of_means(self, center: float) -> int | None:
+    def _nearer(self, truth: tuple[float, float]) -> Floats:
+        """Return some distances, from nothing to where both arms' rates together would be."""
+        control, treatment = self.control, self.treatment
+        with np.errstate(invalid="ignore"):
+            expected = control.x * truth[0] + treatment.x * truth[1]
+            distance = (control.y + treatment.y - expected) / (control.x + treatment.x)
+        nearest: Floats = np.multiply.outer(np.array([0.0, 0.5, 1.0, 1.5]), distance)
+        return nearest
+
+    @property
+    def _enough(self) -> float:
+        return -log(self.alpha) - 1e-6
+
+    def _evidence(self, rates: tuple[float | Floats, float | Floats] | None = None) -> Floats:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return rate_evidence(
+                self.control, self.treatment, planned_units=self.planned_units, rates=rates
+            )
+
+    def _first_outside(self, effect: float, difference: float | None = None) -> int | None:
         looks = mean_looks(
             self.control, self.treatment,
             is_log=self.kind == "log_mean", planned_units=self.planned_units,
         )  # fmt: skip
-        with np.errstate(invalid="ignore", divide="ignore"):
-            beyond = np.flatnonzero(np.abs(looks.estimate - center) > looks.reach(self.alpha))
-        return int(beyond[0]) if len(beyond) else None
+        with np.errstate(invalid="ignore"):
+            away = np.abs(looks.estimate - effect)
+            is_out = away > looks.radius(self.alpha) * looks.error
+            if difference is not None:
+                is_out |= looks.farthest(self.alpha, sign=-1) > difference
+                is_out |= looks.farthest(self.alpha, sign=1) < difference
+                is_out &= ~np.isnan(looks.estimate)
+        return int(np.argmax(is_out)) if is_out.any() else None
 
-    def _first(self, rates, is_out) -> int | None:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            evidence = rate_evidence(
-                self.control, self.treatment, planned_units=self.planned_units, rates=rates
-            )
-        for look in np.flatnonzero(evidence >= -log(self.alpha) - 1e-6):
-            if is_out(self.at(int(look))):
-                return int(look)
-        return None
+    def _first(self, looks: Ints, is_out: Callable[[Comparison], bool]) -> int | None:
+        return next((int(look) for look in looks if is_out(self.at(int(look)))), None)
 
 
 def _holds(found: Comparison, truth: tuple[float, float]) -> bool:

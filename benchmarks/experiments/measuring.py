@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
+from math import log, sqrt
 from statistics import NormalDist
 from typing import Any, Final
 
@@ -145,11 +145,12 @@ def _width_over_fixed(looks: Looks) -> float:
         assert found.difference_low is not None and found.difference_high is not None
         width = found.difference_high - found.difference_low
         return width / (2 * FIXED_Z * sqrt(_rate_variance(control) + _rate_variance(treatment)))
+    assert found.low is not None and found.high is not None
     means = mean_looks(
         looks.control, looks.treatment,
         is_log=looks.kind == "log_mean", planned_units=looks.planned_units,
     )  # fmt: skip
-    return float(means.reach(ALPHA)[-1] / (FIXED_Z * means.error[-1]))
+    return log((1 + found.high) / (1 + found.low)) / (2 * FIXED_Z * float(means.error[-1]))
 
 
 def _rate_variance(m: Moments) -> float:

@@ -5,6 +5,7 @@ this is the whole test. For rates it is a screen: what it lets pass cannot be an
 holds is put before ``compare`` itself. A test shows that both agree with ``compare``.
 """
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import Final
 
@@ -20,6 +21,7 @@ Ints = NDArray[np.int64]
 NAMES: Final = tuple(field.name for field in fields(Moments))
 STIRLING: Final = (1 / 12, -1 / 360, 1 / 1260)
 SHIFT: Final = 7
+N_ANGLES: Final = 25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,76 +106,97 @@ def _totals_before(seen: Observations) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True, slots=True)
 class MeanLooks:
-    """After each observation: effect on the scale of logs, its standard error, and the ratio of
-    ``apps.statistics.boundary``; nan where nothing is said."""
+    """After each observation, on the scale of logs: both arms and their standard errors, and the
+    ratio of ``apps.statistics.boundary``; nan where nothing is said."""
 
-    estimate: Floats
-    error: Floats
+    values: tuple[Floats, Floats]
+    errors: tuple[Floats, Floats]
     ratio: Floats
 
-    def reach(self, alpha: float) -> Floats:
+    @property
+    def estimate(self) -> Floats:
+        return self.values[1] - self.values[0]
+
+    @property
+    def error(self) -> Floats:
+        error: Floats = np.hypot(*self.errors)
+        return error
+
+    def radius(self, alpha: float) -> Floats:
         rise, spent = 1 + self.ratio, alpha * USED_ALPHA
         with np.errstate(divide="ignore", invalid="ignore"):
-            reach: Floats = self.error * np.sqrt(rise / self.ratio * np.log(rise / spent**2))
-        return reach
+            radius: Floats = np.sqrt(rise / self.ratio * np.log(rise / spent**2))
+        return radius
+
+    def farthest(self, alpha: float, *, sign: int) -> Floats:
+        """Return the lower (-1) or upper (1) bound of the difference."""
+        radius = sign * self.radius(alpha)
+        far = np.full(len(self.ratio), -np.inf)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for angle in np.linspace(0, np.pi / 2, N_ANGLES):
+                control = np.exp(self.values[0] - radius * self.errors[0] * np.cos(angle))
+                treatment = np.exp(self.values[1] + radius * self.errors[1] * np.sin(angle))
+                far = np.fmax(far, sign * (treatment - control))
+        return sign * far
 
 
 def mean_looks(
     control: Running, treatment: Running, *, is_log: bool, planned_units: int
 ) -> MeanLooks:
+    arms = control, treatment
     with np.errstate(divide="ignore", invalid="ignore"):
-        theta, past, saved = _past(control, treatment, is_log=is_log)
-        estimate = _level(treatment, is_log=is_log) - _level(control, is_log=is_log) - theta * past
-        variance = -saved
-        for arm in (control, treatment):
-            square = _factor(arm, is_log=is_log) ** 2 * _square(arm)
-            variance = variance + square / (arm.n * (arm.n - 1))
-        units = 4 * control.n * treatment.n / (control.n + treatment.n)
-        is_enough = np.ones(len(units), dtype=bool)
-        for arm in (control, treatment):
+        levels = [arm.y / arm.x / MICRO if is_log else np.log(arm.y / arm.x) for arm in arms]
+        factors = [arm.n / arm.x**2 / MICRO if is_log else arm.n / arm.x / arm.y for arm in arms]
+        is_enough = np.ones(len(control.n), dtype=bool)
+        for arm in arms:
             is_enough &= arm.x**2 >= LEAST_UNITS * np.maximum(arm.xx, 1)
             if not is_log:
                 is_enough &= (arm.y > 0) & (arm.y**2 >= LEAST_WEIGHT * arm.yy)
-        estimate = np.where(is_enough & (variance > 0), estimate, np.nan)
-        return MeanLooks(estimate, np.sqrt(variance), MEANS_RATIO * units / planned_units)
-
-
-def _level(arm: Running, *, is_log: bool) -> Floats:
-    level: Floats = arm.y / arm.x / MICRO if is_log else np.log(arm.y / arm.x)
-    return level
-
-
-def _factor(arm: Running, *, is_log: bool) -> Floats:
-    return arm.n / arm.x**2 / MICRO if is_log else arm.n / (arm.x * arm.y)
+        squares = [f**2 * _square(arm) for arm, f in zip(arms, factors, strict=True)]
+        if control.u[-1]:
+            _take_out_past(arms, factors, levels, squares)
+        levels[1] = np.where(is_enough & (squares[0] + squares[1] > 0), levels[1], np.nan)
+        common = (squares[0] + squares[1]) / (control.n + treatment.n - 2)
+        errors = [
+            np.sqrt(np.maximum(s / (arm.n - 1), common) / arm.n)
+            for arm, s in zip(arms, squares, strict=True)
+        ]
+        units = 4 * control.n * treatment.n / (control.n + treatment.n)
+    return MeanLooks(
+        (levels[0], levels[1]), (errors[0], errors[1]), MEANS_RATIO * units / planned_units
+    )
 
 
 def _square(arm: Running) -> Floats:
     return arm.x**2 * arm.yy - 2 * arm.x * arm.y * arm.yx + arm.y**2 * arm.xx
 
 
-def _past(control: Running, treatment: Running, *, is_log: bool) -> tuple[Floats, Floats, Floats]:
-    v, u = control.v + treatment.v, control.u + treatment.u
-    if not u[-1]:
-        nothing = np.zeros(len(u))
-        return nothing, nothing, nothing
-    together = np.zeros(len(v))
-    squares = np.zeros(len(v))
-    means = []
+def _take_out_past(
+    arms: tuple[Running, Running],
+    factors: Sequence[Floats],
+    levels: list[Floats],
+    squares: list[Floats],
+) -> None:
+    """Change levels and sums of squares as ``apps.statistics.means.estimate`` does."""
+    v, u = arms[0].v + arms[1].v, arms[0].u + arms[1].u
+    together, spread = np.zeros(len(v)), np.zeros(len(v))
     is_known = np.ones(len(v), dtype=bool)
-    for m in (control, treatment):
+    pasts = []
+    for m, factor in zip(arms, factors, strict=True):
         is_known &= (m.uu > 0) & (m.u**2 >= LEAST_UNITS * m.uu)
-        scale = m.n * (m.n - 1)
-        product = m.x * (u * m.yv - v * m.yu) - m.y * (u * m.xv - v * m.xu)
-        together += _factor(m, is_log=is_log) * product / scale
         total = m.v * u - m.u * v
-        means.append(total / m.n)
-        squares += (m.n * (u * u * m.vv - 2 * u * v * m.vu + v * v * m.uu) - total**2) / (
-            m.n * scale
-        )
-    is_known &= squares > 0
-    theta = np.where(is_known, together / np.where(is_known, squares, 1), 0.0)
-    past = np.where(is_known, means[1] - means[0], 0.0)
-    return theta, past, np.where(is_known, theta * together, 0.0)
+        square = u * u * m.vv - 2 * u * v * m.vu + v * v * m.uu - total**2 / m.n
+        product = m.x * (u * m.yv - v * m.yu) - m.y * (u * m.xv - v * m.xu)
+        product = product * factor
+        together += product / (m.n * (m.n - 1))
+        spread += square / (m.n * (m.n - 1))
+        pasts.append((total / m.n, square, product))
+    is_known &= spread > 0
+    slope = np.where(is_known, together / np.where(is_known, spread, 1), 0.0)
+    for index, (mean, square, product) in enumerate(pasts):
+        more = slope * (slope * square - 2 * product)
+        squares[index] = squares[index] + np.where(is_known, more, 0)
+        levels[index] = levels[index] - np.where(is_known, slope * mean, 0)
 
 
 def rate_evidence(
@@ -181,7 +204,7 @@ def rate_evidence(
     treatment: Running,
     *,
     planned_units: int,
-    rates: tuple[float, float] | None = None,
+    rates: tuple[float | Floats, float | Floats] | None = None,
 ) -> Floats:
     """Return the log of the evidence against a pair of rates after each observation.
 
@@ -197,7 +220,7 @@ def rate_evidence(
     pooled = np.clip(pooled, 1e-300, 1 - 1e-16)
     total = np.zeros(len(control.n))
     for index, arm in enumerate(arms):
-        rate = pooled if rates is None else np.full(len(arm.n), rates[index])
+        rate = pooled if rates is None else np.broadcast_to(rates[index], arm.n.shape)
         successes = arm.y / effects[index]
         failures = trials[index] - successes
         a, b = prior * rate + 0.5, prior * (1 - rate) + 0.5

@@ -4,13 +4,12 @@ observation, for longer than planned where nothing is to be found."""
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.experiments.worlds import World, errors, latency
+from benchmarks.experiments.worlds import World, errors, latency, latency_pair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """planned_units: of both arms. n_units: how many come. truth: the metric in both arms, or two
-    numbers with the same quotient."""
+    """planned_units: of both arms. n_units: how many come. truth: the metric in both arms."""
 
     name: str
     world: World
@@ -98,19 +97,19 @@ DIFFERENT: Final = (
     Scene(
         name="latency, mean, +20 %",
         world=World(kind="mean", values=latency(sigma=1, effect=0.2)),
-        planned_units=2000, n_units=6000, truth=(1.0, 1.2),
+        planned_units=2000, n_units=6000, truth=latency_pair(0.2, sigma=1),
     ),
     Scene(
         name="latency, mean, very long tail, +20 %",
         world=World(kind="mean", values=latency(sigma=1.5, effect=0.2)),
-        planned_units=2000, n_units=6000, truth=(1.0, 1.2),
+        planned_units=2000, n_units=6000, truth=latency_pair(0.2, sigma=1.5),
     ),
     Scene(
         name="latency, mean, very long tail, 90 to 10, +100 %",
         world=World(
             kind="mean", values=latency(sigma=1.5, effect=1.0), treatment_shares=(0.1,)
         ),
-        planned_units=2000, n_units=15_000, truth=(1.0, 2.0),
+        planned_units=2000, n_units=15_000, truth=latency_pair(1.0, sigma=1.5),
     ),
     Scene(
         name=f"latency, geometric mean, {USERS}, +20 %",
@@ -118,7 +117,7 @@ DIFFERENT: Final = (
             kind="log_mean", values=latency(sigma=1, person=0.5, effect=0.2, is_log=True),
             per_unit=5,
         ),
-        planned_units=600, n_units=1800, truth=(1.0, 1.2),
+        planned_units=600, n_units=1800, truth=latency_pair(0.2, sigma=0),
     ),
     Scene(
         name="errors, 0.5 and 1 %",

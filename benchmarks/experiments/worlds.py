@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import exp
 
 import numpy as np
 
@@ -10,6 +11,13 @@ from benchmarks.experiments.running import Floats, Ints, Observations
 
 Generator = np.random.Generator
 LATENCY = 13.0  # log of about 0.44 s in microseconds
+
+
+def latency_pair(effect: float, *, sigma: float) -> tuple[float, float]:
+    """Return the true means of ``latency`` without and with an effect, in microseconds; with a
+    sigma of 0 the geometric ones."""
+    usual = exp(LATENCY + sigma**2 / 2)
+    return usual, usual * (1 + effect)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
