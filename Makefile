@@ -25,7 +25,7 @@ ONE_BY_ONE := tests/e2e/test_schemathesis.py $(addprefix tests/faults/test_,clie
 # Else each of the hundreds of processes that tests start would compile the sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-postgresql check bench bench-gateway bench-engine prove-serve prove-engine prove-api prove-limits prove-models gpu-check gpu-peers soak lock setup setup-dev kernels model clean
+.PHONY: help serve test test-postgresql check bench bench-gateway bench-engine prove-serve prove-engine prove-api prove-limits prove-models prove-experiments gpu-check gpu-peers soak lock setup setup-dev kernels model clean
 
 help: ## show this
 	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]      set up and run everything"
@@ -130,6 +130,23 @@ prove-models: setup-dev model ## the proof of models, deployments and routes: fa
 		--junit-xml=var/prove-models.xml -o junit_logging=system-out $(MODELS_TESTS)
 	$(BIN)/python -m benchmarks.proof var/prove-models.xml \
 		benchmarks/results/prove-models-postgresql.json
+
+COMPARING_TESTS = $(addprefix tests/integration/,feedback rollouts experiments) \
+	$(addprefix tests/integration/gateway/test_,feedback.py experiments.py) \
+	$(addprefix tests/faults/test_,rollout_controller.py experiment_counter.py)
+
+prove-experiments: setup-dev model ## the proof of rollouts and experiments: browser, faults, real traffic; then simulations
+	$(BIN)/pytest -m "" --junit-xml=var/prove-experiments.xml -o junit_logging=system-out \
+		$(COMPARING_TESTS) $(addprefix tests/unit/,statistics rollouts experiments) \
+		$(addprefix tests/e2e/test_,rollout.py experiment_pages.py experiment_traffic.py)
+	$(BIN)/python -m benchmarks.proof var/prove-experiments.xml \
+		benchmarks/results/prove-experiments.json
+	DATABASE_URL="$(POSTGRES_URL)" $(BIN)/pytest -m "" --database-only \
+		--junit-xml=var/prove-experiments.xml -o junit_logging=system-out $(COMPARING_TESTS)
+	$(BIN)/python -m benchmarks.proof var/prove-experiments.xml \
+		benchmarks/results/prove-experiments-postgresql.json
+	$(BIN)/python -m benchmarks.experiments
+	$(BIN)/python -m benchmarks.rollouts
 
 gpu-check: ## on a GPU: its tests, then speed beside others and the machine's own [WHEELS=.whl] [PEERS=.whl]
 	$(PYTHON) -m benchmarks.gpu --wheels "$(WHEELS)" --peers "$(PEERS)" $(if $(PARTS),--parts "$(PARTS)")
