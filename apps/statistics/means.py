@@ -19,7 +19,6 @@ from apps.statistics.searching import least_at
 MICRO: Final = 1e6  # logs are kept as round(1e6 * ln(value))
 # Fewer are no large sample. Chosen by benchmarks/experiments: docs/statistics.md has the figures.
 LEAST_UNITS: Final = 50
-LEAST_WEIGHT: Final = 100  # of a sum that is to have a logarithm: more where few have most of it
 LEAST_UNITS_OF_ANY_SIGN: Final = 2000  # for a difference of means that are hardly or not positive
 USED_ALPHA: Final = 0.9  # the share of the level that is spent; the rest is for not being normal
 
@@ -108,12 +107,12 @@ def effective_number(total: int, squares: int) -> float:
 def has_logarithm(moments: Moments, *, is_log: bool) -> bool:
     """Say whether an arm's level, on the scale of logs, is surely one and about normal.
 
-    With long tails that takes more units: of log-normal values with sigma 1, 272 for a weight of
-    100, and with sigma 1.5, 949.
+    With long tails that takes more units: of log-normal values with sigma 1 about 136 are as good
+    as 50 equal ones, with sigma 1.5 about 475.
     """
     if is_log:
         return True
-    return moments.y > 0 and effective_number(moments.y, moments.yy) >= LEAST_WEIGHT
+    return moments.y > 0 and effective_number(moments.y, moments.yy) >= LEAST_UNITS
 
 
 def estimate(control: Arm, treatment: Arm) -> Estimate | None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.statistics.boundary import MEANS_RATIO, RATES_RATIO
-from apps.statistics.means import LEAST_UNITS, LEAST_WEIGHT, MICRO, USED_ALPHA
+from apps.statistics.means import LEAST_UNITS, MICRO, USED_ALPHA
 from apps.statistics.moments import Moments
 
 Floats = NDArray[np.float64]
@@ -151,7 +151,7 @@ def mean_looks(
         for arm in arms:
             is_enough &= arm.x**2 >= LEAST_UNITS * np.maximum(arm.xx, 1)
             if not is_log:
-                is_enough &= (arm.y > 0) & (arm.y**2 >= LEAST_WEIGHT * arm.yy)
+                is_enough &= (arm.y > 0) & (arm.y**2 >= LEAST_UNITS * arm.yy)
         squares = [f**2 * _square(arm) for arm, f in zip(arms, factors, strict=True)]
         if control.u[-1]:
             _take_out_past(arms, factors, levels, squares)

@@ -36,9 +36,9 @@ SAME: Final = (
         planned_units=2000, n_units=6000,
     ),
     Scene(
-        name="latency, mean, very long tail",
+        name="latency, mean, very long tail, small plan",
         world=World(kind="mean", values=latency(sigma=1.5)),
-        planned_units=2000, n_units=6000,
+        planned_units=400, n_units=6000,
     ),
     Scene(
         name="latency, mean, shares 90 to 10",
@@ -77,14 +77,14 @@ SAME: Final = (
     Scene(
         name="errors, 0.5 %, one request each",
         world=World(kind="rate", values=errors(rates=(0.005, 0.005))),
-        planned_units=10_000, n_units=20_000,
+        planned_units=10_000, n_units=15_000,
     ),
     Scene(
         name=f"errors, 0.5 %, {USERS}, which fail together",
         world=World(
             kind="rate", values=errors(rates=(0.005, 0.005), together=0.2), per_unit=5
         ),
-        planned_units=2000, n_units=4000,
+        planned_units=2000, n_units=3000,
     ),
     Scene(
         name="thumbs, 50 %, one each",
@@ -100,9 +100,9 @@ DIFFERENT: Final = (
         planned_units=2000, n_units=6000, truth=latency_pair(0.2, sigma=1),
     ),
     Scene(
-        name="latency, mean, very long tail, +20 %",
+        name="latency, mean, very long tail, small plan, +20 %",
         world=World(kind="mean", values=latency(sigma=1.5, effect=0.2)),
-        planned_units=2000, n_units=6000, truth=latency_pair(0.2, sigma=1.5),
+        planned_units=400, n_units=6000, truth=latency_pair(0.2, sigma=1.5),
     ),
     Scene(
         name="latency, mean, very long tail, 90 to 10, +100 %",
@@ -122,19 +122,19 @@ DIFFERENT: Final = (
     Scene(
         name="errors, 0.5 and 1 %",
         world=World(kind="rate", values=errors(rates=(0.005, 0.01))),
-        planned_units=10_000, n_units=20_000, truth=(0.005, 0.01),
+        planned_units=10_000, n_units=12_000, truth=(0.005, 0.01),
     ),
     Scene(
         name="errors, 0.05 and 0.1 %",
         world=World(kind="rate", values=errors(rates=(0.0005, 0.001))),
-        planned_units=10_000, n_units=20_000, truth=(0.0005, 0.001),
+        planned_units=10_000, n_units=12_000, truth=(0.0005, 0.001),
     ),
     Scene(
         name=f"errors, 0.5 and 1 %, {USERS}, which fail together",
         world=World(
             kind="rate", values=errors(rates=(0.005, 0.01), together=0.2), per_unit=5
         ),
-        planned_units=2000, n_units=4000, truth=(0.005, 0.01),
+        planned_units=2000, n_units=2500, truth=(0.005, 0.01),
     ),
 )  # fmt: skip
 
