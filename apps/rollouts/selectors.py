@@ -169,9 +169,10 @@ def _running_said(
         return f"{then} at the next look of the controller, unless a guardrail is breached."
     waits = []
     if left.n_requests:
-        waits.append(f"{name} has answered {left.n_requests:,} more requests")
+        noun = "request" if left.n_requests == 1 else "requests"
+        waits.append(f"{name} has answered {left.n_requests:,} more {noun}")
     if left.minutes:
-        waits.append(f"{_minutes_said(left.minutes)} more have passed")
+        waits.append(f"{_minutes_said(left.minutes)} have passed")
     said = f"{then} once {' and '.join(waits)}."
     quiet_since = max([row.counted_at for row in rows if row.step == rollout.step
                        and row.side == "candidate" and row.counted_at] or [since])  # fmt: skip
@@ -183,5 +184,6 @@ def _running_said(
 
 def _minutes_said(minutes: float) -> str:
     if minutes <= 1:
-        return f"{max(1, round(60 * minutes))} seconds"
-    return f"{minutes:.0f} minutes" if minutes >= 2 else f"{minutes:.1f} minutes"
+        seconds = max(1, round(60 * minutes))
+        return f"{seconds} more {'second' if seconds == 1 else 'seconds'}"
+    return f"{minutes:.0f} more minutes" if minutes >= 2 else f"{minutes:.1f} more minutes"

@@ -159,7 +159,7 @@ def _rollout_make(asked: Asked, found: Findings, *, actor: Actor, by: User | Non
         version=0,
     )
     rollout.state = begun(plan_of(rollout)).state
-    rollout.approved_step = 0 if rollout.state == Rollout.State.RUNNING else -1
+    rollout.approved_step = -1 if found.checked.needs_second_person else 0
     rollout.save()
     return rollout
 

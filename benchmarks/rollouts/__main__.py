@@ -1,6 +1,6 @@
 """How long a worse version is answering before it is rolled back, and how often an equal one is.
 
-    python -m benchmarks.rollouts [--quick]
+    python -m benchmarks.rollouts [--quick] [--processes N]
 
 Simulated streams through the judging functions of ``apps.rollouts`` with the guardrails that a
 rollout has by default. By the size of the regression and the share of the new version: requests and
@@ -12,7 +12,9 @@ that should not be. Writes results/rollouts.json and .svg.
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +33,6 @@ PERCENTS: Final = (1.0, 10.0, 50.0)
 POINTS: Final = (1, 2, 5, 10, 20, 50)
 FACTORS: Final = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
 OLD: Final = Version()
-NEVER: Final = StepSpec(percent=100.0, min_requests=10**9)
 ALPHA: Final = 0.05
 
 
@@ -50,7 +51,7 @@ def held_at(percent: float) -> Agreed:
     )  # fmt: skip
 
 
-def cell(name: str, percent: float, new: Version, *, n: int, seed: int) -> dict[str, Any]:
+def cell(name: str, percent: float, new: Version, n: int, seed: int) -> dict[str, Any]:
     plan, random = held_at(percent), np.random.default_rng(seed)
     first = next(k for k, each in enumerate(plan.steps) if each.percent == percent)
     ends = [
@@ -67,35 +68,33 @@ def _times(ends: Sequence[Ended]) -> dict[str, Any]:
     if len(back) * 2 > len(ends):
         for name in ("after_s", "n_requests", "n_candidate"):
             values = [float(getattr(each, name)) for each in back]
-            found[name] = {"median": middle(values, 0.5), "p90": middle(values, 0.9)}
+            found[name] = {"median": round(middle(values, 0.5)), "p90": round(middle(values, 0.9))}
     return found
 
 
-def false_alarms(name: str, new: Version, plan: Agreed, *, n: int, seed: int) -> dict[str, Any]:
+def chunk(new: Version, plan: Agreed, n: int, seed: int) -> list[Ended]:
+    """Return some whole rollouts, from the first step on."""
     random = np.random.default_rng(seed)
-    ends = [
+    return [
         rollout(plan, old=OLD, new=new, per_second=PER_SECOND, most_step_s=MOST_S, random=random)
         for _ in range(n)
     ]
-    back = [each for each in ends if each.is_back]
-    by = {metric: sum(each.metric == metric for each in back) for metric in
-          sorted({each.metric for each in back})}  # fmt: skip
-    return {"version": name, "n_rollouts": n, "rolled_back": len(back), "by": by,
-            "part": len(back) / n}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few rollouts; writes nothing")
-    quick = parser.parse_args().quick
+    parser.add_argument("--processes", type=int, default=None, help="as many as there are cores")
+    options = parser.parse_args()
     begun = time.monotonic()
-    cells = _cells(n=3 if quick else 40)
-    alarms = _alarms(n=20 if quick else 1000)
+    with ProcessPoolExecutor(options.processes) as pool:
+        alarms = _alarms(pool, is_quick=options.quick)
+        cells = _cells(pool, n=2 if options.quick else 40)
     for line in [*cells, *alarms]:
         print(json.dumps(line))
     print(f"took {time.monotonic() - begun:.0f} s")
     assert all(each["part"] <= ALPHA for each in alarms), "more are rolled back than agreed"
-    if not quick:
+    if not options.quick:
         result = {
             "per_second": PER_SECOND, "alpha": ALPHA, "most_hours": MOST_S / 3600,
             "until_rollback": cells, "false_rollbacks": alarms,
@@ -104,19 +103,21 @@ def main() -> None:
         RESULT.with_suffix(".svg").write_text(picture(cells))
 
 
-def _cells(*, n: int) -> list[dict[str, Any]]:
+def _cells(pool: Executor, *, n: int) -> list[dict[str, Any]]:
     found = []
     for percent in PERCENTS:
         for points in POINTS:
             new = replace(OLD, error_rate=OLD.error_rate + points / 100)
-            found.append(cell(f"+{points} points", percent, new, n=n, seed=points))
+            found.append(pool.submit(cell, f"+{points} points", percent, new, n, points))
         for factor in FACTORS:
             new = replace(OLD, ttft_ms=OLD.ttft_ms * factor)
-            found.append(cell(f"x{factor:g}", percent, new, n=n, seed=int(100 * factor)))
-    return found
+            found.append(pool.submit(cell, f"x{factor:g}", percent, new, n, int(100 * factor)))
+    return [each.result() for each in found]
 
 
-def _alarms(*, n: int) -> list[dict[str, Any]]:
+def _alarms(pool: Executor, *, is_quick: bool) -> list[dict[str, Any]]:
+    """An equal version, with the usual tolerances and with none; and one that is as much worse as
+    is allowed, in everything at once."""
     strict = agreed(guardrails=[replace(each, tolerance=0.0) for each in DEFAULT_GUARDRAILS])
     worse = replace(
         OLD,
@@ -125,11 +126,27 @@ def _alarms(*, n: int) -> list[dict[str, Any]]:
         ttft_ms=OLD.ttft_ms * 1.25,
         itl_ms=OLD.itl_ms * 1.25,
     )
-    return [
-        false_alarms("equal", OLD, agreed(), n=n, seed=1),
-        false_alarms("equal, where nothing worse is allowed", OLD, strict, n=n, seed=2),
-        false_alarms("as much worse as is allowed, in all", worse, agreed(), n=n, seed=3),
+    asked = [
+        ("equal", OLD, agreed(), 1000),
+        ("equal, where nothing worse is allowed", OLD, strict, 300),
+        ("as much worse as is allowed, in everything", worse, agreed(), 300),
     ]
+    begun = []
+    for number, (name, new, plan, n) in enumerate(asked):
+        sizes = [2] if is_quick else [20] * (n // 20)
+        parts = [
+            pool.submit(chunk, new, plan, size, 1000 * (number + 1) + k)
+            for k, size in enumerate(sizes)
+        ]
+        begun.append((name, parts))
+    found = []
+    for name, parts in begun:
+        ends = [each for part in parts for each in part.result()]
+        by = Counter(each.metric for each in ends if each.is_back)
+        n_back = by.total()
+        found.append({"version": name, "n_rollouts": len(ends), "rolled_back": n_back,
+                      "by": dict(by), "part": n_back / len(ends)})  # fmt: skip
+    return found
 
 
 def picture(cells: Sequence[dict[str, Any]]) -> str:
