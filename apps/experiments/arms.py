@@ -113,6 +113,11 @@ def metrics_problem(metrics: Sequence[MetricSpec]) -> str | None:
             return str(error)
     if sum(each.role == ExperimentMetric.Role.PRIMARY for each in metrics) > 1:
         return "Only one can be primary: the planned number of subjects is for one."
+    for each in metrics:
+        try:
+            metric_of(each.metric)
+        except UnknownMetric as error:
+            return str(error)
     return None
 
 
