@@ -18,6 +18,7 @@ from apps.statistics.moments import Moments
 from apps.statistics.rates import design_effect
 
 MOST_UNITS: Final = 10**12
+SPARE: Final = 1.1  # of means: times what normal estimates of a known spread would need
 TOUCHES: Final = tuple(i / 20 for i in range(2, 21))  # where the line touches, as a share of all
 
 
@@ -143,7 +144,8 @@ def _information(
     """Return the square of the standardised effect that one arriving unit adds."""
     control, treatment = shares
     if kind != "rate":
-        return (log1p(effect) / expected.spread) ** 2 * equal_units(control, treatment) / 4
+        per_unit = (log1p(effect) / expected.spread) ** 2 * equal_units(control, treatment) / 4
+        return per_unit / SPARE
     rates = expected.value, expected.value * (1 + effect)
     if not 0 < max(rates) < 1:
         raise ValueError("the rate with the effect lies between 0 and 1")

@@ -78,7 +78,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "cpu_count": os.cpu_count(),
         "alpha": ALPHA,
-        "power": POWER,
+        "power_planned": POWER,
         **{part: {name: f.figures for name, f in of.items()} for part, of in found.items()},
         "milliseconds_of_a_comparison": speeds(),
         "processor_seconds": round(time.process_time() - begin),

@@ -87,7 +87,7 @@ def power(scene: PlannedScene, *, n_runs: int, seed: int) -> Found:
         "power": _share(stops), "runs": n_runs, "planned_size": plan.arriving,
         "mean_size": round(float(np.mean(sizes))),
         "fixed_size": _fixed_size(scene, generator, first),
-        "width": round(float(np.median(widths)), 3),
+        "width": round(float(np.nanmedian(widths)), 3),
     }  # fmt: skip
     return Found(_timed(figures, begin))
 
@@ -138,14 +138,16 @@ def _naive_alarm(looks: Looks) -> int | None:
 
 
 def _width_over_fixed(looks: Looks) -> float:
-    """Return the width of the last interval over that of a fixed sample (by the delta method)."""
+    """Return the width of the last interval over that of a fixed sample (by the delta method); nan
+    where nothing is said."""
     control, treatment = looks.control.at(-1), looks.treatment.at(-1)
     found = looks.at(-1)
     if looks.kind == "rate":
         assert found.difference_low is not None and found.difference_high is not None
         width = found.difference_high - found.difference_low
         return width / (2 * FIXED_Z * sqrt(_rate_variance(control) + _rate_variance(treatment)))
-    assert found.low is not None and found.high is not None
+    if found.low is None or found.high is None:
+        return float("nan")
     means = mean_looks(
         looks.control, looks.treatment,
         is_log=looks.kind == "log_mean", planned_units=looks.planned_units,

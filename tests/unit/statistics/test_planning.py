@@ -8,6 +8,7 @@ import pytest
 from apps.statistics.boundary import MEANS_RATIO, radius
 from apps.statistics.means import USED_ALPHA
 from apps.statistics.planning import (
+    SPARE,
     Baseline,
     baseline,
     detectable_effect,
@@ -27,7 +28,7 @@ def test_between_one_look_and_the_boundary_at_the_end() -> None:
     reach = radius(MEANS_RATIO, alpha=0.05 * USED_ALPHA)
     last = (reach + normal.inv_cdf(0.8)) ** 2 / per_unit
     plan = units_needed(LATENCY, kind="mean", effect=0.1)
-    assert 1.5 * once < plan.arriving < last
+    assert 1.5 * once < plan.arriving / SPARE < last
     assert plan.control == plan.treatment == (plan.arriving + 1) // 2
 
 
