@@ -49,8 +49,8 @@ def snapshot(routing: RoutingSnapshot) -> ExperimentSnapshot:
     for row in rows:
         try:
             plan = _plan(row, routing)
-        except (ValueError, TypeError, KeyError) as error:
-            logger.error("Experiment %s is left out: %s", row, error)
+        except Exception:
+            logger.exception("Experiment %s is left out", row)
         else:
             by_route.setdefault(row.route.name, []).append(plan)
     return ExperimentSnapshot(

@@ -8,9 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from apps.core.exceptions import InvalidRequest
-from apps.gateway.experimenting import with_defaults
 from apps.gateway.chat_schemas import ChatBody, chat_request
 from apps.gateway.decoding import decode
+from apps.gateway.experimenting import with_defaults
 from apps.gateway.schemas import CompletionBody, completion_requests
 from apps.routing.defaults import defaults_problems, defaults_read, defaults_said
 from apps.routing.types import DEFAULT_NAMES

@@ -247,3 +247,62 @@ def test_the_context_is_the_least_of_all() -> None:
         fallbacks=[destination(3, context_length=1024)],
     )
     assert model.context_length == 1024
+
+
+# -- where something else than the route has a request go ------------------------------------------
+
+VIA = (destination(7, weight=70), destination(8, weight=30))
+
+
+def via_table(*deployments: int) -> RoutingTable:
+    """Return a route to 1 with the fallback 3, and one replica of each of these."""
+    model = model_of(destination(1, weight=100), fallbacks=[destination(3)])
+    return table_of(model, *(endpoint(0, deployment=each) for each in deployments))
+
+
+def test_it_goes_there_by_weight_and_is_no_fallback() -> None:
+    chooser = via_table(1, 3, 7, 8)
+    leases = [chooser.lease("chat", principal=caller(), via=VIA) for _ in range(300)]
+    counted = Counter(lease.destination.deployment_id for lease in leases)
+    assert set(counted) == {7, 8}
+    assert abs(counted[7] - 210) < 40
+    assert not any(lease.is_fallback for lease in leases)
+    assert all(lease.is_via for lease in leases)
+
+
+@pytest.mark.parametrize(("ready", "goes"), [((1, 3, 8), 8), ((1, 3), 1), ((3,), 3)])
+def test_where_nothing_there_is_ready_the_route_leads(ready: tuple[int, ...], goes: int) -> None:
+    lease = via_table(*ready).lease("chat", principal=caller(), via=VIA)
+    assert lease.destination.deployment_id == goes
+    assert lease.is_fallback == (goes != 8)
+
+
+def test_nowhere_is_where_the_route_leads_too() -> None:
+    lease = via_table(1, 3).lease("chat", principal=caller(), via=())
+    assert (lease.destination.deployment_id, lease.is_fallback) == (1, True)
+    with pytest.raises(NoReplicaReady):
+        via_table().lease("chat", principal=caller(), via=VIA)
+
+
+def test_what_fails_there_goes_where_the_route_leads() -> None:
+    chooser = via_table(1, 3, 7, 8)
+    lease = chooser.lease("chat", principal=caller(), via=VIA)
+    second = chooser.lease_elsewhere(lease)
+    assert second is not None
+    assert (second.destination.deployment_id, second.attempt) == (1, 2)
+    assert (second.is_via, second.is_fallback) == (False, True)
+    third = chooser.lease_elsewhere(second)
+    assert third is not None
+    assert (third.destination.deployment_id, third.is_fallback) == (3, True)
+    assert chooser.lease_elsewhere(third) is None
+
+
+def test_a_request_can_be_given_back_to_its_route() -> None:
+    chooser = via_table(1, 3, 7)
+    own = chooser.lease_own(chooser.lease("chat", principal=caller(), via=VIA))
+    assert own is not None
+    assert (own.destination.deployment_id, own.attempt, own.is_fallback) == (1, 1, True)
+    plain = chooser.lease("chat", principal=caller())
+    same = chooser.lease_own(plain)
+    assert same is not None
+    assert (same.endpoint, same.attempt, same.is_fallback) == (plain.endpoint, 1, False)
