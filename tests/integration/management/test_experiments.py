@@ -153,7 +153,9 @@ async def test_results_are_the_pages(api: httpx.AsyncClient, transactional_db: N
     file = await api.get("/experiments/seen/results.csv")
     assert file.headers["content-type"] == "text/csv; charset=utf-8"
     rows = list(csv.DictReader(io.StringIO(file.text)))
-    latency = {row["variant"]: row for row in rows if row["metric"] == "latency"}
+    latency = {
+        row["variant"]: row for row in rows if (row["metric"], row["segment"]) == ("latency", "")
+    }
     line = expected.primary
     assert float(latency["b"]["effect"]) == line.effects[0].effect
     assert [int(latency["b"][name]) for name in ("numerator", "denominator")] == list(
