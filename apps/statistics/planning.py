@@ -18,7 +18,7 @@ from apps.statistics.moments import Moments
 from apps.statistics.rates import design_effect
 
 MOST_UNITS: Final = 10**12
-SPARE: Final = 1.1  # of means: times what normal estimates of a known spread would need
+SPARE: Final = 1.1  # times what normal estimates of a known spread would need
 TOUCHES: Final = tuple(i / 20 for i in range(2, 21))  # where the line touches, as a share of all
 
 
@@ -87,7 +87,7 @@ def units_needed(
         raise ValueError("an effect is not 0, and more than -1")
     per_unit = _information(expected, kind=kind, effect=effect, shares=shares)
     drift = _drift_needed(_reach(kind, shares, alpha), power=power)
-    arriving = drift**2 / per_unit
+    arriving = SPARE * drift**2 / per_unit
     if arriving > MOST_UNITS:
         raise ValueError("the effect is too small to be found")
     control, treatment = (ceil(arriving * share) for share in shares)
@@ -118,7 +118,7 @@ def detectable_effect(
 
     def is_found(effect: float) -> bool:
         per_unit = _information(expected, kind=kind, effect=effect, shares=shares)
-        return per_unit * arriving >= drift**2
+        return per_unit * arriving >= SPARE * drift**2
 
     if not is_found(high):
         return None
@@ -144,8 +144,7 @@ def _information(
     """Return the square of the standardised effect that one arriving unit adds."""
     control, treatment = shares
     if kind != "rate":
-        per_unit = (log1p(effect) / expected.spread) ** 2 * equal_units(control, treatment) / 4
-        return per_unit / SPARE
+        return (log1p(effect) / expected.spread) ** 2 * equal_units(control, treatment) / 4
     rates = expected.value, expected.value * (1 + effect)
     if not 0 < max(rates) < 1:
         raise ValueError("the rate with the effect lies between 0 and 1")

@@ -20,6 +20,7 @@ from benchmarks.experiments.scenes import PlannedScene, Scene
 ALPHA: Final = 0.05
 POWER: Final = 0.8
 PILOT_UNITS: Final = 50_000
+FIXED_PILOT_UNITS: Final = 600_000  # of rates, whose difference is estimated from them
 NORMAL: Final = NormalDist()
 FIXED_Z: Final = NORMAL.inv_cdf(1 - ALPHA / 2)
 N_POINTS: Final = 60  # of a curve over the looks
@@ -175,17 +176,16 @@ def _shares(scene: PlannedScene) -> tuple[float, float]:
 
 def _fixed_size(scene: PlannedScene, generator: np.random.Generator, drift: float) -> int:
     """Return how many units one look would need: standardised effect of a large sample, scaled."""
-    moments = running_moments(scene.with_effect.draw(generator, PILOT_UNITS))
-    if scene.with_effect.kind == "rate":
+    is_rate = scene.with_effect.kind == "rate"
+    n_units = FIXED_PILOT_UNITS if is_rate else PILOT_UNITS
+    moments = running_moments(scene.with_effect.draw(generator, n_units))
+    if is_rate:
         control, treatment = (arm.at(-1) for arm in moments)
         difference = treatment.y / treatment.x - control.y / control.x
         z = difference / sqrt(_rate_variance(control) + _rate_variance(treatment))
-        return round(PILOT_UNITS * (drift / z) ** 2)
-    looks = mean_looks(
-        *moments, is_log=scene.with_effect.kind == "log_mean", planned_units=PILOT_UNITS
-    )
-    true = np.log1p(scene.effect)
-    return round(PILOT_UNITS * (drift * float(looks.error[-1]) / true) ** 2)
+        return round(n_units * (drift / z) ** 2)
+    looks = mean_looks(*moments, is_log=scene.with_effect.kind == "log_mean", planned_units=n_units)
+    return round(n_units * (drift * float(looks.error[-1]) / log(1 + scene.effect)) ** 2)
 
 
 def _share(stops: Sequence[int | None]) -> float:

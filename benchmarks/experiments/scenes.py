@@ -184,10 +184,10 @@ PLANNED: Final = (
         effect=0.15,
     ),
     PlannedScene(
-        name="errors, 0.5 to 1 %",
+        name="errors, 0.5 to 1.5 %",
         without=World(kind="rate", values=errors(rates=(0.005, 0.005))),
-        with_effect=World(kind="rate", values=errors(rates=(0.005, 0.01))),
-        effect=1.0,
+        with_effect=World(kind="rate", values=errors(rates=(0.005, 0.015))),
+        effect=2.0,
     ),
     PlannedScene(
         name="errors, 1 to 4 %, 90 to 10",
