@@ -5,7 +5,8 @@ from typing import Any
 from apps.audit.types import Actor
 from apps.deployments.models import Deployment
 from apps.experiments.models import Experiment
-from apps.experiments.services import experiment_create
+from apps.experiments.selectors import variants_of
+from apps.experiments.services import experiment_create, experiment_start
 from apps.experiments.types import MetricSpec, VariantSpec
 from apps.routing.models import Route
 from tests.factories import DeploymentFactory, ReplicaFactory, RouteFactory
@@ -38,3 +39,13 @@ def drafted(actor: Actor, route: Route, **fields: Any) -> Experiment:
     fields.setdefault("variants", two_arms(parameters={"temperature": 0.2}))
     fields.setdefault("metrics", [LATENCY])
     return experiment_create(actor=actor, route=route, **fields)
+
+
+def started(actor: Actor, experiment: Experiment) -> Experiment:
+    return experiment_start(experiment=experiment, seen=experiment.version, actor=actor)
+
+
+def stored(experiment: Experiment) -> dict[str, Any]:
+    row = Experiment.objects.filter(pk=experiment.pk).values().get()
+    del row["updated_at"]
+    return row | {"arms": variants_of(experiment)}
