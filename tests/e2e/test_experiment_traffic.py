@@ -31,7 +31,7 @@ from tests.factories import ApiTokenFactory, ModelVersionFactory, RouteFactory
 from tests.integration.experiments.made import totals
 from tests.integration.experiments.recount import recount
 from tests.integration.gateway.failing_over import deployed, said
-from tests.models import smollm2_dir
+from tests.models import random_llama_dir, smollm2_dir
 from tests.processes import EngineRun, ServerRun, running_engine, running_server
 from tests.rows import all_of
 from tests.waiting import wait_until
@@ -41,6 +41,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
 NAME = "smollm2"
 WEIGHTS = {"control": 70, "b": 30}
 N_BEFORE = 30
+CONTEXT = 1024  # of the tiny model
 AT_A_TIME = 8
 METRICS = (
     MetricSpec(metric="latency", role="primary"),
@@ -55,15 +56,23 @@ METRICS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, EngineRun]]:
-    """The model in two precisions: one name in the catalogue, two versions."""
+@pytest.fixture
+def versions(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[dict[str, EngineRun]]:
+    """One model in two precisions: two versions. ``request.param``: the real model, or a tiny one
+    for the short form."""
+    directory = smollm2_dir() if request.param == "smollm2" else tiny(tmp_path_factory)
     first, second = (tmp_path_factory.mktemp(name) for name in ("first", "second"))
     with (
-        running_engine(smollm2_dir(), first, "--dtype", "bfloat16") as control,
-        running_engine(smollm2_dir(), second, "--dtype", "float32") as b,
+        running_engine(directory, first, "--dtype", "bfloat16") as control,
+        running_engine(directory, second, "--dtype", "float32") as b,
     ):
         yield {"control": control, "b": b}
+
+
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_llama_dir(tmp_path_factory.mktemp("tiny"), max_position_embeddings=CONTEXT)
 
 
 @pytest.fixture
@@ -158,8 +167,12 @@ def begun(route: Any, deployments: dict[str, Any]) -> Experiment:
 
 
 @pytest.mark.parametrize(
-    "n_requests",
-    [200, pytest.param(2000, marks=(pytest.mark.prove, pytest.mark.timeout(3600)))],
+    ("versions", "n_requests"),
+    [
+        ("tiny", 200),
+        pytest.param("smollm2", 2000, marks=(pytest.mark.prove, pytest.mark.timeout(3600))),
+    ],
+    indirect=["versions"],
 )
 def test_split_attribution_and_metrics_are_an_independent_recount(
     server: ServerRun, versions: dict[str, EngineRun], n_requests: int

@@ -17,7 +17,7 @@ Totals = dict[tuple[str, str, str], list[int]]
 def recount(made: Any) -> Totals:
     """Arm, metric and segment → the 15 sums over its subjects, those that are all 0 left out."""
     names = {each.pk: each.name for each in made.variants.all()}
-    keys = ["requests", *(each.metric for each in made.metrics.all())]
+    keys = dict.fromkeys(["requests", *(each.metric for each in made.metrics.all())])
     requests: dict[str, list[tuple[int, Any]]] = defaultdict(list)
     for row in all_of(UsageRecord).filter(state="settled").exclude(experiment_arm=""):
         for part in row.experiment_arm.split(","):
