@@ -34,7 +34,9 @@ def ledger_fill(experiment_id: int, variants: tuple[int, int], *, n_rows: int, r
               CASE WHEN n %% 50 = 0 THEN 'failed' ELSE 'completed' END, 'stop', '', 30, 80, '[]',
               80, 0, 1 + n %% 300, 0, 0, 0, n %% 5000, 100 + random() * 50,
               900 + random() * 500, now(), now(), now(), false, true, false, false
-            FROM (SELECT n, (n::bigint * 7919) %% %s AS p FROM generate_series(1, %s) AS n) AS numbers
+            FROM (
+              SELECT n, (n::bigint * 7919) %% %s AS p FROM generate_series(1, %s) AS n
+            ) AS numbers
             """,
             [route, experiment_id, *variants, n_rows // 10, n_rows],
         )

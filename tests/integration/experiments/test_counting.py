@@ -6,13 +6,17 @@ from math import log
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from apps.experiments.counting import rows_count
 from apps.experiments.models import Assignment, Experiment
 from apps.experiments.tallies import MAX_SEGMENTS
 from apps.feedback.models import MetricEvent
 from apps.metering.models import UsageRecord
-from tests.factories import MetricEventFactory
+from apps.metering.selectors import requests_before
+from apps.metering.types import Whose
+from tests.factories import MetricEventFactory, UsageRecordFactory
 from tests.integration.experiments.made import (
     NOON,
     arm_of,
@@ -264,3 +268,27 @@ def anything(made: Experiment, rng: random.Random) -> Any:
         total_ms=rng.lognormvariate(7, 1),
         cost_micro=rng.randrange(5000),
     )
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite explains itself otherwise")
+def test_what_people_did_before_is_found_by_their_index() -> None:
+    """Though they are few among many, and the time alone would find all."""
+    for person in range(600):
+        asked_before(f"person-{person}")
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE metering_usagerecord")
+    whose = Whose(tenant_ids=frozenset([1]), end_users=frozenset(["person-3", "person-4"]))
+    with CaptureQueriesContext(connection) as queries:
+        found = requests_before(
+            route_name="chat", since=NOON - timedelta(days=7), until=NOON, whose=whose, limit=100
+        )
+    assert {row.end_user for row in found} == {"person-3", "person-4"}
+    (query,) = queries
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN {query['sql']}")
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    assert "usage_end_user_idx" in plan
+
+
+def asked_before(person: str) -> None:
+    UsageRecordFactory(end_user=person, route_name="chat", created_at=NOON - timedelta(days=1))

@@ -6,6 +6,7 @@ from math import inf
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -216,3 +217,8 @@ def test_results_take_a_bounded_number_of_queries() -> None:
 def test_a_draft_says_so() -> None:
     made = experiment(state="draft", started_at=None, weights_set_at=None)
     assert results_of(made).verdict.headline == "It has not started."
+
+
+def test_beat_asks_for_it() -> None:
+    entry = settings.CELERY_BEAT_SCHEDULE["experiments.count"]
+    assert (entry["task"], entry["schedule"]) == (count.name, 10.0)
