@@ -10,6 +10,7 @@ from django.db.models import Count, Max, Min, OuterRef, Q, Subquery, Sum
 from apps.core.ids import MAX_ATTEMPTS, attempt_id, attempt_ids
 from apps.core.limits import UNLIMITED, Limits
 from apps.core.tenancy import every_tenant
+from apps.metering.audience import route_requests_newest as route_requests_newest
 from apps.metering.models import Meter, UsageRecord, UsageRollup
 from apps.metering.observations import rows_before
 from apps.metering.reconciliation import findings

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from django.contrib.auth.base_user import AbstractBaseUser
+from django.db.models import Q
 
 from apps.core.limits import UNLIMITED, Limits
 from apps.tenants.models import EndUser, Plan, Tenant
@@ -28,6 +29,11 @@ def tenant_choices(*, limit: int, within: Collection[int] | None) -> list[tuple[
     None is all."""
     rows = Tenant.objects.all() if within is None else Tenant.objects.filter(pk__in=within)
     return list(rows.order_by("name").values_list("pk", "name")[:limit])
+
+
+def tenants_among(*, ids: Collection[int] = (), slugs: Collection[str] = ()) -> list[Tenant]:
+    """Return the tenants that have one of these ids or slugs, in one query."""
+    return list(Tenant.objects.filter(Q(pk__in=ids) | Q(slug__in=slugs)).order_by("name"))
 
 
 def tenant_by_slug(slug: str) -> Tenant | None:
