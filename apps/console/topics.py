@@ -8,6 +8,7 @@ from urllib.parse import parse_qs
 
 from apps.console.watching import Words
 from apps.core.access import Access
+from apps.experiments.selectors import ExperimentNews, experiments_news
 from apps.registry.selectors import import_jobs_of, verification_progress, verifications_of
 from apps.routing.selectors import route_splits
 from apps.routing.types import SEE_SPLIT, RouteSplit
@@ -15,12 +16,15 @@ from apps.routing.types import SEE_SPLIT, RouteSplit
 JOB: Final = "job"
 RUN: Final = "run"
 ROUTE: Final = "route"
+EXPERIMENT: Final = "experiment"
 # What somebody has to hold to be told of a topic of that kind.
 _PERMISSIONS: Final[Mapping[str, tuple[str, ...]]] = {
     JOB: ("registry.view_importjob",),
     RUN: ("registry.view_verificationrun",),
     ROUTE: SEE_SPLIT,
+    EXPERIMENT: ("experiments.view_experiment",),
 }
+_STATE_TONES: Final = {"draft": "off", "running": "good", "stopped": "busy"}
 _MOST_DIGITS: Final = 18
 
 Topic = tuple[str, int]  # its kind, and the key of its row
@@ -48,7 +52,7 @@ def kinds_open_to(access: Access) -> frozenset[str]:
 
 def topics_words(topics: Collection[Topic], *, now: datetime) -> dict[Topic, Words]:
     """Return the words of those that there are, in a query for the imports, one for the
-    verifications and six for the routes, where such are asked for."""
+    verifications, six for the routes and two for the experiments, where such are asked for."""
     words: dict[Topic, Words] = {}
     if jobs := _keys(topics, JOB):
         for job in import_jobs_of(jobs):
@@ -66,6 +70,9 @@ def topics_words(topics: Collection[Topic], *, now: datetime) -> dict[Topic, Wor
     if routes := _keys(topics, ROUTE):
         for split in route_splits(routes, now=now):
             words[ROUTE, split.route_id] = split_words(split)
+    if experiments := _keys(topics, EXPERIMENT):
+        for news in experiments_news(experiments):
+            words[EXPERIMENT, news.id] = _experiment_words(news)
     return words
 
 
@@ -86,6 +93,17 @@ def split_words(split: RouteSplit) -> Words:
             f"{line.key}.failed": str(line.n_failed),
         }
     return Words(texts=texts, tones={})
+
+
+def _experiment_words(news: ExperimentNews) -> Words:
+    """The page fetches what is new by itself: it is more than words."""
+    key = f"x{news.id}"
+    texts = {
+        f"{key}.state": news.state_label,
+        f"{key}.shape": news.shape,
+        f"{key}.news": news.news,
+    }
+    return Words(texts=texts, tones={f"{key}.state": _STATE_TONES[news.state]})
 
 
 def _progress_words(key: str, *, is_open: bool, progress: str, percent: int) -> Words:

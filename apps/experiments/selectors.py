@@ -10,6 +10,8 @@ from apps.experiments.assigning import N_SLOTS, Slots, free_slots, n_slots, subj
 from apps.experiments.enrolling import ExperimentPlan, ExperimentSnapshot, VariantPlan
 from apps.experiments.metrics import BUILT_IN, UnknownMetric, metric_of
 from apps.experiments.models import Experiment, ExperimentMetric, Layer, Variant
+from apps.experiments.news import ExperimentNews as ExperimentNews
+from apps.experiments.news import experiments_news as experiments_news
 from apps.experiments.results_file import results_csv
 from apps.experiments.summary import experiment_results
 from apps.experiments.types import Eligibility, MetricSpec, VariantSpec

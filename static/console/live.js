@@ -1,11 +1,13 @@
 // Renews what a page says of deployments and of the topics that it marks: words over a WebSocket as
 // they change, and plots every ten seconds. Without either the page stays as it was loaded, and says
-// so. A page that marks words as its shape (data-shape) is loaded anew when they are others, unless
-// somebody has begun to fill in one of its forms.
+// so. A part that marks a word as its own (data-part) is fetched anew when that is another. A page
+// that marks words as its shape (data-shape) is loaded anew when they are others, unless somebody has
+// begun to fill in one of its forms.
 (() => {
   "use strict";
   const PLOTS_MS = 10000;
   const SHAPE_MS = 1500;
+  const PART_MS = 1500;
   const NEWS = "Something has changed: load the page again";
   const AGAIN_MS = [1000, 2000, 5000, 15000];
   const FINAL_CODES = new Set([4401, 4403]);
@@ -15,6 +17,7 @@
   let plotsTimer = 0;
   const logs = {};
   const shapes = {};
+  const parts = new Map();
   let shapeTimer = 0;
   let hasNews = false;
 
@@ -53,6 +56,25 @@
     }, SHAPE_MS);
   }
 
+  // As often as there is news, but not more often than each PART_MS.
+  function checkParts(texts) {
+    document.querySelectorAll("[data-part]").forEach((element) => {
+      const text = texts[element.dataset.part];
+      if (text === undefined || text === element.dataset.partNow) return;
+      element.dataset.partNow = text;
+      if (!parts.has(element)) parts.set(element, setTimeout(() => renew(element), PART_MS));
+    });
+  }
+
+  async function renew(element) {
+    parts.delete(element);
+    try {
+      element.innerHTML = await html(element.dataset.partUrl); // the server's own page, escaped there
+    } catch {
+      element.dataset.partNow = ""; // with the next news, perhaps
+    }
+  }
+
   function showLog(element, text) {
     const isAtEnd = element.scrollHeight - element.scrollTop - element.clientHeight < 24;
     element.textContent = text || "Nothing yet.";
@@ -71,6 +93,7 @@
       logs[key] = text;
       each("data-live-log", key, (element) => showLog(element, text));
     }
+    checkParts(news.texts);
     checkShape(news.texts);
   }
 
@@ -96,8 +119,12 @@
     });
   }
 
-  async function fetched(query) {
-    const response = await fetch(`${watch.dataset.url}?${query}`, {
+  function fetched(query) {
+    return html(`${watch.dataset.url}?${query}`);
+  }
+
+  async function html(url) {
+    const response = await fetch(url, {
       headers: { Accept: "text/html" },
       signal: AbortSignal.timeout(10000),
     });

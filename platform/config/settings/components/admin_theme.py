@@ -117,6 +117,15 @@ UNFOLD: dict[str, Any] = {
                 ],
             },
             {
+                "title": "Comparing",
+                "separator": True,
+                "items": [
+                    _list("Experiments", "science", "experiments", "experiment"),
+                    _list("Layers", "layers", "experiments", "layer"),
+                    _list("Who took part", "group_work", "experiments", "assignment"),
+                ],
+            },
+            {
                 "title": "Access",
                 "separator": True,
                 "items": [
