@@ -40,6 +40,7 @@ from tests.factories import (
     UserFactory,
     VerificationRunFactory,
 )
+from tests.factories.experiments import AssignmentFactory, ExperimentFactory, LayerFactory
 from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
@@ -72,6 +73,9 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "deployments_replica": ReplicaFactory,
     "deployments_remoteserver": RemoteServerFactory,
     "routing_route": RouteFactory,
+    "experiments_experiment": ExperimentFactory,
+    "experiments_layer": LayerFactory,
+    "experiments_assignment": AssignmentFactory,
     "metering_usagerecord": UsageRecordFactory,
     "feedback_metricevent": MetricEventFactory,
     "batches_batch": BatchFactory,

@@ -39,6 +39,7 @@ from tests.factories import (
     UsageRecordFactory,
     VerificationRunFactory,
 )
+from tests.factories.experiments import AssignmentFactory, ExperimentFactory, LayerFactory
 from tests.integration.isolation.urls import walk
 from tests.rows import all_of
 
@@ -75,6 +76,9 @@ PLATFORM: Final[dict[str, Callable[[], Any]]] = {
     "deployments_remoteserver": lambda: RemoteServerFactory(name=MARK),
     "engines_node": lambda: NodeFactory(name=MARK),
     "routing_route": lambda: RouteFactory(name=f"{MARK}/model", is_restricted=True),
+    "experiments_experiment": lambda: ExperimentFactory(name=f"{MARK}-experiment", stopped=True),
+    "experiments_layer": lambda: LayerFactory(name=f"{MARK}-layer"),
+    "experiments_assignment": lambda: AssignmentFactory(subject=MARK.ljust(16, "0")),
 }
 
 
