@@ -86,8 +86,8 @@ def test_an_experiment_by_hand(product: RunningProduct, admin: Browser) -> None:
 
 def _set_up(product: RunningProduct, page: Page) -> None:
     """The variant answers in four tokens, the control in twelve."""
-    page.get_by_label("Route").select_option(label=product.model)
-    page.get_by_label("Name").first.fill("short-stories")
+    page.get_by_label("Route", exact=True).select_option(label=product.model)
+    page.get_by_label("Name", exact=True).first.fill("short-stories")
     page.get_by_label("Hypothesis").fill("Shorter answers cost less.")
     page.get_by_label("Decided by").select_option(label="Length of answers")
     page.get_by_label("Better is").select_option(label="Lower")

@@ -68,16 +68,16 @@ def came(first: int, end: int) -> None:
     """Some people asked, of whom those of ``b`` had their answers in half the time; it was counted
     and looked at."""
     made = Experiment.objects.get()
-    fast = {f"v{pk}" for pk in Variant.objects.filter(name="b").values_list("pk", flat=True)}
+    control, b = Variant.objects.filter(experiment=made)
     tenants = sorted(Tenant.objects.values_list("pk", flat=True))[:2]
     for number in range(first, end):
-        text = arm_of(made, f"user-{number}", tenant_id=tenants[number % 2])
+        arm, tenant_id = (b if number % 2 else control), tenants[number // 2 % 2]
         UsageRecordFactory(
-            tenant_id=tenants[number % 2],
+            tenant_id=tenant_id,
             route_name=made.route.name,
             end_user=f"user-{number}",
-            experiment_arm=text,
-            total_ms=(300.0 if text.split(".")[1] in fast else 600.0) + 7 * (number % 23),
+            experiment_arm=arm_of(made, f"user-{number}", tenant_id=tenant_id, variant=arm),
+            total_ms=(300.0 if arm == b else 600.0) + 7 * (number % 23),
         )
     rows_count()
     Experiment.objects.update(looked_at=None)
