@@ -7,7 +7,7 @@ from typing import Final
 from benchmarks.plot import COLOURS
 
 Points = Sequence[tuple[float, float]]
-LEFT: Final = 330
+LEFT: Final = 440
 WIDTH: Final = 460
 ROW: Final = 22
 

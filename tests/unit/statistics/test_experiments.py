@@ -159,7 +159,7 @@ def test_curves_and_levels_are_drawn_where_they_are() -> None:
     drawn = ElementTree.fromstring(
         levels(title="T", values={"a": 0.95, "b": 2.0}, low=0.9, high=1, mark=0.95)
     )
-    assert [dot.get("cx") for dot in drawn.iter(f"{SVG}circle")] == ["560.0", "790.0"]
+    assert [dot.get("cx") for dot in drawn.iter(f"{SVG}circle")] == ["670.0", "900.0"]
 
 
 def test_the_figures_that_are_kept_hold() -> None:
