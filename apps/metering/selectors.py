@@ -21,6 +21,7 @@ from apps.metering.types import (
     Outcome,
     RouteTraffic,
     Scope,
+    TenantTraffic,
     Tokens,
     UsageTotals,
     Whose,
@@ -64,6 +65,30 @@ def route_traffic(since: Mapping[str, datetime]) -> list[RouteTraffic]:
             n_failed=had.get(key, (0, 0))[1],
         )
         for key in had.keys() | n_open.keys()
+    ]
+
+
+def route_requests(
+    route_name: str, *, hour: datetime, day: datetime, within: Collection[int] | None
+) -> list[TenantTraffic]:
+    """Return what each tenant asked of a route since the beginning of an hour of UTC and since that
+    of an earlier one, who asked most first, in one query of the roll-ups. within: ids of tenants
+    that may be seen; None is all."""
+    hours = UsageRollup.objects.of_tenants(within).filter(
+        granularity=UsageRollup.Granularity.HOUR, period_start__gte=day, route_name=route_name
+    )
+    counted = (
+        hours.order_by()
+        .values_list("tenant_id")
+        .annotate(
+            n_day=Sum("n_requests"),
+            n_hour=Sum("n_requests", filter=Q(period_start__gte=hour), default=0),
+        )
+        .order_by("-n_day", "tenant_id")
+    )
+    return [
+        TenantTraffic(tenant_id=tenant_id, n_hour=n_hour, n_day=n_day)
+        for tenant_id, n_day, n_hour in counted
     ]
 
 

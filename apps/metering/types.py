@@ -212,6 +212,15 @@ class Whose:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TenantTraffic:
+    """What a tenant asked of a route: since an hour began, and since an earlier one did."""
+
+    tenant_id: int
+    n_hour: int
+    n_day: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UsageTotals:
     """Sums over a span of the ledger."""
 
