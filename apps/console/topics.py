@@ -1,5 +1,6 @@
 """What else than deployments pages are renewed with: an import, a verification, how a route's
-requests are shared. Read for all pages together, and for those only that somebody looks at."""
+requests are shared, how a rollout goes. Read for all pages together, and for those only that
+somebody looks at."""
 
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -10,6 +11,8 @@ from apps.console.watching import Words
 from apps.core.access import Access
 from apps.experiments.selectors import ExperimentNews, experiments_news
 from apps.registry.selectors import import_jobs_of, verification_progress, verifications_of
+from apps.rollouts.selectors import rollout_report
+from apps.rollouts.types import RolloutReport
 from apps.routing.selectors import route_splits
 from apps.routing.types import SEE_SPLIT, RouteSplit
 
@@ -17,12 +20,14 @@ JOB: Final = "job"
 RUN: Final = "run"
 ROUTE: Final = "route"
 EXPERIMENT: Final = "experiment"
+ROLLOUT: Final = "rollout"
 # What somebody has to hold to be told of a topic of that kind.
 _PERMISSIONS: Final[Mapping[str, tuple[str, ...]]] = {
     JOB: ("registry.view_importjob",),
     RUN: ("registry.view_verificationrun",),
     ROUTE: SEE_SPLIT,
     EXPERIMENT: ("experiments.view_experiment",),
+    ROLLOUT: ("rollouts.view_rollout", "routing.view_route"),
 }
 _STATE_TONES: Final = {"draft": "off", "running": "good", "stopped": "busy"}
 _MOST_DIGITS: Final = 18
@@ -52,7 +57,8 @@ def kinds_open_to(access: Access) -> frozenset[str]:
 
 def topics_words(topics: Collection[Topic], *, now: datetime) -> dict[Topic, Words]:
     """Return the words of those that there are, in a query for the imports, one for the
-    verifications, six for the routes and two for the experiments, where such are asked for."""
+    verifications, six for the routes, two for the experiments and some for each rollout, where such
+    are asked for."""
     words: dict[Topic, Words] = {}
     if jobs := _keys(topics, JOB):
         for job in import_jobs_of(jobs):
@@ -73,6 +79,9 @@ def topics_words(topics: Collection[Topic], *, now: datetime) -> dict[Topic, Wor
     if experiments := _keys(topics, EXPERIMENT):
         for news in experiments_news(experiments):
             words[EXPERIMENT, news.id] = _experiment_words(news)
+    for rollout in _keys(topics, ROLLOUT):
+        if (report := rollout_report(rollout)) is not None:
+            words[ROLLOUT, rollout] = rollout_words(report)
     return words
 
 
@@ -104,6 +113,39 @@ def _experiment_words(news: ExperimentNews) -> Words:
         f"{key}.news": news.news,
     }
     return Words(texts=texts, tones={f"{key}.state": _STATE_TONES[news.state]})
+
+
+def rollout_words(report: RolloutReport) -> Words:
+    """Return what is renewed of a rollout, by the names that ``rollouts/report.html`` marks it
+    with."""
+    key = report.key
+    texts = {
+        f"{key}.shape": report.shape,
+        f"{key}.state": report.state_label,
+        f"{key}.percent": report.percent_said,
+        f"{key}.next": report.next_said,
+    }
+    tones: dict[str, str] = {f"{key}.state": report.tone}
+    for step in report.steps:
+        place = f"{key}.s{step.index}"
+        texts |= {
+            f"{place}.n": f"{step.n_candidate:,}",
+            f"{place}.nc": f"{step.n_candidate:,}",
+            f"{place}.nb": f"{step.n_baseline:,}",
+            f"{place}.failed": f"{step.n_failed:,}",
+            f"{place}.width": step.width,
+        }
+    for guard in report.judged.guardrails if report.judged is not None else ():
+        place = f"{key}.{guard.metric}"
+        texts |= {
+            f"{place}.old": guard.baseline or "-",
+            f"{place}.new": guard.candidate or "-",
+            f"{place}.verdict": guard.verdict,
+            f"{place}.x": guard.interval_x,
+            f"{place}.width": guard.interval_width,
+        }
+        tones[f"{place}.verdict"] = guard.tone
+    return Words(texts=texts, tones=tones)
 
 
 def _progress_words(key: str, *, is_open: bool, progress: str, percent: int) -> Words:

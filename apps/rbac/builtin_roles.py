@@ -27,7 +27,8 @@ def _matches(permission: str, patterns: tuple[str, ...]) -> bool:
 
 _LOOK = (
     "registry.view_*", "engines.view_*", "deployments.view_*", "routing.view_*",
-    "experiments.view_*", "metering.view_*", "feedback.view_*", "batches.view_*", "tenants.view_*",
+    "experiments.view_*", "rollouts.view_*", "metering.view_*", "feedback.view_*",
+    "batches.view_*", "tenants.view_*",
 )  # fmt: skip
 
 BUILTIN_ROLES: Final = (
@@ -53,7 +54,8 @@ BUILTIN_ROLES: Final = (
         description="Runs models: imports, deployments, routes, batches. Sees no people or tokens.",
         patterns=(
             *_LOOK, USE_ROUTE,
-            "registry.*", "deployments.*", "routing.*", "experiments.*", "engines.*",
+            "registry.*", "deployments.*", "routing.*", "rollouts.*", "experiments.*",
+            "engines.*",
             "batches.change_batch",
         ),
         # What goes to production is not for those to say who put it there.
@@ -65,7 +67,7 @@ BUILTIN_ROLES: Final = (
         description="Uses models and issues tokens for it.",
         patterns=(
             USE_ROUTE, "registry.view_*", "deployments.view_*", "routing.view_*",
-            "tenants.view_tenant", "tenants.*_enduser", "rbac.view_apitoken",
+            "rollouts.view_*", "tenants.view_tenant", "tenants.*_enduser", "rbac.view_apitoken",
             "rbac.add_apitoken", "rbac.change_apitoken", "batches.*", "metering.view_*",
             "feedback.view_*",
         ),

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from apps.routing.models import Route
 
 __all__ = [
-    "Asked", "open_rollout_of", "open_rollouts_count", "rollout_check", "rollout_get",
-    "rollout_report", "rollouts_latest", "rollouts_visible_to",
+    "STATE_TONES", "Asked", "open_rollout_of", "open_rollouts_count", "rollout_check",
+    "rollout_get", "rollout_report", "rollouts_latest", "rollouts_visible_to",
 ]  # fmt: skip
 
 _QUIET_AFTER: Final = timedelta(minutes=5)
-_TONES: Final[dict[str, Tone]] = {
+STATE_TONES: Final[dict[str, Tone]] = {
     "pending": "warn", "running": "busy", "awaiting": "warn", "paused": "warn",
     "completed": "good", "rolled_back": "bad", "aborted": "warn",
 }  # fmt: skip
@@ -81,7 +81,7 @@ def rollout_report(pk: int, *, by: "User | None" = None) -> RolloutReport | None
         candidate_name=rollout.candidate_name,
         state=rollout.state,  # type: ignore[arg-type]
         state_label=rollout.get_state_display(),
-        tone=_TONES[rollout.state],
+        tone=STATE_TONES[rollout.state],
         reason=rollout.reason,
         next_said=_next_said(rollout, agreed, rows, now),
         route_id=rollout.route_id,

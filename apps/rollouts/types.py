@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from math import copysign
 from typing import Final, Literal
 
 Metric = Literal["error_rate", "ttft", "itl", "empty_rate", "thumbs_down_rate"]
@@ -11,6 +12,9 @@ Approval = Literal["automatic", "last", "each"]
 Tone = Literal["good", "busy", "warn", "bad"]
 
 ROLLOUTS_STAMP: Final = "rollouts"
+# Of the drawing of an interval: how wide all is, and what can be seen.
+WHOLE: Final = 100.0
+LEAST_WIDTH: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +25,10 @@ class StepSpec:
     percent: float
     min_requests: int = 100
     min_minutes: float = 5.0
+
+    @property
+    def minutes_said(self) -> str:
+        return f"{self.min_minutes:g} min at least" if self.min_minutes else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +72,36 @@ class GuardrailLine:
     verdict: str
     tone: Tone
 
+    @property
+    def tolerance_said(self) -> str:
+        much = f"{100 * self.tolerance:g}"
+        if not self.metric.endswith("_rate"):
+            return f"{much} %"
+        return f"{much} point" if much == "1" else f"{much} points"
+
+    @property
+    def interval_x(self) -> str:
+        """Where the interval begins, drawn on 0 to 100: no difference is in the middle, what is
+        tolerated at two thirds, and what is far off near the edges."""
+        return f"{self._place(self.low):.1f}"
+
+    @property
+    def interval_width(self) -> str:
+        """At least as wide as can be seen; nothing where nothing can be said yet."""
+        if self.low is None and self.high is None:
+            return "0"
+        end = WHOLE if self.high is None else self._place(self.high)
+        return f"{max(end - self._place(self.low), LEAST_WIDTH):.1f}"
+
+    def _place(self, value: float | None) -> float:
+        """Return the place of a difference: of r tolerances r / (|r| + 2) of the half, which is a
+        third of it for one of them, and all of it for no bound."""
+        if value is None:
+            return 0.0
+        times = value / (self.tolerance or 0.001)
+        place = WHOLE / 2 * (1 + copysign(1 - 2 / (abs(times) + 2), times))
+        return min(max(place, 0.0), WHOLE - LEAST_WIDTH)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLine:
@@ -78,6 +116,21 @@ class StepLine:
     n_candidate: int
     n_failed: int
     guardrails: tuple[GuardrailLine, ...]
+
+    @property
+    def tone(self) -> Tone | None:
+        if any(each.is_breached for each in self.guardrails):
+            return "bad"
+        if self.is_past:
+            return "good"
+        return "busy" if self.is_present else None
+
+    @property
+    def width(self) -> str:
+        """How many of its requests it has had, on 0 to 100."""
+        if self.is_past or not self.spec.min_requests:
+            return f"{WHOLE if self.is_past else 0:.0f}"
+        return f"{min(100 * self.n_candidate / self.spec.min_requests, 100):.1f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +163,35 @@ class RolloutReport:
     approval: str
     may_approve: bool
     refused_said: str
+
+    @property
+    def key(self) -> str:
+        """By which pages mark its words."""
+        return f"o{self.id}"
+
+    @property
+    def shape(self) -> str:
+        """What changes when a page has to be made anew."""
+        began = sum(each.started_at is not None for each in self.steps)
+        return f"{self.version}.{self.state}.{self.step}.{began}"
+
+    @property
+    def percent_said(self) -> str:
+        return f"{self.percent:.3g} %"
+
+    @property
+    def judged(self) -> StepLine | None:
+        """The last step that began: whose guardrails tell how it stands."""
+        began = [each for each in self.steps if each.started_at is not None]
+        return began[-1] if began else None
+
+    @property
+    def promotion_said(self) -> str:
+        return {
+            "automatic": "Each next step comes by itself.",
+            "last": "The last step waits for approval.",
+            "each": "Each step waits for approval.",
+        }[self.approval]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

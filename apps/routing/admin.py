@@ -5,9 +5,11 @@ from typing import Any
 from django.contrib import admin, messages
 from django.db import models
 from django.db.models import Sum, Window
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
+from django.utils.http import urlencode
 
 from apps.audit.selectors import actor_of
 from apps.core.access import access_in
@@ -91,6 +93,8 @@ class RouteAdmin(ObjectScoped, ServiceModelAdmin):
         ("For whom", {"fields": ("is_restricted", "tenants")}),
     )
     actions = ("purge_selected",)
+    actions_detail = ("roll_out",)
+    actions_row = ("roll_out",)
     autocomplete_fields = ("tenants",)
     inlines = (RouteTargetInline, RouteGivenInline)
     change_form_outer_before_template = "console/route_split.html"
@@ -180,6 +184,15 @@ class RouteAdmin(ObjectScoped, ServiceModelAdmin):
     )
     def state(self, route: Route) -> str:
         return "Active" if route.is_active else "Off"
+
+    @action(description="Roll out…", permissions=["roll_out"], icon="conversion_path")
+    def roll_out(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """The page on which another deployment takes its requests over."""
+        query = urlencode({"route": object_id})
+        return HttpResponseRedirect(f"{reverse('admin:rollouts_rollout_add')}?{query}")
+
+    def has_roll_out_permission(self, request: HttpRequest, object_id: Any = None) -> bool:
+        return access_in(request).may("rollouts.add_rollout")
 
     @action(description="Forget the kept answers of the selected routes", permissions=["change"])
     def purge_selected(self, request: HttpRequest, queryset: Any) -> None:

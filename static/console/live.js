@@ -85,6 +85,7 @@
     for (const [key, text] of Object.entries(news.texts)) {
       each("data-live", key, (element) => { element.textContent = text; });
       each("data-live-width", key, (element) => { element.setAttribute("width", text); });
+      each("data-live-x", key, (element) => { element.setAttribute("x", text); });
     }
     for (const [key, tone] of Object.entries(news.tones)) {
       each("data-live-tone", key, (element) => { element.dataset.tone = tone; });

@@ -37,6 +37,7 @@ from tests.factories.registry import (
     RegisteredModelFactory,
     VerificationRunFactory,
 )
+from tests.factories.rollouts import RolloutFactory
 from tests.factories.routing import RouteFactory, RouteTargetFactory
 from tests.factories.samples import EngineSampleFactory
 from tests.factories.sign_in import FailedSignInFactory
@@ -70,6 +71,7 @@ __all__ = [
     "RemoteServerFactory",
     "ReplicaFactory",
     "RoleFactory",
+    "RolloutFactory",
     "RouteFactory",
     "RouteTargetFactory",
     "TenantFactory",

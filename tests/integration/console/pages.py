@@ -6,6 +6,7 @@ from django.contrib.auth.models import Permission
 from django.test import Client
 
 from apps.audit.models import AuditEvent
+from apps.rbac.models import User
 from apps.routing.models import Route
 from tests.factories import UserFactory
 from tests.rows import all_of
@@ -55,3 +56,11 @@ def staff(*codenames: str) -> Client:
     client = Client()
     client.force_login(user)
     return client
+
+
+def person(*codenames: str, name: str = "") -> tuple[User, Client]:
+    user = UserFactory(is_staff=True, **({"username": name} if name else {}))
+    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+    client = Client()
+    client.force_login(user)
+    return user, client

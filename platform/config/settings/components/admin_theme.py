@@ -113,6 +113,10 @@ UNFOLD: dict[str, Any] = {
                     _list("Engine processes", "memory", "engines", "engineprocess"),
                     _list("Nodes", "dns", "engines", "node"),
                     _list("Routes", "alt_route", "routing", "route"),
+                    {
+                        **_list("Rollouts", "moving", "rollouts", "rollout"),
+                        "badge": "apps.rollouts.badges.open_count",
+                    },
                     _list("Quarantine", "coronavirus", "engines", "quarantinedrequest"),
                 ],
             },
