@@ -35,6 +35,14 @@ from apps.management.rest.models import (
     VersionView,
 )
 from apps.management.rest.nodes import NodeListView, NodeView
+from apps.management.rest.rollouts import (
+    RolloutAbortView,
+    RolloutApproveView,
+    RolloutListView,
+    RolloutPauseView,
+    RolloutResumeView,
+    RolloutView,
+)
 from apps.management.rest.routes import RouteListView, RouteView
 from apps.management.rest.verifications import (
     VerificationCancelView,
@@ -47,6 +55,7 @@ _VERSION = f"{_MODEL}/versions/<str:number>"
 _IMPORT = "v1/manage/imports/<str:import_id>"
 _VERIFICATION = "v1/manage/verifications/<str:verification_id>"
 _EXPERIMENT = "v1/manage/experiments/<str:name>"
+_ROLLOUT = "v1/manage/rollouts/<str:rollout_id>"
 _DEPLOYMENT = "v1/manage/deployments/<str:name>"
 
 urlpatterns = [
@@ -81,4 +90,10 @@ urlpatterns = [
     path(f"{_EXPERIMENT}/promote", PromoteView.as_view()),
     path(f"{_EXPERIMENT}/results", ResultsView.as_view()),
     path(f"{_EXPERIMENT}/results.csv", ResultsFileView.as_view()),
+    path("v1/manage/rollouts", RolloutListView.as_view()),
+    path(_ROLLOUT, RolloutView.as_view()),
+    path(f"{_ROLLOUT}/approve", RolloutApproveView.as_view()),
+    path(f"{_ROLLOUT}/pause", RolloutPauseView.as_view()),
+    path(f"{_ROLLOUT}/resume", RolloutResumeView.as_view()),
+    path(f"{_ROLLOUT}/abort", RolloutAbortView.as_view()),
 ]

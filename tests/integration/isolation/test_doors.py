@@ -19,6 +19,7 @@ from apps.rbac.builtin_roles import BUILTIN_ROLES
 from apps.rbac.models import ApiToken, Role, TokenFamily
 from apps.rbac.types import SCOPES
 from apps.registry.models import ImportJob, ModelVersion, RegisteredModel, VerificationRun
+from apps.rollouts.models import Rollout
 from apps.routing.models import Route
 from apps.routing.services import route_update
 from tests.factories import (
@@ -30,6 +31,7 @@ from tests.factories import (
     MembershipFactory,
     ModelVersionFactory,
     NodeFactory,
+    RolloutFactory,
     UploadedFileFactory,
     UsageRecordFactory,
     VerificationRunFactory,
@@ -48,14 +50,13 @@ BATCH = {
     "input_file_id": "{file}", "endpoint": "/v1/chat/completions", "completion_window": "24h",
 }  # fmt: skip
 MANAGED = "v1/manage/"
+MANAGED_KINDS = (
+    "models", "imports", "verifications", "deployments", "nodes", "routes", "rollouts",
+    "experiments",
+)  # fmt: skip
 # What is the platform's, or may be shown to others of it: roles in a tenant give nothing of it.
 MANAGEMENT: dict[tuple[str, str], dict[str, Any]] = {
-    **{
-        ("get", f"v1/manage/{kind}"): {}
-        for kind in (
-            "models", "imports", "verifications", "deployments", "nodes", "routes", "experiments"
-        )
-    },
+    **{("get", f"v1/manage/{kind}"): {} for kind in MANAGED_KINDS},
     ("get", "v1/manage/models/<str:name>"): {"path": "v1/manage/models/{catalogued}"},
     ("patch", "v1/manage/models/<str:name>"): {
         "path": "v1/manage/models/{catalogued}", "json": {"description": "x"},
@@ -107,6 +108,17 @@ MANAGEMENT: dict[tuple[str, str], dict[str, Any]] = {
         for verb in ("start", "drain", "stop", "restart")
     },
     ("get", "v1/manage/nodes/<str:name>"): {"path": "v1/manage/nodes/{node}"},
+    ("post", "v1/manage/rollouts"): {"json": {"route": "{model}", "candidate": "{deployment}"}},
+    ("get", "v1/manage/rollouts/<str:rollout_id>"): {"path": "v1/manage/rollouts/{rollout}"},
+    **{
+        ("post", f"v1/manage/rollouts/<str:rollout_id>/{verb}"): {
+            "path": f"v1/manage/rollouts/{{rollout}}/{verb}",
+        }
+        for verb in ("approve", "pause", "resume")
+    },
+    ("post", "v1/manage/rollouts/<str:rollout_id>/abort"): {
+        "path": "v1/manage/rollouts/{rollout}/abort", "json": {"reason": "x"},
+    },
     ("get", "v1/manage/routes/<path:name>"): {"path": "v1/manage/routes/{model}"},
     ("put", "v1/manage/routes/<path:name>"): {
         "path": "v1/manage/routes/{model}",
@@ -252,6 +264,7 @@ def _of_the_platform() -> dict[str, str]:
         "import": ImportJobFactory().job_id,
         "run": str(VerificationRunFactory(pk=90071992).pk),
         "deployment": DeploymentFactory(name="deployment-theirs").name,
+        "rollout": str(RolloutFactory(pk=90071993, open=True).pk),
         "node": NodeFactory(name="node-theirs").name,
         "experiment": ExperimentFactory(name="experiment-theirs").name,
     }
@@ -264,7 +277,8 @@ def nothing_like(things: dict[str, str]) -> dict[str, str]:
 def state() -> dict[str, list[Any]]:
     models: list[Any] = [UploadedFile, Batch, UsageRecord, TokenFamily, Route, AuditEvent]
     models += [MetricEvent]
-    models += [Experiment, Deployment, ImportJob, ModelVersion, RegisteredModel, VerificationRun]
+    models += [Experiment, Rollout, Deployment, ImportJob, ModelVersion, RegisteredModel]
+    models += [VerificationRun]
     return {model.__name__: list(all_of(model).order_by("pk").values()) for model in models}
 
 

@@ -24,6 +24,8 @@ from tests.factories import (
     MembershipFactory,
     ModelVersionFactory,
     NodeFactory,
+    ReplicaFactory,
+    RolloutFactory,
     RouteFactory,
     VerificationRunFactory,
 )
@@ -33,6 +35,7 @@ from tests.rows import all_of
 
 AUTH: Final = "http://testserver/v1/auth/token"
 RUN: Final = 90071992
+ROLLOUT, WAITING, PAUSED = 90071993, 90071994, 90071995
 _DEPLOYMENT: Final = ("deployments.view_deployment",)
 _CHANGED: Final = (*_DEPLOYMENT, "deployments.change_deployment")
 _VERSION: Final = ("registry.view_modelversion",)
@@ -45,6 +48,8 @@ DRAFT: Final = {
         {"name": "control", "is_control": True}, {"name": "b", "parameters": {"temperature": 0.1}},
     ],
 }  # fmt: skip
+_ROLLOUT: Final = ("rollouts.view_rollout", *_ROUTE)
+_ROLLED: Final = (*_ROLLOUT, "rollouts.change_rollout", "routing.change_route")
 TARGETS: Final = {"targets": [{"deployment": "chat", "weight": 1}]}
 # Of each operation what is sent, and what somebody must hold: all of it.
 CASES: Final[dict[tuple[str, str], tuple[Any, tuple[str, ...]]]] = {
@@ -86,6 +91,18 @@ CASES: Final[dict[tuple[str, str], tuple[Any, tuple[str, ...]]]] = {
     ("POST", "/deployments/chat/restart"): (None, _CHANGED),
     ("GET", "/nodes"): (None, ("engines.view_node",)),
     ("GET", "/nodes/box"): (None, ("engines.view_node",)),
+    ("GET", "/rollouts"): (None, _ROLLOUT),
+    ("POST", "/rollouts"): (
+        {"route": "team/chat", "candidate": "next"},
+        ("rollouts.add_rollout", *_ROUTE, "routing.change_route", *_DEPLOYMENT),
+    ),
+    ("GET", f"/rollouts/{ROLLOUT}"): (None, _ROLLOUT),
+    ("POST", f"/rollouts/{WAITING}/approve"): (
+        None, (*_ROLLOUT, "rollouts.approve_rollout", "routing.change_route"),
+    ),
+    ("POST", f"/rollouts/{ROLLOUT}/pause"): (None, _ROLLED),
+    ("POST", f"/rollouts/{PAUSED}/resume"): (None, _ROLLED),
+    ("POST", f"/rollouts/{ROLLOUT}/abort"): ({"reason": "x"}, _ROLLED),
     ("GET", "/routes"): (None, _ROUTE),
     ("GET", "/routes/team/chat"): (None, _ROUTE),
     ("PUT", "/routes/team/chat"): (TARGETS, (*_ROUTE, "routing.change_route")),
@@ -105,12 +122,14 @@ CASES: Final[dict[tuple[str, str], tuple[Any, tuple[str, ...]]]] = {
     ("POST", "/experiments/runs/promote"): ({"variant": "b"}, (*_MOVED, "rollouts.add_rollout")),
 }  # fmt: skip
 MAKING: Final = {
-    ("POST", each) for each in ("/imports", "/verifications", "/deployments", "/experiments")
+    ("POST", f"/{each}")
+    for each in ("imports", "verifications", "deployments", "experiments", "rollouts")
 }
 # What they lack hides only what a field names: it is as if that were not there.
 HIDDEN: Final = {
     ("POST", "/verifications"): _VERSION,
     ("POST", "/deployments"): _VERSION,
+    ("POST", "/rollouts"): (*_ROUTE, *_DEPLOYMENT),
     ("PUT", "/routes/new"): _DEPLOYMENT,
     ("POST", "/experiments"): _ROUTE,
 }
@@ -133,6 +152,10 @@ def things(transactional_db: None, tmp_path: Any, settings: Any) -> None:
     ImportJobFactory(job_id="import-1")
     VerificationRunFactory(pk=RUN)
     NodeFactory(name="box")
+    ReplicaFactory(deployment=DeploymentFactory(name="next"), index=0)
+    RolloutFactory(pk=ROLLOUT, open=True)
+    RolloutFactory(pk=WAITING, open=True, state="awaiting")
+    RolloutFactory(pk=PAUSED, open=True, state="paused", paused_from="running")
     assert version.version == 1
 
 
