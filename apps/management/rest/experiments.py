@@ -30,7 +30,7 @@ from apps.experiments.services import (
 from apps.experiments.types import MetricSpec, VariantSpec
 from apps.gateway.rest.operations import Operation
 from apps.management.caller import Caller
-from apps.management.rest.base import MAY_CONFLICT, Ask, ManagementView, Shown, page_of
+from apps.management.rest.base import Ask, ManagementView, Shown, page_of
 from apps.management.wire import experiments as wire
 from apps.management.wire.common import PageQuery
 from apps.routing.selectors import route_named, routes_visible_to
@@ -68,7 +68,6 @@ class ExperimentListView(ManagementView):
             body=wire.ExperimentBody,
             status=201,
             has_etag=True,
-            errors=MAY_CONFLICT,
         ),
     }
 
@@ -134,9 +133,8 @@ def _act(id: str, summary: str, body: Any = None, answer: Any = wire.ExperimentO
         tag=_TAG,
         answer=answer,
         body=body,
-        has_etag=answer is wire.ExperimentObject,
+        has_etag=True,
         if_match=True,
-        errors=MAY_CONFLICT,
     )
 
 
@@ -304,9 +302,9 @@ def _promote(ask: Ask, *, name: str) -> Shown:
         by=ask.caller.user,
         because=body.because,
     )
-    shown = wire.experiment_object(experiments_described().get(pk=row.pk))
+    shown = _shown(row)
     rollout = None if done.rollout is None else done.rollout.pk
-    return Shown(data=wire.PromotedObject(experiment=shown, rollout=rollout))
+    return Shown(data=wire.PromotedObject(experiment=shown.data, rollout=rollout), tag=shown.tag)
 
 
 def _variant_spec(ask: Ask, body: wire.VariantBody, place: int) -> VariantSpec:
