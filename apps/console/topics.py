@@ -57,7 +57,7 @@ def kinds_open_to(access: Access) -> frozenset[str]:
 
 def topics_words(topics: Collection[Topic], *, now: datetime) -> dict[Topic, Words]:
     """Return the words of those that there are, in a query for the imports, one for the
-    verifications, six for the routes, two for the experiments and some for each rollout, where such
+    verifications, six for the routes, two for the experiments and two for each rollout, where such
     are asked for."""
     words: dict[Topic, Words] = {}
     if jobs := _keys(topics, JOB):

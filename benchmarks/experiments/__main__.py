@@ -34,7 +34,7 @@ N_RUNS: Final = 1000
 N_POWER_RUNS: Final = 500
 QUICK_RUNS: Final = 6
 MISMATCH_UNITS: Final = 20_000
-SEED: Final = 8
+SEED: Final = 20_261_127  # of none that anything was chosen by
 SURELY: Final = 3.09  # standard errors: 1 in 1,000
 
 

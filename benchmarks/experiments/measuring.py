@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from apps.statistics.comparing import compare
-from apps.statistics.mismatch import CONCENTRATION
+from apps.statistics.mismatch import COARSE, CONCENTRATION
 from apps.statistics.moments import Moments
 from apps.statistics.planning import Plan, baseline, units_needed
 from benchmarks.experiments.looking import Looks
@@ -107,12 +107,10 @@ def mismatches(*, true_share: float, n_runs: int, n_units: int, seed: int) -> Fo
     generator = np.random.default_rng(seed)
     alarms: list[int | None] = []
     number = np.arange(1.0, n_units + 1)
-    half = np.full(n_units, CONCENTRATION / 2)
-    constant = log_gamma(np.array([float(CONCENTRATION)])) - 2 * log_gamma(half[:1])
     for _ in range(n_runs):
         one = np.cumsum(generator.random(n_units) < true_share).astype(np.float64)
-        evidence = constant - log_gamma(CONCENTRATION + number) + number * np.log(2)
-        evidence += log_gamma(half + one) + log_gamma(half + number - one)
+        fine, coarse = (_halves(one, number, each) for each in (CONCENTRATION, COARSE))
+        evidence = np.logaddexp(fine, coarse) - np.log(2)
         beyond = np.flatnonzero(evidence > -np.log(ALPHA))
         alarms.append(int(beyond[0]) if len(beyond) else None)
     found = [at for at in alarms if at is not None]
@@ -120,6 +118,14 @@ def mismatches(*, true_share: float, n_runs: int, n_units: int, seed: int) -> Fo
     if found and true_share != 0.5:
         figures["median_units_until"] = int(np.median(found))
     return Found(_timed(figures, begin))
+
+
+def _halves(one: np.ndarray, number: np.ndarray, concentration: int) -> np.ndarray:
+    """Return the log of the evidence against halves after each unit, as ``mismatch`` has it."""
+    half = np.full(len(number), concentration / 2)
+    constant = log_gamma(np.array([float(concentration)])) - 2 * log_gamma(half[:1])
+    evidence = constant - log_gamma(concentration + number) + number * np.log(2)
+    return np.asarray(evidence + log_gamma(half + one) + log_gamma(half + number - one))
 
 
 def _looks(scene: Scene, generator: np.random.Generator) -> Looks:

@@ -12,7 +12,7 @@ from apps.core.services import row_lock
 from apps.deployments.selectors import deployment_named, deployments_visible_to
 from apps.gateway.rest.operations import Operation
 from apps.management.caller import Caller
-from apps.management.rest.base import MAY_CONFLICT, Ask, ManagementView, Shown, page_of
+from apps.management.rest.base import Ask, ManagementView, Shown, page_of
 from apps.management.wire import rollouts as wire
 from apps.rollouts.selectors import rollout_get, rollout_report, rollouts_visible_to
 from apps.rollouts.services import (
@@ -58,7 +58,6 @@ class RolloutListView(ManagementView):
             body=wire.RolloutBody,
             status=201,
             has_etag=True,
-            errors=MAY_CONFLICT,
         ),
     }
 
@@ -119,7 +118,6 @@ def _act(id: str, summary: str, *, body: Any = None) -> dict[str, Operation]:
         body=body,
         has_etag=True,
         if_match=True,
-        errors=MAY_CONFLICT,
     )
     return {"post": operation}
 

@@ -80,7 +80,9 @@ PLATFORM: Final[dict[str, Callable[[], Any]]] = {
     "experiments_experiment": lambda: ExperimentFactory(name=f"{MARK}-experiment", stopped=True),
     "experiments_layer": lambda: LayerFactory(name=f"{MARK}-layer"),
     "experiments_assignment": lambda: AssignmentFactory(subject=MARK.ljust(16, "0")),
-    "rollouts_rollout": lambda: RolloutFactory(route__name=f"{MARK}/rolled", open=True),
+    "rollouts_rollout": lambda: RolloutFactory(
+        route__name=f"{MARK}/rolled", route__is_restricted=True, open=True
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from apps.statistics.boundary import always_valid_p, equal_units, radius, tuned_ratio
 from apps.statistics.comparing import compare
-from apps.statistics.mismatch import CONCENTRATION, mismatch_p_value
+from apps.statistics.mismatch import COARSE, CONCENTRATION, mismatch_p_value
 from apps.statistics.multiplicity import bonferroni, holm
 from tests.unit.statistics.units import rate_arm
 
@@ -49,14 +49,18 @@ def test_unequal_arms_count_less() -> None:
 
 
 def predicted(order: list[int], shares: list[float]) -> float:
-    """The same by another way: one unit after the other, each predicted by those before it."""
+    """The same by another way: one unit after the other, each predicted by those before it, by one
+    who is slow to doubt the shares and one who is quick; the mean of what both win."""
     whole = sum(shares)
-    weights = [CONCENTRATION * share / whole for share in shares]
-    factors = []
-    for arm in order:
-        factors.append(weights[arm] / sum(weights) / (shares[arm] / whole))
-        weights[arm] += 1
-    return min(1.0, 1 / prod(factors))
+    won = []
+    for concentration in (CONCENTRATION, COARSE):
+        weights = [concentration * share / whole for share in shares]
+        factors = []
+        for arm in order:
+            factors.append(weights[arm] / sum(weights) / (shares[arm] / whole))
+            weights[arm] += 1
+        won.append(prod(factors))
+    return min(1.0, len(won) / sum(won))
 
 
 @settings(max_examples=40, deadline=None)
