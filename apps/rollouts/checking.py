@@ -20,9 +20,8 @@ from apps.rollouts.types import (
     StepSpec,
 )
 from apps.rollouts.wording import LABELS, percent_said
-from apps.routing.selectors import targets_of
+from apps.routing.selectors import are_two_demanded, targets_of
 from apps.routing.types import TargetSpec
-from apps.tenants.selectors import is_second_person_demanded
 
 if TYPE_CHECKING:
     from apps.deployments.models import Deployment
@@ -93,17 +92,9 @@ def findings(asked: Asked) -> Findings:
         warnings=() if baseline is None else tuple(_warnings(asked, baseline, splits)),
         baseline_name="" if baseline is None else baseline.name,
         percents=() if problems else tuple(each.percent for each in splits),
-        needs_second_person=asked.needs_second_person or is_demanded(asked.route),
+        needs_second_person=asked.needs_second_person or are_two_demanded(asked.route),
     )
     return Findings(checked=checked, before=before, baseline=baseline, guardrails=guardrails)
-
-
-def is_demanded(route: "Route") -> bool:
-    """Return whether a tenant that a route is for wants two persons; one for all is for each."""
-    within = None
-    if route.is_restricted:
-        within = list(route.tenants.values_list("pk", flat=True))
-    return is_second_person_demanded(within)
 
 
 def ready_ids() -> frozenset[int]:

@@ -9,6 +9,7 @@ from django.core.exceptions import ValidationError
 
 from apps.routing.models import Route, RouteAlias, RouteTarget
 from apps.routing.types import TargetSpec
+from apps.tenants.selectors import is_second_person_demanded
 
 if TYPE_CHECKING:
     from apps.deployments.models import Deployment
@@ -69,6 +70,27 @@ def targets_problem(targets: Sequence[TargetSpec]) -> str | None:
         makers = sorted(str(each.deployment) for each in targets if each.deployment.task == "embed")
         return f"Some generate text and some make embeddings ({', '.join(makers)}); give one kind."
     return None
+
+
+def are_two_demanded(route: Route) -> bool:
+    """Return whether a tenant that a route is for wants two persons; one for all is for each."""
+    within = list(route.tenants.values_list("pk", flat=True)) if route.is_restricted else None
+    return is_second_person_demanded(within)
+
+
+def newcomers_check(route: Route, targets: Sequence[TargetSpec]) -> None:
+    """Refuse a deployment that gets no request of a route by now, where a tenant that the route is
+    for wants two persons for that: it comes by a rollout.
+
+    Raises:
+        ValidationError: of ``targets``.
+    """
+    known = {each.deployment.pk for each in targets_of(route) if each.is_asked}
+    new = [each.deployment for each in targets if each.is_asked and each.deployment.pk not in known]
+    if new and are_two_demanded(route):
+        raise ValidationError(
+            {"targets": f"{new[0]} is new here, and two persons are wanted: begin a rollout."}
+        )
 
 
 def aliases_change(route: Route, aliases: Collection[str] | None) -> Change:

@@ -12,7 +12,7 @@ from apps.deployments.selectors import replica_endpoints
 from apps.deployments.types import REMOTE_VERSION_ID, ReplicaEndpoint
 from apps.routing.balancer import Balancer, Demand, Place, counted_new_tokens
 from apps.routing.defaults import defaults_problems, defaults_read, defaults_said
-from apps.routing.leads import targets_merged, targets_of
+from apps.routing.leads import are_two_demanded, targets_merged, targets_of
 from apps.routing.models import Route, RouteTarget, RouteUserObjectPermission
 from apps.routing.prefixes import MAX_PREFIX_CHARS, prompt_prefix
 from apps.routing.response_cache import Generation, ResponseCache
@@ -40,7 +40,7 @@ __all__ = [
     "prompt_prefix",
     "snapshot",
 ]
-__all__ += ["route_splits", "targets_merged", "targets_of"]
+__all__ += ["are_two_demanded", "route_splits", "targets_merged", "targets_of"]
 
 
 def snapshot() -> RoutingSnapshot:

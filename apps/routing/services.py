@@ -71,11 +71,14 @@ def route_update(
 ) -> Route:
     """Set the given fields; running requests keep the engine that they have. targets, aliases,
     tenants: as for ``route_create``; None leaves them. Raises as it does, and where the route is
-    held and its targets or its being active would change. holder: who may change those then."""
+    held and its targets or its being active would change, or a new deployment wants two persons.
+    holder: who may change those then."""
     current = _route_lock(route)
     if current.held_by not in ("", holder):
         _held_check(current, targets, fields)
         targets = None  # equal to what there is, but for what their holder wrote
+    if targets is not None and not holder:
+        leads.newcomers_check(current, targets)
     before = current.defaults
     changes: dict[str, object] = {**fields_set(current, fields)}
     if "defaults" in changes:

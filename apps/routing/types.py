@@ -215,6 +215,11 @@ class TargetSpec:
     fallback_order: int | None = None
     arm: str = ""
 
+    @property
+    def is_asked(self) -> bool:
+        """It may get requests, at once or where others cannot answer."""
+        return self.weight > 0 or self.fallback_order is not None
+
     def __str__(self) -> str:
         if self.fallback_order is not None:
             return f"{self.deployment} as fallback {self.fallback_order}"

@@ -10,7 +10,7 @@ from apps.core.selectors import change_stamps
 from apps.deployments.models import Deployment
 from apps.engines.models import EngineProcess
 from apps.routing.models import Route, RouteAlias, RouteTarget
-from apps.routing.selectors import snapshot
+from apps.routing.selectors import snapshot, targets_of
 from apps.routing.services import route_create, route_delete, route_update
 from apps.routing.types import TargetSpec, all_to
 from tests.factories import (
@@ -20,6 +20,7 @@ from tests.factories import (
     ReplicaFactory,
     RouteFactory,
     RouteTargetFactory,
+    TenantFactory,
 )
 from tests.rows import all_of
 
@@ -280,3 +281,41 @@ def test_a_deployment_that_came_to_do_something_else_gets_nothing() -> None:
         "generate",
         ["talks"],
     )
+
+
+@pytest.mark.parametrize("way", [{"weight": 1}, {"fallback_order": 1}])
+def test_a_newcomer_comes_by_a_rollout_where_two_persons_are_wanted(
+    actor: Actor, way: dict[str, int]
+) -> None:
+    old, spare, new = (DeploymentFactory(name=name) for name in ("old", "spare", "new"))
+    route = RouteFactory(name="chat", deployment=old)
+    route_update(route=route, actor=actor, targets=[*all_to(old), TargetSpec(deployment=spare)])
+    TenantFactory(needs_second_person=True)
+    before, stamps, n_events = targets_of(route), change_stamps(), all_of(AuditEvent).count()
+    for newcomer in (new, spare):  # one that is named and asked for nothing is new as well
+        with pytest.raises(ValidationError, match="begin a rollout") as refused:
+            asked = [*all_to(old), TargetSpec(deployment=newcomer, **way)]
+            route_update(route=route, actor=actor, targets=asked, description="Busy")
+        assert list(refused.value.message_dict) == ["targets"]
+    assert (targets_of(route), change_stamps()) == (before, stamps)
+    assert all_of(AuditEvent).count() == n_events
+    assert Route.objects.get().description == ""
+
+
+def test_shares_of_those_that_are_there_need_no_second_person(actor: Actor) -> None:
+    old, new = DeploymentFactory(name="old"), DeploymentFactory(name="new")
+    route = RouteFactory(name="chat", deployment=old)
+    both = [TargetSpec(deployment=old, weight=90), TargetSpec(deployment=new, weight=10)]
+    route_update(route=route, actor=actor, targets=both)
+    TenantFactory(needs_second_person=True)
+    route_update(route=route, actor=actor, targets=all_to(new))
+    assert [each.deployment for each in targets_of(route)] == [new]
+
+
+def test_whose_tenants_want_one_person_gets_a_newcomer_at_once(actor: Actor) -> None:
+    TenantFactory(needs_second_person=True)
+    new = DeploymentFactory(name="new")
+    route = RouteFactory(name="chat", deployment=DeploymentFactory(name="old"), is_restricted=True)
+    route.tenants.set([TenantFactory()])
+    route_update(route=route, actor=actor, targets=all_to(new))
+    assert [each.deployment for each in targets_of(route)] == [new]
