@@ -4,4 +4,4 @@ from django.apps import AppConfig
 class ExperimentsConfig(AppConfig):
     name = "apps.experiments"
     label = "experiments"
-    verbose_name = "Experiments"
+    verbose_name = "Comparing"

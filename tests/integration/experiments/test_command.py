@@ -10,10 +10,11 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from apps.audit.models import AuditEvent
-from apps.experiments.models import Experiment
+from apps.experiments.models import Experiment, Variant, VariantTotal
 from apps.experiments.selectors import metrics_of, variants_of
 from apps.rollouts.models import Rollout
 from apps.routing.models import Route
+from apps.statistics.moments import Moments
 from tests.factories import LayerFactory, TenantFactory, UserFactory
 from tests.integration.experiments.setting import ready, route_ready
 from tests.rows import all_of
@@ -160,3 +161,20 @@ def test_who_promotes_stands_behind_the_rollout() -> None:
     alice = UserFactory(username="alice")
     run("promote", "cooler", "b", "--as", "alice")
     assert Rollout.objects.get().started_by == alice
+
+
+def test_results_for_programs_are_json_where_nothing_bounds_them() -> None:
+    create("--guardrail", "error_rate=0.5", "--variant", "b=50")
+    run("start", "cooler")
+    for variant in Variant.objects.all():
+        failed = 0 if variant.is_control else 3
+        sums = sum((Moments.of(int(n < failed), 1) for n in range(20)), Moments())
+        for metric in ("error_rate", "requests"):
+            VariantTotal.objects.create(variant=variant, metric=metric, moments=sums.to_json())
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    results = json.loads(run("results", "cooler", "--json"), parse_constant=refuse)
+    (line,) = (each for each in results["metrics"] if each["key"] == "error_rate")
+    assert (line["effects"][0]["effect"], line["effects"][0]["n_subjects"]) == (None, 20)

@@ -4,9 +4,9 @@ admin."""
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any, Final
 
+import msgspec
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
@@ -162,7 +162,8 @@ class Command(BaseCommand):
     def _results(self, options: dict[str, Any]) -> None:
         results = experiment_results(_experiment(options))
         if options["json"]:
-            self.stdout.write(json.dumps(asdict(results), indent=2, default=str))
+            said = msgspec.json.encode(results)  # what has no bound is null, as JSON wants it
+            self.stdout.write(msgspec.json.format(said, indent=2).decode())
         else:
             self.stdout.write("\n".join(results_lines(results)))
 
