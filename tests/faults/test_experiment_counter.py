@@ -1,13 +1,8 @@
 """`kill -9` of whoever counts experiments, at every point: what it leaves is as it was before, or
 as it is after, and whoever counts next makes it what the ledger says, each row once."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,10 +12,10 @@ from apps.experiments.models import Assignment, Experiment, Look
 from apps.experiments.tasks import count
 from apps.feedback.models import MetricEvent
 from apps.metering.models import UsageRecord
+from tests.faults.killing import Doomed, doomed
 from tests.integration.experiments.made import experiment, said, totals
 from tests.integration.experiments.plenty import plenty
 from tests.integration.experiments.recount import recount
-from tests.processes import ROOT, server_environment
 from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -40,27 +35,10 @@ POINTS = {
     "stopped": (True, True, False),  # its transaction is the look's
     "done": (True, True, True),
 }
-# Waits for a point a line; for each a child of its own dies there. It has no connection itself.
-COUNTERS = """
-import os, signal, sys
-import django; django.setup()
+IMPORTS = """
 from apps.experiments import counting, looks, tallies, tasks
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def before(act):
-    def doomed(*args, **kwargs):
-        die()
-    return doomed
-
-def after(act):
-    def doomed(*args, **kwargs):
-        act(*args, **kwargs)
-        die()
-    return doomed
-
-PLACES = {
+"""
+PLACES = """{
     "begun": (counting, "requests_take", before),
     "taken": (counting, "requests_take", after),
     "baselines": (tallies.Batch, "_baselines_set", after),
@@ -73,50 +51,13 @@ PLACES = {
     "stopping": (looks, "experiment_stop", before),
     "stopped": (looks, "experiment_stop", after),
     "done": (tasks, "looks_take", after),
-}
-print("ready", flush=True)
-for line in sys.stdin:
-    if (pid := os.fork()) == 0:
-        place, name, when = PLACES[line.strip()]
-        setattr(place, name, when(getattr(place, name)))
-        tasks.count()
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
-@dataclass
-class Counters:
-    process: "subprocess.Popen[str]"
-
-    def killed_at(self, point: str) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{point}\n")
-        self.process.stdin.flush()
-        assert self.process.stdout.readline().strip() == str(-signal.SIGKILL)
+}"""
 
 
 @pytest.fixture(scope="module")
-def counters(django_db_setup: None) -> Iterator[Counters]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", COUNTERS],
-        cwd=ROOT,
-        env={**os.environ, **server_environment()},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == "ready"
-        yield Counters(process)
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+def counters(django_db_setup: None) -> Iterator[Doomed]:
+    with doomed(imports=IMPORTS, places=PLACES, work="tasks.count()") as running:
+        yield running
 
 
 def counted() -> tuple[int, int]:
@@ -125,7 +66,7 @@ def counted() -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_at(counters: Counters, point: str) -> None:
+def test_killed_at(counters: Doomed, point: str) -> None:
     """Its guardrail breaks, so that the look that follows also stops it."""
     made: Any = experiment(pre_period_days=3)
     rows = plenty(made, n_people=150, n_requests=1, failing={"control": 0.01, "b": 0.5})

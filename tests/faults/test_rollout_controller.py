@@ -2,12 +2,7 @@
 was before or as it is after, and whoever looks next goes on or back. What was counted is what the
 ledger says, each request once."""
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import log
 
 import pytest
@@ -18,6 +13,7 @@ from apps.rollouts.controller import tick
 from apps.rollouts.models import Rollout, RolloutTally
 from apps.rollouts.services import rollout_start
 from apps.routing.models import Route
+from tests.faults.killing import Doomed, doomed
 from tests.integration.rollouts.places import (
     ONLY_ERRORS,
     QUICK,
@@ -28,7 +24,6 @@ from tests.integration.rollouts.places import (
     led,
     place,
 )
-from tests.processes import ROOT, server_environment
 from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -45,28 +40,11 @@ POINTS = {
     "told": "counted",  # and the audit trail
     "moved": "all",
 }
-# Waits for a point a line; for each a child of its own dies there. It has no connection itself.
-CONTROLLERS = """
-import os, signal, sys
-import django; django.setup()
+IMPORTS = """
 from apps.rollouts import controller, moving
 from apps.rollouts.models import RolloutTally
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def before(act):
-    def doomed(*args, **kwargs):
-        die()
-    return doomed
-
-def after(act):
-    def doomed(*args, **kwargs):
-        act(*args, **kwargs)
-        die()
-    return doomed
-
-PLACES = {
+"""
+PLACES = """{
     "begun": (controller, "requests_count", before),
     "taken": (controller, "requests_take", after),
     "tallied": (RolloutTally, "save", after),
@@ -76,50 +54,13 @@ PLACES = {
     "saved": (moving, "saved", after),
     "told": (moving, "event_record", after),
     "moved": (controller, "rollout_judge", after),
-}
-print("ready", flush=True)
-for line in sys.stdin:
-    if (pid := os.fork()) == 0:
-        place, name, when = PLACES[line.strip()]
-        setattr(place, name, when(getattr(place, name)))
-        controller.tick()
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
-@dataclass
-class Controllers:
-    process: "subprocess.Popen[str]"
-
-    def killed_at(self, point: str) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{point}\n")
-        self.process.stdin.flush()
-        assert self.process.stdout.readline().strip() == str(-signal.SIGKILL)
+}"""
 
 
 @pytest.fixture(scope="module")
-def controllers(django_db_setup: None) -> Iterator[Controllers]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", CONTROLLERS],
-        cwd=ROOT,
-        env={**os.environ, **server_environment()},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == "ready"
-        yield Controllers(process)
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+def controllers(django_db_setup: None) -> Iterator[Doomed]:
+    with doomed(imports=IMPORTS, places=PLACES, work="controller.tick()") as running:
+        yield running
 
 
 def begun(here: Place, actor: Actor) -> Rollout:
@@ -175,7 +116,7 @@ def n_counted() -> int:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_good_version(controllers: Controllers, actor: Actor, point: str) -> None:
+def test_a_good_version(controllers: Doomed, actor: Actor, point: str) -> None:
     """Killed at each step of the way up, and at its end."""
     here = place()
     rollout = begun(here, actor)
@@ -199,7 +140,7 @@ def test_a_good_version(controllers: Controllers, actor: Actor, point: str) -> N
 
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("step", [0, 1])
-def test_a_bad_version(controllers: Controllers, actor: Actor, point: str, step: int) -> None:
+def test_a_bad_version(controllers: Doomed, actor: Actor, point: str, step: int) -> None:
     """Killed on the way back, of the first step and of a later one."""
     here = place()
     rollout = begun(here, actor)
