@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
-from django.db import connection
-from django.db.migrations.executor import MigrationExecutor
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -36,6 +34,7 @@ from tests.factories import (
 )
 from tests.integration.console.pages import messages, staff
 from tests.integration.deployments.placing import MIB, RUNTIME, reconcile, version
+from tests.migrating import migrated_back
 from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
@@ -272,11 +271,7 @@ def test_one_too_many_runs_on_until_it_has_nothing_to_do(device: Device) -> None
 
 @pytest.mark.django_db(transaction=True)
 def test_the_number_of_replicas_becomes_its_bounds_and_back() -> None:
-    executor = MigrationExecutor(connection)
-    latest = executor.loader.graph.leaf_nodes("deployments")
-    executor.migrate([("deployments", "0003_remote_servers")])
-    try:
-        old = executor.loader.project_state([("deployments", "0003_remote_servers")]).apps
+    with migrated_back([("deployments", "0003_remote_servers")]) as old:
         model = old.get_model("registry", "RegisteredModel").objects.create(name="m")
         facts = {"n_parameters": 1, "context_length": 1, "vocab_size": 1, "size_bytes": 1}
         artifact = old.get_model("registry", "ModelVersion").objects.create(
@@ -285,9 +280,6 @@ def test_the_number_of_replicas_becomes_its_bounds_and_back() -> None:
         old.get_model("deployments", "Deployment").objects.create(
             name="chat", model_version=artifact, n_replicas=3
         )
-    finally:
-        executor = MigrationExecutor(connection)
-        executor.migrate(latest)
     stored = Deployment.objects.get()
     assert (stored.min_replicas, stored.n_replicas, stored.max_replicas) == (3, 3, 3)
     Deployment.objects.all().delete()

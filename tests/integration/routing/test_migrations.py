@@ -1,29 +1,19 @@
 """From the one deployment of a route to its targets, and back."""
 
-from typing import Any
-
 import pytest
-from django.db import connection
-from django.db.migrations.executor import MigrationExecutor
 
 from tests.factories import DeploymentFactory
+from tests.migrating import migrate, migrated_back
 
 BEFORE = [("routing", "0003_route_caches_responses")]
 AFTER = [("routing", "0006_route_without_deployment")]
 
 
-def migrate(to: list[tuple[str, str]]) -> Any:
-    """Return the models as of then."""
-    executor = MigrationExecutor(connection)
-    executor.migrate(to)
-    return MigrationExecutor(connection).loader.project_state(to).apps
-
-
 @pytest.mark.django_db(transaction=True)
 def test_routes_lead_where_they_did_there_and_back() -> None:
     light, heavy = DeploymentFactory(name="light"), DeploymentFactory(name="heavy")
-    try:
-        old = migrate(BEFORE).get_model("routing", "Route")
+    with migrated_back(BEFORE) as models:
+        old = models.get_model("routing", "Route")
         old.objects.create(name="chat", deployment_id=light.pk)
         new = migrate(AFTER)
         target = new.get_model("routing", "RouteTarget")
@@ -33,5 +23,3 @@ def test_routes_lead_where_they_did_there_and_back() -> None:
         target.objects.create(route=row.route, deployment_id=heavy.pk, weight=300)
         old = migrate(BEFORE).get_model("routing", "Route")
         assert old.objects.get().deployment_id == heavy.pk
-    finally:
-        migrate(AFTER)
