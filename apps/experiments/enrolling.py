@@ -14,6 +14,7 @@ from apps.experiments.assigning import (
     variant_of,
 )
 from apps.experiments.types import MAX_AT_ONCE, Arm, Caller, Eligibility, Enrolment, SubjectKind
+from apps.judging.types import Sampling
 from apps.routing.types import Destination
 
 
@@ -31,7 +32,8 @@ class VariantPlan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentPlan:
     """variants: by id, as ``weights`` is. needs_turns: an arm has a prompt template, which a bare
-    text to continue has no place for: it takes part in none of its arms."""
+    text to continue has no place for: it takes part in none of its arms. judges: who score answers
+    of all its arms."""
 
     id: int
     salt: str
@@ -43,6 +45,7 @@ class ExperimentPlan:
     variants: Mapping[int, VariantPlan]
     weights: Mapping[int, int]
     needs_turns: bool = False
+    judges: tuple[Sampling, ...] = ()
 
     def arm_of(self, caller: Caller) -> Arm | None:
         """Return the arm that a caller is in; None where it does not take part."""
@@ -84,6 +87,7 @@ class ExperimentSnapshot:
             return None
         arms: list[Arm] = []
         found: list[VariantPlan] = []
+        judges: dict[int, Sampling] = {}
         layers: set[int] = set()
         for plan in plans:
             if plan.layer_id in layers or len(arms) == MAX_AT_ONCE:
@@ -92,10 +96,13 @@ class ExperimentSnapshot:
                 layers.add(plan.layer_id)
                 arms.append(arm)
                 found.append(plan.variants[arm.variant_id])
-        return _merged(tuple(arms), found) if arms else None
+                judges |= {each.judge_id: each for each in plan.judges}
+        return _merged(tuple(arms), found, tuple(judges.values())) if arms else None
 
 
-def _merged(arms: tuple[Arm, ...], variants: list[VariantPlan]) -> Enrolment:
+def _merged(
+    arms: tuple[Arm, ...], variants: list[VariantPlan], judges: tuple[Sampling, ...]
+) -> Enrolment:
     if len(variants) == 1:
         (only,) = variants
         return Enrolment(
@@ -103,6 +110,7 @@ def _merged(arms: tuple[Arm, ...], variants: list[VariantPlan]) -> Enrolment:
             destinations=only.destinations,
             parameters=only.parameters,
             prompt_template=only.prompt_template,
+            judges=judges,
         )
     parameters: dict[str, float] = {}
     for variant in reversed(variants):
@@ -114,4 +122,5 @@ def _merged(arms: tuple[Arm, ...], variants: list[VariantPlan]) -> Enrolment:
         destinations=next(leading, None),
         parameters=MappingProxyType(parameters),
         prompt_template=next(templates, ""),
+        judges=judges,
     )

@@ -27,6 +27,7 @@ THUMBS: Final = "thumbs_up_rate"
 FEEDBACK_NAME: Final = "feedback"  # as apps.feedback names the events of thumbs
 EVENT_PREFIX: Final = "event:"
 SUM_PREFIX: Final = "sum:"
+JUDGED_PREFIX: Final = "judge:"  # as apps.feedback names the events of judges
 MAX_EVENT_NAME_CHARS: Final = 64
 # Numbers of the ledger's that say how an answer was.
 _FILTERED: Final = "content_filter"
@@ -66,9 +67,12 @@ class Metric:
 
 def metric_of(key: str) -> Metric:
     """Return a metric by its key: one of the built-in ones, ``event:NAME`` (mean of the values told
-    under a name) or ``sum:NAME`` (their sum per subject). Raises UnknownMetric."""
+    under a name), ``sum:NAME`` (their sum per subject) or ``judge:NAME`` (mean score that a judge
+    gave). Raises UnknownMetric."""
     if (found := BUILT_IN.get(key)) is not None:
         return found
+    if key.startswith(JUDGED_PREFIX) and len(key) > len(JUDGED_PREFIX):
+        return _judge_metric(key)
     for prefix, is_sum in ((EVENT_PREFIX, False), (SUM_PREFIX, True)):
         name = key.removeprefix(prefix)
         if name != key and 0 < len(name) <= MAX_EVENT_NAME_CHARS and name != FEEDBACK_NAME:
@@ -94,6 +98,20 @@ def _event_metric(key: str, name: str, *, is_sum: bool) -> Metric:
         scale=MICRO,
         is_per_subject=is_sum,
         event_name=name,
+    )
+
+
+def _judge_metric(key: str) -> Metric:
+    name = key.removeprefix(JUDGED_PREFIX)
+    return Metric(
+        key=key,
+        label=f"Score by {name}",
+        unit="",
+        kind="mean",
+        better="higher",
+        says=f"Mean of the scores that the judge {name} gave answers by its rubric.",
+        scale=MICRO,
+        event_name=key,
     )
 
 

@@ -15,6 +15,9 @@ from apps.experiments.news import experiments_news as experiments_news
 from apps.experiments.results_file import results_csv
 from apps.experiments.summary import experiment_results
 from apps.experiments.types import Eligibility, MetricSpec, VariantSpec
+from apps.feedback.types import JUDGE_PREFIX
+from apps.judging.selectors import samplings_of
+from apps.judging.types import Sampling
 from apps.routing.selectors import destination_of
 from apps.routing.types import Destination, RoutingSnapshot
 
@@ -35,22 +38,23 @@ State: Final = Experiment.State
 
 
 def snapshot(routing: RoutingSnapshot) -> ExperimentSnapshot:
-    """Return the experiments that run, in two queries, or in one where none does. routing: of the
-    same moment, where other routes lead. One that cannot be read is left out: requests go on
-    without it."""
+    """Return the experiments that run: in one query where none does, else in three, and one more
+    where any is judged by a model. routing: of the same moment, where other routes lead. One that
+    cannot be read is left out: requests go on without it."""
     variants = Variant.objects.select_related("deployment__model_version", "other_route").defer(
         "deployment__model_version__manifest"
     )
     rows = (
         Experiment.objects.filter(state=State.RUNNING)
         .select_related("layer", "route")
-        .prefetch_related(Prefetch("variants", queryset=variants))
+        .prefetch_related(Prefetch("variants", queryset=variants), "metrics")
         .order_by("id")
     )
+    judges = _judges_of(rows)
     by_route: dict[str, list[ExperimentPlan]] = {}
     for row in rows:
         try:
-            plan = _plan(row, routing)
+            plan = _plan(row, routing, judges=judges[row.pk])
         except Exception:
             logger.exception("Experiment %s is left out", row)
         else:
@@ -60,7 +64,23 @@ def snapshot(routing: RoutingSnapshot) -> ExperimentSnapshot:
     )
 
 
-def _plan(row: Experiment, routing: RoutingSnapshot) -> ExperimentPlan:
+def _judges_of(rows: "QuerySet[Experiment]") -> dict[int, tuple[Sampling, ...]]:
+    """Return by experiment who scores its answers."""
+    names = {
+        row.pk: {
+            each.metric.removeprefix(JUDGE_PREFIX)
+            for each in row.metrics.all()
+            if each.metric.startswith(JUDGE_PREFIX)
+        }
+        for row in rows
+    }
+    found = samplings_of({name for each in names.values() for name in each})
+    return {pk: tuple(one for one in found if one.name in each) for pk, each in names.items()}
+
+
+def _plan(
+    row: Experiment, routing: RoutingSnapshot, *, judges: tuple[Sampling, ...]
+) -> ExperimentPlan:
     variants = {each.pk: _variant_plan(each, routing) for each in row.variants.all()}
     if not variants:
         raise ValueError("it has no variants")
@@ -75,6 +95,7 @@ def _plan(row: Experiment, routing: RoutingSnapshot) -> ExperimentPlan:
         variants=MappingProxyType(variants),
         weights=MappingProxyType({key: each.weight for key, each in variants.items()}),
         needs_turns=any(each.prompt_template for each in variants.values()),
+        judges=judges,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict
 
+from apps.judging.types import Sampling
 from apps.rbac.types import Principal
 from apps.routing.types import Destination
 
@@ -135,12 +136,13 @@ class Enrolment:
     """What experiments do to one request. destinations: where it goes in the place of its route's
     own; None where no experiment says; empty where one does and what it says is not there.
     parameters: what holds where the request says nothing, before the route's defaults.
-    prompt_template: empty where none is set."""
+    prompt_template: empty where none is set. judges: who may take its answer to score it."""
 
     arms: tuple[Arm, ...]
     destinations: tuple[Destination, ...] | None = None
     parameters: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     prompt_template: str = ""
+    judges: tuple[Sampling, ...] = ()
 
     @property
     def said(self) -> str:

@@ -26,6 +26,7 @@ from apps.gateway.limits import Admitted, LimitCheck
 from apps.gateway.quarantine import QuarantineWatch
 from apps.gateway.refusals import Refusals
 from apps.gateway.revocation import AccessWatch, Held
+from apps.judging.types import JUDGES_STAMP
 from apps.rbac.authentication import TokenCache
 from apps.rbac.types import Principal
 from apps.routing.selectors import Balancer, ResponseCache, RoutingTable, snapshot
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PURGE_TIMEOUT_S = 10.0
-_ROUTING_STAMPS = ("routes", "deployments", "replicas", EXPERIMENTS_STAMP)
+_ROUTING_STAMPS = ("routes", "deployments", "replicas", EXPERIMENTS_STAMP, JUDGES_STAMP)
 
 
 class GatewayRuntime:

@@ -109,6 +109,7 @@ def principal_of_live(token: ApiToken, *, now: datetime) -> Principal:
         key_limits=Limits.of(token),
         prices=Prices.of(token.tenant.plan),
         weight=token.tenant.plan.weight,
+        allows_judging=token.tenant.allows_judging,
         api_token_id=token.pk,
         subject_id=token.owner_id,
         scopes=scopes,
@@ -210,6 +211,7 @@ def principal_of_user(user: User) -> Principal:
         limits=tenant_limits(tenant),
         prices=Prices.of(tenant.plan),
         weight=tenant.plan.weight,
+        allows_judging=tenant.allows_judging,
         user_id=user.pk,
         subject_id=user.pk,
         scopes=_scopes_of(access, tenant_id=tenant.pk) - OWNED_SCOPES,  # those are of tokens

@@ -62,7 +62,7 @@ class Principal:
     session_key: of the session in which a person came.
     cache_salt: the tenant's, given to the engine to seed its prefix cache. weight: its plan's share
     of a busy engine. limits: of its plan and its own. key_limits: of the key alone. prices: its
-    plan's.
+    plan's. allows_judging: its answers may be kept until a judge has scored them.
     """
 
     tenant_id: int
@@ -81,6 +81,7 @@ class Principal:
     networks: tuple[Network, ...] = ()
     family_id: int | None = None
     session_key: str | None = field(default=None, repr=False)
+    allows_judging: bool = False
 
     @property
     def identity(self) -> "Identity":

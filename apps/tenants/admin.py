@@ -96,6 +96,7 @@ class TenantAdmin(TenantScoped, ServiceModelAdmin):
     change_form_after_template = TRY_BUTTON
     fieldsets = (
         (None, {"fields": (("name", "slug"), "plan", "is_active", "needs_second_person")}),
+        ("Experiments", {"fields": ("allows_judging",)}),
         ("Limits of its own (empty: as in the plan)", {"fields": LIMIT_ROWS}),
     )
 
@@ -116,6 +117,7 @@ class TenantAdmin(TenantScoped, ServiceModelAdmin):
             plan=obj.plan,
             is_active=obj.is_active,
             needs_second_person=obj.needs_second_person,
+            allows_judging=obj.allows_judging,
             actor=actor_of(request),
             **{name: getattr(obj, name) for name in LIMIT_NAMES},
         )

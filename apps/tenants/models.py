@@ -45,6 +45,13 @@ class Tenant(TimestampedModel, LimitFields):
         db_default=False,
         help_text="Of routes that are for it: whoever starts a rollout cannot approve it.",
     )
+    allows_judging = models.BooleanField(
+        "answers may be judged",
+        default=False,
+        db_default=False,
+        help_text="In experiments that a model judges, its answers and what was asked may be kept, "
+        "sealed, until they are scored (a week at most); the judge's model reads them.",
+    )
     cache_salt = models.CharField(
         max_length=64,
         editable=False,

@@ -90,3 +90,9 @@ def is_second_person_demanded(tenant_ids: Collection[int] | None) -> bool:
     """Return whether an active tenant of these, or any at all, wants two persons for rollouts."""
     rows = Tenant.objects.filter(is_active=True, needs_second_person=True)
     return (rows if tenant_ids is None else rows.filter(pk__in=tenant_ids)).exists()
+
+
+def tenants_allowing_judging(ids: Collection[int]) -> set[int]:
+    """Return which of these tenants let their answers be kept until a judge has scored them."""
+    rows = Tenant.objects.filter(pk__in=ids, is_active=True, allows_judging=True)
+    return set(rows.values_list("pk", flat=True))

@@ -61,6 +61,7 @@ INSTALLED_APPS = [
     "apps.metering",
     "apps.deployments",
     "apps.feedback",
+    "apps.judging",
     "apps.routing",
     "apps.rollouts",
     "apps.experiments",
