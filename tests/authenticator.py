@@ -18,3 +18,10 @@ def code_of(secret: str, *, steps: int = 0, at_s: float | None = None) -> str:
     start = digest[-1] & 15
     number = struct.unpack(">I", digest[start : start + 4])[0] & 0x7FFFFFFF
     return f"{number % 10**6:06d}"
+
+
+def away_from_an_edge(*, margin_s: float) -> None:
+    """Wait, if need be, until the half minute lasts for so long at least."""
+    left_s = STEP_S - time.time() % STEP_S
+    if left_s < margin_s:
+        time.sleep(left_s + 0.1)

@@ -12,7 +12,7 @@ from django_otp.plugins.otp_totp.models import TOTPDevice
 from apps.audit.models import AuditEvent
 from apps.rbac.models import User
 from apps.sign_in.two_factor import code_verify
-from tests.authenticator import code_of
+from tests.authenticator import away_from_an_edge, code_of
 from tests.factories import UserFactory
 from tests.integration.console.pages import actions
 from tests.integration.sign_in.people import (
@@ -150,6 +150,19 @@ class TestSecondStep:
         answer = other.code_step(code)
         assert "This code is not right." in said(answer)
         assert not other.is_in()
+
+    def test_who_typed_slowly_once_is_asked_for_no_older_codes_from_then_on(self) -> None:
+        person = visitor()
+        person.secret = shown_secret(person.client.get(ENROL))
+        away_from_an_edge(margin_s=5.0)
+        code = code_of(person.secret, steps=-1)
+        person.client.post(ENROL, {"password": PASSWORD, "new_code": code})
+        assert TOTPDevice.objects.get().drift == 0
+        other = Visitor(person.user)
+        other.password_step()
+        assert other.code_step(code_of(person.secret, steps=1)).status_code == 302
+        assert other.is_in()
+        assert TOTPDevice.objects.get().drift == 0
 
     def test_the_code_that_enrolled_signs_nobody_in(self) -> None:
         person = visitor()

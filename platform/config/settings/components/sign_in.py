@@ -9,6 +9,9 @@ from config.settings import env
 # Whoever has no authenticator yet is led to enrol one and can open nothing else.
 TWO_FACTOR_REQUIRED = env.boolean("TWO_FACTOR_REQUIRED", default=False)
 OTP_TOTP_ISSUER: Final = "Nano-LLM Engine"
+# Phones know the time. Learning a drift from whoever types slowly would move what is accepted to
+# codes that are older and older, until the one that is shown is wrong.
+OTP_TOTP_SYNC: Final = False
 
 AXES_FAILURE_LIMIT = env.integer("SIGN_IN_FAILURES", default=5, minimum=1)
 AXES_COOLOFF_TIME = timedelta(seconds=env.integer("SIGN_IN_LOCK_S", default=900, minimum=1))
