@@ -31,11 +31,12 @@ class Layer(TimestampedModel):
 
 
 class Experiment(TimestampedModel):
-    """slots: the ranges of its layer that it holds while it runs, [[first, end), ...]. eligibility:
-    as ``experiments.types`` reads it; empty lets everybody in. min_effect: relative, the least that
-    is worth finding; planned_units: subjects in all that this takes. weights_set_at: since when its
-    arms have the shares that they have; who was seen before may have been in another arm. version:
-    raised by every change; who changes it says which one they have seen."""
+    """slots: the ranges of its layer that it holds while it runs, [[first, end), ...].
+    eligibility: as ``experiments.types`` reads it; empty lets everybody in. min_effect:
+    relative, the least that is worth finding; planned_units: subjects in all that this takes.
+    weights_set_at: since when its arms have the shares that they have; who was seen before may
+    have been in another arm. drafted_by: who wrote the draft as it is, where that is certain.
+    version: raised by every change; who changes it says which one they have seen."""
 
     class State(models.TextChoices):
         DRAFT = "draft", "Draft"
@@ -98,6 +99,13 @@ class Experiment(TimestampedModel):
         related_name="+",
     )
     started_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        editable=False,
+        related_name="+",
+    )
+    drafted_by = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         on_delete=models.SET_NULL,
         null=True,

@@ -29,9 +29,11 @@ from apps.experiments.layers import (
 )
 from apps.experiments.models import Experiment, Variant
 from apps.experiments.promoting import experiment_promote
+from apps.experiments.second_person import growth_refuse, start_refuse
 from apps.experiments.selectors import slots_of
 from apps.experiments.starting import eligibility_problem, slots_for, start_check, start_problems
 from apps.experiments.types import ExperimentFields, MetricSpec, VariantSpec
+from apps.rbac.selectors import known_person
 
 if TYPE_CHECKING:
     from apps.rbac.models import User
@@ -70,7 +72,9 @@ def experiment_create(
     """
     if "layer" not in fields:
         fields["layer"] = layer_default(actor=actor)
-    experiment = Experiment(salt=secrets.token_hex(SALT_BYTES), **fields)
+    experiment = Experiment(
+        salt=secrets.token_hex(SALT_BYTES), drafted_by=known_person(actor), **fields
+    )
     _clean(experiment)
     experiment.save()
     facts: dict[str, object] = {name: _plain(value) for name, value in fields.items()}
@@ -96,6 +100,7 @@ def experiment_update(
 
     Raises:
         ExperimentConflict: somebody has changed it meanwhile, or its state does not allow it.
+        SecondPersonNeeded: it runs with a share that two persons agreed on.
         ValidationError: names the field.
     """
     current = locked(experiment, seen)
@@ -115,6 +120,10 @@ def experiment_update(
         if current.share_percent < share_before:
             problem = "While it runs its share can only grow: who takes part stays in it."
             raise ValidationError({"share_percent": problem})
+        if current.share_percent > share_before:
+            growth_refuse(current)
+    else:
+        current.drafted_by = known_person(actor)
     _clean(current)
     if current.state == State.RUNNING and current.share_percent > share_before:
         _slots_grow(current)
@@ -130,7 +139,7 @@ def variant_weights_set(
     must. seen: the version that the caller saw.
 
     Raises:
-        ExperimentConflict: as ``experiment_update``.
+        ExperimentConflict, SecondPersonNeeded: as ``experiment_update``.
         ValidationError: of ``weights``.
     """
     current = locked(experiment, seen)
@@ -139,7 +148,10 @@ def variant_weights_set(
     if not (changes := weights_write(current, weights)):
         return current
     if current.state == State.RUNNING:
+        growth_refuse(current)
         current.weights_set_at = timezone.now()
+    else:
+        current.drafted_by = known_person(actor)
     changed(current, "experiment.weights_set", actor, changes)
     return current
 
@@ -151,6 +163,7 @@ def experiment_start(*, experiment: Experiment, seen: int, actor: Actor) -> Expe
 
     Raises:
         ExperimentConflict: somebody has changed it meanwhile, or it is no draft any more.
+        SecondPersonNeeded: a tenant wants two persons, and this one wrote it or is not known.
         ValidationError: what is missing, by field.
     """
     current = locked(experiment, seen)
@@ -159,6 +172,7 @@ def experiment_start(*, experiment: Experiment, seen: int, actor: Actor) -> Expe
     # Who starts another one in this layer or on this route waits here.
     current.layer, current.route = row_lock(current.layer), row_lock(current.route)
     start_check(current)
+    start_refuse(current, actor=actor)
     slots = slots_for(current, n_more=slots_of_share(current.share_percent))
     current.slots = [list(each) for each in slots]
     current.state, current.started_at = State.RUNNING, timezone.now()

@@ -16,6 +16,7 @@ from apps.audit.selectors import actor_of
 from apps.core.exceptions import AppError
 from apps.experiments.affected import Affected, Planned
 from apps.experiments.models import Experiment
+from apps.experiments.second_person import newcomer_of
 from apps.experiments.services import (
     experiment_create,
     experiment_start,
@@ -126,10 +127,13 @@ def _checked(request: HttpRequest, setup: Setup) -> tuple[Check, ...]:
     """Ask the services what they would say, and change nothing: what was written to ask them is
     taken back."""
     problems: dict[str, str] = {}
+    newcomer = None
     with transaction.atomic():
         try:
             with transaction.atomic():
-                problems = start_problems(_written(request, setup))
+                written = _written(request, setup)
+                problems = start_problems(written)
+                newcomer = newcomer_of(written)
         except (AppError, ValidationError) as error:
             _refuse(setup, error)
         transaction.set_rollback(True)
@@ -138,7 +142,11 @@ def _checked(request: HttpRequest, setup: Setup) -> tuple[Check, ...]:
     if setup.has_errors:
         return (Check(tone="bad", said="It could not start as it is: see above."),)
     arms = len(setup.variant_specs())
-    return (Check(tone="good", said=f"It could start now, with {arms} variants."),)
+    found = [Check(tone="good", said=f"It could start now, with {arms} variants.")]
+    if newcomer is not None:
+        said = f"Two persons are wanted for {newcomer}: save it, and let somebody else start it."
+        found.append(Check(tone="warn", said=said))
+    return tuple(found)
 
 
 def _planned_checks(affected: Affected | None, planned: Planned | None) -> tuple[Check, ...]:

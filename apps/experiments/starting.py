@@ -11,6 +11,7 @@ from django.core.exceptions import ValidationError
 from apps.deployments.selectors import replica_endpoints
 from apps.experiments.assigning import N_SLOTS, n_slots, slots_of_share, slots_taken
 from apps.experiments.models import Experiment, ExperimentMetric
+from apps.experiments.second_person import led_to
 from apps.experiments.selectors import (
     experiments_running_on,
     layer_free,
@@ -110,7 +111,7 @@ def _way_problem(route: Route, variant: VariantSpec, ready: set[int]) -> str | N
         return f"{other} is switched off."
     if other.is_restricted:
         return f"{other} is only for some, and {route} would lead others there."
-    targets = [each.deployment for each in targets_of(other) if each.weight]
+    targets = led_to(variant)
     if any(each.task != "generate" for each in targets):
         return f"{other} makes embeddings."
     if not any(each.pk in ready for each in targets):

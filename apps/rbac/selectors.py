@@ -9,6 +9,7 @@ from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest
 from django.utils import timezone
 
+from apps.audit.types import Actor
 from apps.core.access import Access
 from apps.core.addresses import Address, is_within
 from apps.core.exceptions import AuthenticationFailed, PermissionDenied, Unavailable
@@ -287,6 +288,29 @@ def person_behind(principal: Principal) -> User:
     if user is None:
         raise PermissionDenied("Only a token that belongs to somebody may do this.")
     return user
+
+
+@every_tenant("the token was let in a moment ago, and is found by its id")
+def is_themselves(user: User | None, *, api_token_id: int | None) -> bool:
+    """Return whether it is certain that a person acts, and which one: no service account, and no
+    token whose secret somebody else was shown."""
+    if user is None or user.is_service:
+        return False
+    if api_token_id is None:
+        return True
+    return ApiToken.objects.filter(pk=api_token_id, created_by_id=user.pk).exists()
+
+
+def known_person(actor: Actor) -> User | None:
+    """Return the person who acts, where it is certain which one it is: see ``is_themselves``."""
+    if actor.id is None:
+        return None
+    if actor.kind != "token":
+        user = User.objects.filter(pk=actor.id).first()
+        return user if is_themselves(user, api_token_id=None) else None
+    with every_tenant("the token was let in a moment ago, and is found by its id"):
+        user = User.objects.filter(api_tokens=actor.id).first()
+    return user if is_themselves(user, api_token_id=actor.id) else None
 
 
 def user_named(username: str) -> User | None:

@@ -13,7 +13,7 @@ from django.db import transaction
 from apps.audit.services import event_record
 from apps.audit.types import Actor
 from apps.core.services import row_lock
-from apps.rollouts.approving import approval_refused
+from apps.rollouts.approving import UNKNOWN, approval_refused, is_known
 from apps.rollouts.checking import Asked, Findings, findings, ready_ids
 from apps.rollouts.exceptions import RolloutConflict, SecondPersonNeeded
 from apps.rollouts.models import Rollout
@@ -66,8 +66,8 @@ def rollout_start(
     found = findings(asked)
     if found.checked.problems:
         raise ValidationError(dict(found.checked.problems))
-    if found.checked.needs_second_person and by is None:
-        text = "Two persons are needed, so it has to be known who starts it."
+    if found.checked.needs_second_person and not is_known(by, actor=actor):
+        text = f"Two persons are needed, so it has to be known who starts it; {UNKNOWN}."
         raise ValidationError({"by": text})
     rollout = _rollout_make(asked, found, actor=actor, by=by)
     route_hold(route=route, holder=holder_of(rollout))

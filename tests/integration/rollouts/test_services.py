@@ -6,7 +6,7 @@ from django.core.exceptions import ValidationError
 from apps.audit.models import AuditEvent
 from apps.audit.types import Actor
 from apps.core.selectors import change_stamps
-from apps.rbac.models import User
+from apps.rbac.models import ApiToken, User
 from apps.rollouts.exceptions import RolloutConflict, SecondPersonNeeded
 from apps.rollouts.models import Rollout
 from apps.rollouts.services import (
@@ -20,7 +20,7 @@ from apps.rollouts.types import StepSpec
 from apps.routing.models import Route
 from apps.routing.services import route_update
 from apps.routing.types import all_to
-from tests.factories import RouteTargetFactory, TenantFactory, UserFactory
+from tests.factories import ApiTokenFactory, RouteTargetFactory, TenantFactory, UserFactory
 from tests.integration.rollouts.places import QUICK, Place, actions, everything, led, place, ready
 from tests.rows import all_of
 
@@ -249,6 +249,55 @@ def test_nobodys_token_approves_nothing(here: Place, actor: Actor, alice: User) 
     with pytest.raises(SecondPersonNeeded):
         rollout_approve(rollout=rollout, seen=1, actor=TOKEN, by=None)
     assert everything() == before
+
+
+def tokens_of(person: User, others: User) -> dict[str, ApiToken]:
+    service = UserFactory(is_service=True)
+    return {
+        "own token": ApiTokenFactory(owner=person, created_by=person),
+        "token that another made": ApiTokenFactory(owner=person, created_by=others),
+        "token that the platform made": ApiTokenFactory(owner=person, created_by=None),
+        "service account's": ApiTokenFactory(owner=service, created_by=others),
+    }
+
+
+@pytest.mark.parametrize(
+    ("which", "is_known"),
+    [
+        ("own token", True),
+        ("token that another made", False),
+        ("token that the platform made", False),
+        ("service account's", False),
+    ],
+)
+def test_who_approves_is_who_holds_the_token(
+    here: Place, actor: Actor, alice: User, bob: User, which: str, is_known: bool
+) -> None:
+    """Alice could have made each of the others, and hold it."""
+    rollout = started(here, actor, alice, needs_second_person=True)
+    token = tokens_of(bob, alice)[which]
+    as_token = Actor(kind="token", id=token.pk, label=str(token))
+    before = everything()
+    if is_known:
+        approved = rollout_approve(rollout=rollout, seen=1, actor=as_token, by=token.owner)
+        assert approved.state == "running"
+        return
+    with pytest.raises(SecondPersonNeeded, match="which person"):
+        rollout_approve(rollout=rollout, seen=1, actor=as_token, by=token.owner)
+    assert everything() == before
+
+
+@pytest.mark.parametrize("which", ["token that another made", "service account's"])
+def test_who_starts_is_who_holds_the_token(
+    here: Place, actor: Actor, alice: User, bob: User, which: str
+) -> None:
+    token = tokens_of(bob, alice)[which]
+    as_token = Actor(kind="token", id=token.pk, label=str(token))
+    before = everything()
+    with pytest.raises(ValidationError, match="has to be known who starts it"):
+        started(here, as_token, token.owner, needs_second_person=True)
+    assert everything() == before
+    assert started(here, as_token, token.owner).state == "running"
 
 
 @pytest.mark.parametrize(
