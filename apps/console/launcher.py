@@ -1,4 +1,4 @@
-"""Runs the processes of the embedded default as one: the engine agent, the server, Celery's worker
+"""Runs the processes of the embedded default as one: the engine agent, the server, Celery's workers
 and beat. They come up together, each is started again when it ends by itself, and after a signal
 all go down in order. An agent or a server that ends before there was an answer ends everything."""
 
@@ -82,6 +82,8 @@ class Launcher:
             self._keeper("worker", "-m", "config.worker", "worker"),
             self._keeper("beat", "-m", "config.worker", "beat"),
         )
+        # Nothing is to be watched before the house is open, which it would delay.
+        self._watcher = self._keeper("watcher", "-m", "config.worker", "watcher")
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -92,6 +94,9 @@ class Launcher:
             await self._opened()
             for keeper in (self._agent, self._server):
                 keeper.keep()
+            if not self._stop.is_set():
+                await self._watcher.start()
+                self._watcher.keep()
             await self._stop.wait()
         finally:
             await self._close()
@@ -167,7 +172,8 @@ class Launcher:
         not end in time."""
         self._options.listener.close()  # else who comes while the server drains waits for nobody
         agent = await self._agent.let_go()
-        doors = [await keeper.let_go() for keeper in (self._server, *self._workers)]
+        keepers = (self._server, self._watcher, *self._workers)
+        doors = [await keeper.let_go() for keeper in keepers]
         grace_s = self._options.drain_s + _STOP_MARGIN_S
         await asyncio.gather(*(self._end(child, grace_s=grace_s) for child in doors if child))
         if agent is not None:

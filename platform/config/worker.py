@@ -1,5 +1,5 @@
-"""Celery's two processes as ``manage.py serve`` starts them: ``python -m config.worker worker`` and
-``… beat``. Both end in order on SIGTERM, and with their parent if asked."""
+"""Celery's processes as ``manage.py serve`` starts them: ``python -m config.worker worker``,
+``… watcher`` and ``… beat``. All end in order on SIGTERM, and with their parent if asked."""
 
 import argparse
 import os
@@ -9,17 +9,22 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
+from config.settings.components.jobs import LONG_QUEUE, WATCH_QUEUE
+
 # Whoever waits for an answer goes first on the processor too.
 _NICE: Final = 5
+# One task at a time, in this process: the task itself answers many requests at once.
+_SOLO: Final = (
+    "worker",
+    "--pool=solo",
+    "--without-gossip",
+    "--without-mingle",
+    "--without-heartbeat",
+)
 _COMMANDS: Final = {
-    # One task at a time, in this process: the task itself answers many requests at once.
-    "worker": (
-        "worker",
-        "--pool=solo",
-        "--without-gossip",
-        "--without-mingle",
-        "--without-heartbeat",
-    ),
+    # What is to be watched as well: it may be the only worker.
+    "worker": (*_SOLO, f"--queues={LONG_QUEUE},{WATCH_QUEUE}"),
+    "watcher": (*_SOLO, f"--queues={WATCH_QUEUE}", "--hostname=watcher@%h"),
     "beat": ("beat",),
 }
 

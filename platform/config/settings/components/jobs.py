@@ -1,6 +1,8 @@
 """How Celery behaves, whatever its broker. Messages only wake workers: rows are the truth, so that
 nothing here promises delivery and no results are kept."""
 
+from typing import Final
+
 from celery.schedules import crontab
 
 CELERY_TASK_SERIALIZER = "json"
@@ -16,6 +18,16 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_REDIRECT_STDOUTS = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_TIMEOUT = 3
+
+# A batch, an import or a verification keeps a worker for a minute or longer; what looks after
+# traffic is short, and waits for none of them where a watcher runs.
+LONG_QUEUE: Final = "celery"
+WATCH_QUEUE: Final = "watch"
+CELERY_TASK_DEFAULT_QUEUE = LONG_QUEUE
+CELERY_TASK_ROUTES = {
+    name: {"queue": WATCH_QUEUE}
+    for name in ("rollouts.*", "experiments.*", "metering.*", "gateway.forget")
+}
 
 REAP_EVERY_S = 5.0
 ROLL_UP_EVERY_S = 10.0
@@ -49,7 +61,7 @@ CELERY_BEAT_SCHEDULE = {
     "metering.roll_up": {
         "task": "metering.roll_up",
         "schedule": ROLL_UP_EVERY_S,
-        # The one worker of the embedded default may be at a batch for a minute.
+        # Without a watcher the one worker may be at a batch for a minute.
         "options": {"expires": 12 * ROLL_UP_EVERY_S},
     },
     "rollouts.tick": {
