@@ -122,8 +122,10 @@ def metrics_problem(metrics: Sequence[MetricSpec]) -> str | None:
 
 
 def _row_write(row: Any, *, field: str, name: str) -> None:
+    """Raises ValidationError. What concerns several rows, and both ways of one, was asked before:
+    asking the database of each again is most of what the set-up page would wait for."""
     try:
-        row.full_clean()
+        row.full_clean(exclude={"experiment"}, validate_unique=False, validate_constraints=False)
     except ValidationError as error:
         said = " ".join(error.messages)
         raise ValidationError({field: f"{name[:60]}: {said}"}) from None
