@@ -94,9 +94,10 @@ class GivenInline(TabularInline):  # type: ignore[misc]
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name == "permission":
             opts = self.parent_model._meta
-            kwargs["queryset"] = Permission.objects.filter(
+            permissions = Permission.objects.filter(
                 content_type__app_label=opts.app_label, content_type__model=opts.model_name
             ).exclude(codename=f"add_{opts.model_name}")
+            kwargs["queryset"] = permissions.select_related("content_type")  # each says its own
         return super().formfield_for_foreignkey(db_field, request, **kwargs)
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:

@@ -114,7 +114,7 @@ def test_many_routes_cost_as_many_queries_as_one(
 ) -> None:
     others = [RouteFactory() for _ in range(3)]
     _asked(route, "one", 2)
-    with django_assert_max_num_queries(6):
+    with django_assert_max_num_queries(7):
         found = route_splits([route.pk, *(each.pk for each in others)], now=timezone.now())
     assert {split.name: split.n_requests for split in found} == {
         "chat": 2, **{each.name: 0 for each in others},
