@@ -31,7 +31,11 @@ def manager(*permissions: str, role: str | None = None, **fields: Any) -> ApiTok
             Permission.objects.get(content_type__app_label=app, codename=codename)
         )
     token: ApiToken = ApiTokenFactory(
-        tenant=member.tenant, owner=user, name="ci", **{"scopes": SCOPE, **fields}
+        tenant=member.tenant,
+        owner=user,
+        created_by=user,
+        name="ci",
+        **{"scopes": SCOPE, **fields},
     )
     return token
 
