@@ -13,7 +13,7 @@ from apps.audit.types import Actor
 from apps.core.models import ChangeStamp
 from apps.experiments.models import Experiment, ExperimentMetric, Layer, Variant
 from apps.routing.models import Route
-from tests.factories import TenantFactory, UsageRecordFactory
+from tests.factories import TenantFactory, UsageRecordFactory, UserFactory
 from tests.factories.experiments import LayerFactory
 from tests.integration.console.pages import actions, staff
 from tests.integration.experiments.setting import drafted, ready, route_ready, two_arms
@@ -217,6 +217,28 @@ def test_a_draft_is_changed_and_a_stale_page_is_told_so(
     late = admin_client.post(page_of(draft), {**sent, "hypothesis": "Too late"})
     assert "was changed by someone else" in late.content.decode()
     assert state() == before
+
+
+def test_where_two_are_wanted_another_starts_what_one_has_written(
+    route: Route, admin_client: Client
+) -> None:
+    TenantFactory(needs_second_person=True)
+    new = ready("newer")
+    parts = {"variant-1-deployment": new.pk, "variant-1-parameters": ""}
+    checked = admin_client.post(reverse(ADD), form(route, "check", **parts)).content.decode()
+    assert "save it, and let somebody else start it" in checked
+    assert admin_client.post(reverse(ADD), form(route, "save", **parts)).status_code == 302
+    draft = Experiment.objects.get()
+    before = state()
+    sent = form(route, "start", seen=str(draft.version), **parts)
+    page = admin_client.post(page_of(draft), sent)
+    assert "You wrote it; somebody else has to start it." in page.content.decode()
+    assert state() == before
+    other = Client()
+    other.force_login(UserFactory(admin=True))
+    assert other.post(page_of(draft), sent).status_code == 302
+    draft.refresh_from_db()
+    assert draft.state == "running"
 
 
 def test_duplicate_takes_all_but_the_name(route: Route, admin_client: Client, actor: Actor) -> None:
