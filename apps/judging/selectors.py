@@ -5,6 +5,9 @@ from collections.abc import Collection
 from django.db.models import QuerySet
 
 from apps.judging.models import Judge
+from apps.judging.sampling import is_sampled as is_sampled
+from apps.judging.sampling import judged_text as judged_text
+from apps.judging.sampling import text_shortened as text_shortened
 from apps.judging.types import Sampling
 
 

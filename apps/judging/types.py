@@ -18,6 +18,10 @@ MAX_REASON_CHARS: Final = 300
 # What is kept of a conversation and of an answer: the end of the one, the beginning of the other.
 MAX_ASKED_CHARS: Final = 16_000
 MAX_ANSWER_CHARS: Final = 16_000
+# What a turn takes of the room beside its text, so that ten thousand empty ones are not kept; and
+# so many are looked at.
+TURN_CHARS: Final = 40
+MAX_TURNS: Final = MAX_ASKED_CHARS // TURN_CHARS + 1
 MAX_ATTEMPTS: Final = 4
 KEEP_AT_MOST: Final = timedelta(days=7)
 
@@ -50,7 +54,7 @@ class Sampling:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenSample:
     """A sample in a worker's hands, until ``due_at`` of its row passes. api_token_id: in whose name
-    it asks."""
+    it asks. waited_s: since the answer was given."""
 
     pk: int
     attempt: int
@@ -63,6 +67,7 @@ class TakenSample:
     api_token_id: int | None
     tenant_id: int
     request_id: str
+    waited_s: float
     text: JudgedText = field(repr=False)
 
 
