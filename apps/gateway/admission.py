@@ -18,11 +18,13 @@ from apps.gateway.demand import generation_demand, outcome_note
 from apps.gateway.exceptions import RequestQuarantined
 from apps.gateway.experimenting import enrolment_of, templated, with_defaults
 from apps.gateway.generation import GenerationStream
+from apps.gateway.judged import JudgedStream, has_text
 from apps.gateway.limits import Admitted
 from apps.gateway.moving import MovableLease
 from apps.gateway.quarantine import Dispatched
 from apps.gateway.runtime import gateway_runtime
 from apps.gateway.types import WEBSOCKET, GenerationRequest
+from apps.judging.types import Sampling
 from apps.metering.types import UNHURRIED_DOORS, Reservation
 from apps.rbac.types import Principal
 from apps.routing.selectors import Lease, counted_new_tokens
@@ -62,6 +64,19 @@ class Arrival:
     def person(self) -> str:
         """Whom the tenant serves by it, where answers and prefixes are kept."""
         return person_digest(self.request.end_user, cache_salt=self.principal.cache_salt)
+
+    @property
+    def as_sent(self) -> GenerationRequest:
+        """As ``Attempts``: what experiments make of a prompt is in ``request`` alone."""
+        return self.own or self.request
+
+    @property
+    def judges(self) -> tuple[Sampling, ...]:
+        """As ``Attempts``; none where its tenant does not allow it, or there is nothing to read."""
+        if self.enrolment is None or not self.enrolment.judges:
+            return ()
+        is_readable = self.principal.allows_judging and has_text(self.as_sent)
+        return self.enrolment.judges if is_readable else ()
 
     @property
     def is_whole(self) -> bool:
@@ -196,7 +211,8 @@ async def arrive(
 async def dispatch(arrival: Arrival) -> GenerationStream:
     """Prepare, reserve and begin, where it can be done; raises as ``start``, with nothing left
     behind."""
-    stream = GenerationStream(
+    kind = JudgedStream if arrival.judges else GenerationStream
+    stream = kind(
         runtime=gateway_runtime(),
         attempts=arrival,
         model=arrival.lease.model.name,

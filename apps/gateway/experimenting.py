@@ -11,7 +11,7 @@ import msgspec
 from apps.engines.client import ChatMessage, ChatPrompt
 from apps.experiments.types import SYSTEM_MARK, Caller, Enrolment
 from apps.gateway.runtime import GatewayRuntime
-from apps.gateway.types import GenerationRequest
+from apps.gateway.types import JUDGE, GenerationRequest
 from apps.rbac.types import Principal
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def enrolment_of(
 ) -> Enrolment | None:
     """Return what experiments do to a request; None where it takes part in none."""
     by_route = runtime.experiments.by_route
-    if not by_route:
+    if not by_route or door == JUDGE:
         return None
     model = runtime.table.snapshot.named(request.model)
     if model is None or model.name not in by_route:

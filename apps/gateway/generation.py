@@ -16,7 +16,8 @@ from apps.gateway.demand import outcome_note
 from apps.gateway.exceptions import RequestTimedOut, app_error_of
 from apps.gateway.moving import MovableLease
 from apps.gateway.runtime import GatewayRuntime
-from apps.gateway.types import Reuse
+from apps.gateway.types import GenerationRequest, Reuse
+from apps.judging.types import Sampling
 from apps.metering.exceptions import LimitExceeded
 from apps.metering.types import Budget
 from apps.rbac.types import Principal
@@ -36,6 +37,14 @@ class Attempts(Protocol):
     @property
     def is_own(self) -> bool:
         """Experiments had a say in it, and have no more."""
+
+    @property
+    def as_sent(self) -> GenerationRequest:
+        """The request, with its prompt as the client sent it."""
+
+    @property
+    def judges(self) -> tuple[Sampling, ...]:
+        """Who may take its answer to score it."""
 
     async def prepared(self) -> Attempt:
         """Have the engine where it is prepare its prompt; its place is given back where that

@@ -26,6 +26,7 @@ from apps.gateway.limits import Admitted, LimitCheck
 from apps.gateway.quarantine import QuarantineWatch
 from apps.gateway.refusals import Refusals
 from apps.gateway.revocation import AccessWatch, Held
+from apps.gateway.sample_keeper import SampleKeeper
 from apps.judging.types import JUDGES_STAMP
 from apps.rbac.authentication import TokenCache
 from apps.rbac.types import Principal
@@ -60,6 +61,7 @@ class GatewayRuntime:
         self.named: dict[NamedRequest, asyncio.Future[KeptAnswer | None]] = {}
         self.refusals = Refusals(spawn=self.spawn)
         self.quarantine = QuarantineWatch(spawn=self.spawn)
+        self.samples = SampleKeeper(spawn=self.spawn)
         self.responses = ResponseCache()
         self.runs: dict[str, Run] = {}  # that equal requests may wait for
         self.is_draining = False

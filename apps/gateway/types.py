@@ -94,6 +94,7 @@ class CompletionRequest:
 
 GenerationRequest = ChatRequest | CompletionRequest
 WEBSOCKET: Final = "websocket"  # the door whose requests are read as they come, all of them
+JUDGE: Final = "judge"  # the door of those that score an answer; no experiment sees them
 
 # What a client says of kept answers, and what it is told.
 ReuseWish = Literal["use", "no-store"]
@@ -104,9 +105,11 @@ Reuse = Literal["hit", "miss", "coalesced"]
 class Answer:
     """A whole answer, as the body of an endpoint words it; an error's body when ``status`` is one.
 
-    request_id: that of the ledger where there is one.
+    request_id: that of the ledger where there is one. retry_after_s: of an error, when the same may
+    succeed, where that is known.
     """
 
     status: int
     body: bytes
     request_id: str
+    retry_after_s: float | None = None

@@ -24,8 +24,7 @@ def running(*variants: VariantSpec, **fields: Any) -> Experiment:
         actor=SYSTEM,
         route=Route.objects.get(name=MODEL),
         variants=[VariantSpec(name="control", is_control=True), *arms],
-        metrics=[LATENCY],
-        **{"name": "trial", **fields},
+        **{"name": "trial", "metrics": [LATENCY], **fields},
     )
     return experiment_start(experiment=draft, seen=draft.version, actor=SYSTEM)
 
