@@ -16,9 +16,10 @@ from apps.gateway.rest.base import AnsweringView
 from apps.gateway.rest.chat import ChatCompletionView
 from apps.gateway.rest.completions import CompletionView
 from apps.gateway.rest.embeddings import EmbeddingView
+from apps.gateway.rest.generation import GenerationView
 from apps.gateway.rest.responses import ResponsesView
 from apps.gateway.runtime import gateway_runtime
-from apps.gateway.types import Answer
+from apps.gateway.types import Answer, ReuseWish
 from apps.rbac.types import Principal
 
 _VIEWS: Final[dict[str, type[AnsweringView]]] = {
@@ -30,11 +31,18 @@ _VIEWS: Final[dict[str, type[AnsweringView]]] = {
 
 
 async def answer(
-    *, principal: Principal, endpoint: str, body: bytes, door: str, priority: int
+    *,
+    principal: Principal,
+    endpoint: str,
+    body: bytes,
+    door: str,
+    priority: int,
+    wish: ReuseWish | None = None,
 ) -> Answer:
     """Answer one request whole, for a caller without a connection. An error is an answer too.
 
-    The answer's ``request_id`` begins with ``req`` where no engine was asked.
+    wish: what the caller says of kept answers. The answer's ``request_id`` begins with ``req``
+    where no engine was asked.
     """
     job: AnsweringView | None = None
     try:
@@ -46,6 +54,8 @@ async def answer(
                 "Streaming is not possible here.", code="unsupported_value", param="stream"
             )
         job = view.for_job(principal=principal, door=door, priority=priority)
+        if isinstance(job, GenerationView):
+            job.wish = wish
         response = await job.answer(asked)
         return Answer(
             status=200, body=await _content(response), request_id=response["X-Request-Id"]
@@ -53,7 +63,12 @@ async def answer(
     except AppError as error:
         found = msgspec.json.encode(error.body())
         request_id = (job.request_id if job is not None else None) or new_id("req")
-        return Answer(status=error.status, body=found, request_id=request_id)
+        return Answer(
+            status=error.status,
+            body=found,
+            request_id=request_id,
+            retry_after_s=error.retry_after_s,
+        )
 
 
 async def _content(response: HttpResponseBase) -> bytes:

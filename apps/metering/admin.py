@@ -46,7 +46,12 @@ class DoorFilter(admin.SimpleListFilter):
     parameter_name = "door"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("rest", "REST"), ("websocket", "WebSocket"), ("batch", "Batch")]
+        return [
+            ("rest", "REST"),
+            ("websocket", "WebSocket"),
+            ("batch", "Batch"),
+            ("judge", "Judge"),
+        ]
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
         return queryset.filter(door=self.value()) if self.value() else queryset

@@ -11,7 +11,7 @@ from apps.core.prices import FREE, Prices
 from apps.rbac.types import Principal
 
 # Their requests wait for others and are not many at a time: no minute and no crowd limits them.
-UNHURRIED_DOORS: Final = frozenset({"batch"})
+UNHURRIED_DOORS: Final = frozenset({"batch", "judge"})
 
 
 class Outcome(StrEnum):

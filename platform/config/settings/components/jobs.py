@@ -33,6 +33,7 @@ REAP_EVERY_S = 5.0
 ROLL_UP_EVERY_S = 10.0
 ROLLOUTS_EVERY_S = 5.0
 EXPERIMENTS_EVERY_S = 10.0
+JUDGES_EVERY_S = 10.0
 FORGET_EVERY_S = 300.0
 # In memory: a schedule that is all here needs no file.
 CELERY_BEAT_SCHEDULER = "celery.beat:Scheduler"
@@ -74,6 +75,11 @@ CELERY_BEAT_SCHEDULE = {
         "task": "experiments.count",
         "schedule": EXPERIMENTS_EVERY_S,
         "options": {"expires": 12 * EXPERIMENTS_EVERY_S},
+    },
+    "gateway.judge": {
+        "task": "gateway.judge",
+        "schedule": JUDGES_EVERY_S,
+        "options": {"expires": 12 * JUDGES_EVERY_S},
     },
     "gateway.forget": {
         "task": "gateway.forget",
