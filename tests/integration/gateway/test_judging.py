@@ -1,125 +1,49 @@
-"""Judges that score what waits for them, by a real engine: what becomes of it, good and bad."""
+"""Judges that score what waits for them, by a real engine."""
 
 import asyncio
-from collections.abc import Mapping
-from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from django.core.cache import cache
-from django.utils import timezone
 
-from apps.audit.types import SYSTEM
 from apps.core.hop import database_hop
-from apps.deployments.models import Deployment
 from apps.experiments.tasks import count
 from apps.experiments.types import VariantSpec
 from apps.feedback.models import MetricEvent
-from apps.gateway import judge_prompt, judging
 from apps.gateway.runtime import GatewayRuntime
 from apps.gateway.services import answer
 from apps.gateway.types import JUDGE
-from apps.judging.models import AnswerSample, Judge
-from apps.judging.samples import samples_keep
 from apps.judging.types import JudgedText, Turn
 from apps.metering.models import UsageRecord
 from apps.rbac.models import ApiToken
 from apps.rbac.selectors import principal_of_token
-from apps.rbac.services import api_token_revoke
 from apps.routing.models import Route
-from apps.tenants.models import Plan, Tenant
-from tests.factories import (
-    ApiTokenFactory,
-    PlanFactory,
-    RouteFactory,
-    TenantFactory,
-    UsageRecordFactory,
-)
+from apps.tenants.models import Plan
 from tests.integration.experiments.made import totals
 from tests.integration.experiments.recount import recount
-from tests.integration.gateway.conftest import MODEL, chat
+from tests.integration.gateway.conftest import chat
 from tests.integration.gateway.experimenting import CHAT
-from tests.integration.gateway.judged import all_kept, judge, judged
+from tests.integration.gateway.judged import all_kept, judged
+from tests.integration.gateway.scoring import (
+    SCORER,
+    asked,
+    judges_token,
+    kept,
+    made,
+    problem,
+    run,
+    run_until_none_waits,
+    state,
+)
 from tests.rows import all_of
 
-SCORER = "lab/judge"
-TEXT = JudgedText(asked=(Turn("user", "What is two and two?"),), answer="Four.")
+__all__ = ["judges_token"]
 
 
 @pytest.fixture(autouse=True)
 def empty_cache() -> None:
     cache.clear()
-
-
-@pytest.fixture
-def judges_token(route: str) -> ApiToken:
-    """Of a tenant that runs the judges, and pays for them; its route leads to the same engine."""
-    RouteFactory(name=SCORER, deployment=Deployment.objects.get(name="tiny"))
-    return ApiTokenFactory(tenant=TenantFactory(plan=PlanFactory()))
-
-
-def made(judges_token: ApiToken, name: str = "helpful", **fields: Any) -> Judge:
-    return judge(name, **{"route": SCORER, "api_token": judges_token, **fields})
-
-
-def kept(judge: Judge, *, number: int = 1, text: JudgedText = TEXT, **fields: Any) -> None:
-    """An answer that waits, and its row in the ledger."""
-    tenant = TenantFactory(allows_judging=True)
-    row = UsageRecordFactory(tenant_id=tenant.pk, request_id=f"chatcmpl-{number}", **fields)
-    assert samples_keep(
-        judge_ids=[judge.pk],
-        tenant_id=tenant.pk,
-        request_id=row.request_id,
-        end_user="joe",
-        text=text,
-    )
-
-
-async def run() -> None:
-    await judging.judge(is_stopping=lambda: False)
-
-
-async def run_until_none_waits() -> None:
-    """A slice may be too short on a busy machine; and what the model spoils is tried again."""
-    for _ in range(20):
-        await run()
-        if not await database_hop(all_of(AnswerSample).count):
-            return
-        await database_hop(due)
-
-
-async def state(name: str = "helpful") -> tuple[int, int, int]:
-    """Of a judge: how many wait, are scored, and are without a score."""
-
-    def found() -> tuple[int, int, int]:
-        row = Judge.objects.get(name=name)
-        return all_of(AnswerSample).filter(judge=row).count(), row.n_scored, row.n_failed
-
-    return await database_hop(found)
-
-
-async def problem(name: str = "helpful") -> str:
-    return (await database_hop(Judge.objects.get, name=name)).last_problem
-
-
-async def waits() -> tuple[int, float]:
-    """Of the one that waits: its attempts, and for how long yet."""
-    row = await database_hop(all_of(AnswerSample).get)
-    return row.attempt, (row.due_at - timezone.now()).total_seconds()
-
-
-async def asked() -> list[UsageRecord]:
-    """What judges have asked, by the ledger."""
-    return await database_hop(lambda: list(all_of(UsageRecord).filter(door=JUDGE).order_by("id")))
-
-
-def due() -> None:
-    all_of(AnswerSample).update(due_at=timezone.now() - timedelta(seconds=1))
-
-
-# -- scores ---------------------------------------------------------------------------------------
 
 
 async def test_from_an_answer_to_a_number_of_its_arm(
@@ -249,197 +173,3 @@ async def test_what_is_too_long_even_so_is_given_up(
     assert await state() == (0, 0, 1)
     assert "Your limits allow 1000 tokens of context" in await problem()
     assert await asked() == []
-
-
-# -- when it cannot be now ------------------------------------------------------------------------
-
-
-async def test_a_route_without_a_replica_loses_nothing_and_holds_up_no_other_judge(
-    runtime: GatewayRuntime, judges_token: ApiToken
-) -> None:
-    def begun() -> None:
-        RouteFactory(name="lab/nowhere")
-        away, here = made(judges_token, "away", route="lab/nowhere"), made(judges_token)
-        for number in range(8):
-            kept(away, number=number)
-        kept(here, number=9)
-
-    await database_hop(begun)
-    await run()
-    assert (await state("away"))[0] == 8
-    attempts = await database_hop(
-        lambda: set(
-            all_of(AnswerSample).filter(judge__name="away").values_list("attempt", "due_at")
-        )
-    )
-    assert {attempt for attempt, _ in attempts} == {0}
-    # So many were in hand when the first was refused; the others did not have to be asked for.
-    later = [due_at for _, due_at in attempts if due_at > timezone.now() + timedelta(seconds=5)]
-    assert 1 <= len(later) <= judging.CONCURRENCY
-    assert await problem("away") != ""
-    assert [row.route_name for row in await asked()][:1] == [SCORER]
-
-
-async def test_the_pause_grows_with_the_time_that_it_waits(
-    runtime: GatewayRuntime, judges_token: ApiToken
-) -> None:
-    def begun() -> None:
-        RouteFactory(name="lab/nowhere")
-        kept(made(judges_token, route="lab/nowhere"))
-
-    await database_hop(begun)
-    for waited_s, pause_s in ((0, 10), (200, 200), (86_400, 600)):
-        created_at = timezone.now() - timedelta(seconds=waited_s)
-        await database_hop(lambda at=created_at: all_of(AnswerSample).update(created_at=at))
-        await database_hop(due)
-        await run()
-        attempt, left_s = await waits()
-        assert attempt == 0
-        assert pause_s - 5 < left_s <= pause_s + 5
-
-
-def _revoked(token: ApiToken) -> None:
-    api_token_revoke(token=token, actor=SYSTEM)
-
-
-def _without(token: ApiToken) -> None:
-    Judge.objects.update(api_token=None)
-
-
-def _of_another_scope(token: ApiToken) -> None:
-    ApiToken._base_manager.filter(pk=token.pk).update(scopes=["batches"])
-
-
-def _switched_off(token: ApiToken) -> None:
-    token.tenant.is_active = False
-    token.tenant.save()
-
-
-SPOILED: Mapping[str, Any] = {
-    "This API key was revoked.": _revoked,
-    "The judge has none.": _without,
-    "This needs the scope 'inference', which you do not have.": _of_another_scope,
-    "The tenant of this API key is not active.": _switched_off,
-}
-
-
-@pytest.mark.parametrize("says", SPOILED)
-async def test_a_token_that_is_not_good(
-    runtime: GatewayRuntime, judges_token: ApiToken, says: str
-) -> None:
-    await database_hop(lambda: kept(made(judges_token)))
-    await database_hop(SPOILED[says], judges_token)
-    await run()
-    assert await state() == (1, 0, 0)
-    assert await problem() == f"Its API token is not good: {says}"
-    attempt, left_s = await waits()
-    assert (attempt, 290 < left_s <= 300) == (0, True)
-    assert await asked() == []
-    assert await database_hop(all_of(MetricEvent).count) == 0
-
-
-async def test_a_route_that_its_token_may_not_use(
-    runtime: GatewayRuntime, judges_token: ApiToken
-) -> None:
-    def begun() -> None:
-        kept(made(judges_token))
-        Route.objects.filter(name=SCORER).update(is_restricted=True)
-
-    await database_hop(begun)
-    await run()
-    assert await state() == (1, 0, 0)
-    assert SCORER in await problem()
-    attempt, left_s = await waits()
-    assert (attempt, 290 < left_s <= 300) == (0, True)
-    assert await asked() == []
-
-
-async def test_a_budget_that_is_spent_is_waited_for(
-    runtime: GatewayRuntime, judges_token: ApiToken
-) -> None:
-    plans = Plan.objects.filter(tenants=judges_token.tenant_id)
-
-    def begun() -> None:
-        plans.update(tokens_per_day=100)
-        kept(made(judges_token))
-
-    await database_hop(begun)
-    await run()
-    assert await state() == (1, 0, 0)
-    assert "day" in await problem()
-    attempt, left_s = await waits()
-    assert (attempt, 0 < left_s <= 3600) == (0, True)
-    await database_hop(lambda: plans.update(tokens_per_day=1_000_000))
-    await database_hop(due)
-    await run()
-    assert len(await asked()) == 1
-
-
-async def test_a_tenant_that_changes_its_mind_while_it_waits(
-    runtime: GatewayRuntime, judges_token: ApiToken
-) -> None:
-    def begun() -> None:
-        one = made(judges_token)
-        kept(one)
-        sample = all_of(AnswerSample).get()
-        Tenant.objects.filter(pk=sample.tenant_id).update(allows_judging=False)
-
-    await database_hop(begun)
-    await run()
-    assert await state() == (0, 0, 1)
-    assert await asked() == []
-    assert await database_hop(all_of(MetricEvent).count) == 0
-
-
-async def test_a_judge_that_is_off_scores_nothing(
-    runtime: GatewayRuntime, judges_token: ApiToken
-) -> None:
-    await database_hop(lambda: kept(made(judges_token)))
-    await database_hop(lambda: Judge.objects.update(is_on=False))
-    await run()
-    assert await state() == (1, 0, 0)
-    assert await asked() == []
-
-
-async def test_what_is_no_verdict_is_tried_again_later(
-    runtime: GatewayRuntime, judges_token: ApiToken, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A judge whose answers are cut by a length that is too short for any."""
-    monkeypatch.setattr(judge_prompt, "MAX_TOKENS", 3)
-    await database_hop(lambda: kept(made(judges_token)))
-    for attempt, pause_s in enumerate(judging.TRIED_PAUSES_S, start=1):
-        await run()
-        n_attempts, left_s = await waits()
-        assert (n_attempts, await state()) == (attempt, (1, 0, 0))
-        assert pause_s - 5 < left_s <= pause_s
-        assert await problem() == "The judge's answer was cut by its length."
-        await database_hop(due)
-    await run()
-    assert await state() == (0, 0, 1)
-    assert len(await asked()) == 4
-
-
-async def test_a_worker_that_is_stopped_gives_back_what_it_has(
-    runtime: GatewayRuntime, judges_token: ApiToken
-) -> None:
-    def begun() -> None:
-        one = made(judges_token)
-        for number in range(6):
-            kept(one, number=number)
-
-    await database_hop(begun)
-    looks = iter([False])
-    await judging.judge(is_stopping=lambda: next(looks, True))
-    n_waiting, n_scored, n_failed = await state()
-    assert (n_waiting + n_scored, n_failed) == (6, 0)
-    left: list[tuple[int, datetime]] = await database_hop(
-        lambda: list(all_of(AnswerSample).values_list("attempt", "due_at"))
-    )
-    assert len(left) >= 2
-    assert all(due_at <= timezone.now() or attempt for attempt, due_at in left)
-
-
-async def test_no_work_asks_nobody(runtime: GatewayRuntime, tmp_path: Path) -> None:
-    await run()
-    assert await asked() == []
-    assert MODEL in {route.name for route in await database_hop(lambda: list(Route.objects.all()))}
