@@ -10,6 +10,7 @@ from django.db import transaction
 
 from apps.audit.services import event_record
 from apps.core.services import change_stamp_bump, fields_set, plain, row_lock
+from apps.core.tenancy import every_tenant
 from apps.judging.exceptions import JudgeConflict
 from apps.judging.models import Judge
 from apps.judging.samples import sample_give_up as sample_give_up
@@ -72,6 +73,7 @@ def judge_update(*, judge: Judge, seen: int, actor: Actor, **fields: Unpack[Judg
     return current
 
 
+@every_tenant("its samples go with it, whosever they are")
 @transaction.atomic
 def judge_delete(*, judge: Judge, seen: int, actor: Actor) -> None:
     """Delete a judge and the answers that wait for it; scores stay.

@@ -350,6 +350,14 @@ def test_a_judge_is_deleted_while_its_answers_are_scored(tenant: Tenant) -> None
     assert all_of(MetricEvent).count() <= 12
 
 
+def test_a_judge_takes_its_samples_with_it_whosever_they_are(tenant: Tenant) -> None:
+    judge, other = made(), made("other")
+    for number, each in enumerate((tenant, TenantFactory(allows_judging=True))):
+        kept(judge, other, tenant=each, number=number)
+    judge_delete(judge=judge, seen=judge.version, actor=SYSTEM)
+    assert [row.judge_id for row in all_of(AnswerSample)] == [other.pk] * 2
+
+
 def test_erased_of_one_person(judge: Judge, tenant: Tenant) -> None:
     other = TenantFactory(allows_judging=True)
     kept(judge, tenant=tenant, number=1)
