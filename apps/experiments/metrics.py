@@ -68,14 +68,15 @@ class Metric:
 def metric_of(key: str) -> Metric:
     """Return a metric by its key: one of the built-in ones, ``event:NAME`` (mean of the values told
     under a name), ``sum:NAME`` (their sum per subject) or ``judge:NAME`` (mean score that a judge
-    gave). Raises UnknownMetric."""
+    gave), which is no mean or sum of events by other words. Raises UnknownMetric."""
     if (found := BUILT_IN.get(key)) is not None:
         return found
     if key.startswith(JUDGED_PREFIX) and len(key) > len(JUDGED_PREFIX):
         return _judge_metric(key)
     for prefix, is_sum in ((EVENT_PREFIX, False), (SUM_PREFIX, True)):
         name = key.removeprefix(prefix)
-        if name != key and 0 < len(name) <= MAX_EVENT_NAME_CHARS and name != FEEDBACK_NAME:
+        is_taken = name == FEEDBACK_NAME or name.startswith(JUDGED_PREFIX)
+        if name != key and 0 < len(name) <= MAX_EVENT_NAME_CHARS and not is_taken:
             return _event_metric(key, name, is_sum=is_sum)
     raise UnknownMetric(f"There is no metric {key[:80]!r}.")
 
@@ -109,7 +110,7 @@ def _judge_metric(key: str) -> Metric:
         unit="",
         kind="mean",
         better="higher",
-        says=f"Mean of the scores that the judge {name} gave answers by its rubric.",
+        says=f"Mean over the answers that the judge {name} has scored by its rubric.",
         scale=MICRO,
         event_name=key,
     )

@@ -76,6 +76,29 @@ class MetricLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeLine:
+    """A model that scores answers of the experiment, by a rubric. key: of its metric. n_counted: of
+    its scores, how many are in the totals here; n_scored, n_failed, n_waiting: of all answers that
+    it took, wherever. is_gone: it was deleted since, and its rubric with it. warning: what is
+    partial about it."""
+
+    key: str
+    name: str
+    rubric: str = ""
+    lowest: int = 0
+    highest: int = 0
+    route: str = ""
+    is_on: bool = False
+    is_gone: bool = False
+    n_counted: int
+    n_scored: int = 0
+    n_failed: int = 0
+    n_waiting: int = 0
+    last_problem: str = ""
+    warning: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mismatch:
     """Whether subjects fall to the arms as the weights say (sample ratio mismatch). counts: since
     the weights were last set, by arm. p_value: valid at every look."""
@@ -166,6 +189,7 @@ class ExperimentResults:
     alpha: float
     arms: tuple[ArmLine, ...]
     metrics: tuple[MetricLine, ...]
+    judges: tuple[JudgeLine, ...] = ()
     mismatch: Mismatch
     power: Power
     verdict: Verdict

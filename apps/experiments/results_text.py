@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from apps.experiments.results import Effect, ExperimentResults, MetricLine
+from apps.experiments.results import Effect, ExperimentResults, JudgeLine, MetricLine
 
 
 def results_lines(results: ExperimentResults) -> Iterator[str]:
@@ -22,6 +22,9 @@ def results_lines(results: ExperimentResults) -> Iterator[str]:
         yield ""
         yield f"{metric.label} ({metric.role}, {metric.better} is better)"
         yield from _metric_lines(metric)
+    for judge in results.judges:
+        yield ""
+        yield from _judge_lines(judge)
 
 
 def _metric_lines(metric: MetricLine) -> Iterator[str]:
@@ -29,6 +32,22 @@ def _metric_lines(metric: MetricLine) -> Iterator[str]:
     for name, value in metric.values.items():
         shown = "-" if value is None else f"{value:.6g} {metric.unit}".rstrip()
         yield f"   {name}: {shown}{_effect_said(effects.get(name))}"
+
+
+def _judge_lines(judge: JudgeLine) -> Iterator[str]:
+    yield f"{judge.name}: {judge.n_counted:,} scores counted here"
+    if judge.is_gone:
+        yield "   This judge was deleted, and its rubric with it."
+        return
+    yield (
+        f"   of all answers that it took: {judge.n_scored:,} scored, {judge.n_failed:,} without a "
+        f"score, {judge.n_waiting:,} wait"
+    )
+    for text in (judge.last_problem, judge.warning):
+        if text:
+            yield f"   {text}"
+    yield f"   {judge.lowest} to {judge.highest}, by {judge.route}, which is told:"
+    yield from (f"   | {line}" for line in judge.rubric.splitlines())
 
 
 def _effect_said(effect: Effect | None) -> str:

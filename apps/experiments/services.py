@@ -31,7 +31,13 @@ from apps.experiments.models import Experiment, Variant
 from apps.experiments.promoting import experiment_promote
 from apps.experiments.second_person import growth_refuse, start_refuse
 from apps.experiments.selectors import slots_of
-from apps.experiments.starting import eligibility_problem, slots_for, start_check, start_problems
+from apps.experiments.starting import (
+    eligibility_problem,
+    judges_held,
+    slots_for,
+    start_check,
+    start_problems,
+)
 from apps.experiments.types import ExperimentFields, MetricSpec, VariantSpec
 from apps.rbac.selectors import known_person
 
@@ -171,6 +177,7 @@ def experiment_start(*, experiment: Experiment, seen: int, actor: Actor) -> Expe
         raise ExperimentConflict(f"{current} is {current.state} already.")
     # Who starts another one in this layer or on this route waits here.
     current.layer, current.route = row_lock(current.layer), row_lock(current.route)
+    judges_held(current)
     start_check(current)
     start_refuse(current, actor=actor)
     slots = slots_for(current, n_more=slots_of_share(current.share_percent))

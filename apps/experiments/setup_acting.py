@@ -15,6 +15,7 @@ from django.utils import timezone
 from apps.audit.selectors import actor_of
 from apps.core.exceptions import AppError
 from apps.experiments.affected import Affected, Planned
+from apps.experiments.judged import judge_names_in, judging_warnings
 from apps.experiments.models import Experiment
 from apps.experiments.second_person import newcomer_of
 from apps.experiments.services import (
@@ -106,6 +107,8 @@ def _saved(request: HttpRequest, setup: Setup, *, is_start: bool) -> Experiment 
         return None
     verb = "has started" if is_start else "is saved"
     messages.success(request, f"{experiment} {verb}.")
+    for warning in _warnings(setup, experiment) if is_start else ():
+        messages.warning(request, warning)
     return experiment
 
 
@@ -127,13 +130,12 @@ def _checked(request: HttpRequest, setup: Setup) -> tuple[Check, ...]:
     """Ask the services what they would say, and change nothing: what was written to ask them is
     taken back."""
     problems: dict[str, str] = {}
-    newcomer = None
+    warnings: list[str] = []
     with transaction.atomic():
         try:
             with transaction.atomic():
                 written = _written(request, setup)
-                problems = start_problems(written)
-                newcomer = newcomer_of(written)
+                problems, warnings = start_problems(written), _warnings(setup, written)
         except (AppError, ValidationError) as error:
             _refuse(setup, error)
         transaction.set_rollback(True)
@@ -142,11 +144,18 @@ def _checked(request: HttpRequest, setup: Setup) -> tuple[Check, ...]:
     if setup.has_errors:
         return (Check(tone="bad", said="It could not start as it is: see above."),)
     arms = len(setup.variant_specs())
-    found = [Check(tone="good", said=f"It could start now, with {arms} variants.")]
-    if newcomer is not None:
-        said = f"Two persons are wanted for {newcomer}: save it, and let somebody else start it."
-        found.append(Check(tone="warn", said=said))
-    return tuple(found)
+    good = Check(tone="good", said=f"It could start now, with {arms} variants.")
+    return (good, *(Check(tone="warn", said=each) for each in warnings))
+
+
+def _warnings(setup: Setup, experiment: Experiment) -> list[str]:
+    names = judge_names_in(each.metric for each in setup.metric_specs())
+    found = judging_warnings(experiment, names)
+    if (newcomer := newcomer_of(experiment)) is not None:
+        found.append(
+            f"Two persons are wanted for {newcomer}: save it, and let somebody else start it."
+        )
+    return found
 
 
 def _planned_checks(affected: Affected | None, planned: Planned | None) -> tuple[Check, ...]:

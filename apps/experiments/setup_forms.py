@@ -10,6 +10,7 @@ from django.core.exceptions import ValidationError
 from apps.experiments.metrics import (
     BUILT_IN,
     EVENT_PREFIX,
+    JUDGED_PREFIX,
     REQUESTS,
     THUMBS,
     UnknownMetric,
@@ -29,7 +30,7 @@ class SetupForm(forms.Form):
     """What an experiment is, but for its variants and what guards it.
 
     routes: that this person may choose. layers: names of those that there are. events: names that
-    programs have reported numbers under.
+    programs have reported numbers under. judges: names of models that score answers.
     """
 
     route: Any = forms.ModelChoiceField(queryset=None, empty_label=None)
@@ -117,13 +118,19 @@ class SetupForm(forms.Form):
     )
 
     def __init__(
-        self, *args: Any, routes: Any, layers: Any, events: Iterable[str], **kwargs: Any
+        self,
+        *args: Any,
+        routes: Any,
+        layers: Any,
+        events: Iterable[str],
+        judges: Iterable[str],
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         fields: dict[str, Any] = self.fields
         fields["route"].queryset = routes
         fields["layer"].queryset = layers
-        metrics = metric_choices(events)
+        metrics = metric_choices(events, judges)
         fields["primary"].choices = metrics
         fields["secondary"].choices = metrics
 
@@ -231,9 +238,11 @@ class GuardrailForm(forms.Form):
     metric = forms.ChoiceField(required=False)
     tolerance = forms.FloatField(label="Worse by, %", min_value=0, max_value=1000, required=False)
 
-    def __init__(self, *args: Any, events: Iterable[str], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, events: Iterable[str], judges: Iterable[str], **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        choices = [("", "nothing"), *metric_choices(events)]
+        choices = [("", "nothing"), *metric_choices(events, judges)]
         self.fields["metric"].choices = choices  # type: ignore[attr-defined]
 
     def clean(self) -> dict[str, Any]:
@@ -243,9 +252,10 @@ class GuardrailForm(forms.Form):
         return data
 
 
-def metric_choices(events: Iterable[str]) -> list[tuple[str, str]]:
-    """Return what may be chosen: the built-in metrics, then what programs report."""
-    keys = [*BUILT_IN, *(f"{EVENT_PREFIX}{name}" for name in events)]
+def metric_choices(events: Iterable[str], judges: Iterable[str]) -> list[tuple[str, str]]:
+    """Return what may be chosen: the built-in metrics, what models score, what programs report."""
+    keys = [*BUILT_IN, *(f"{JUDGED_PREFIX}{name}" for name in judges)]
+    keys += [f"{EVENT_PREFIX}{name}" for name in events]
     return [(key, metric_of(key).label) for key in keys]
 
 

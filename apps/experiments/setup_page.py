@@ -11,6 +11,7 @@ from django.http import HttpRequest, QueryDict
 
 from apps.core.admin import BaseAdmin
 from apps.experiments.affected import Affected, Planned, affected_of, planned_of
+from apps.experiments.judged import judge_names_in
 from apps.experiments.metrics import Metric, metric_of
 from apps.experiments.models import Experiment, Layer
 from apps.experiments.page_reads import event_names, experiment_name_free
@@ -34,6 +35,7 @@ from apps.experiments.types import (
     MetricSpec,
     VariantSpec,
 )
+from apps.judging.selectors import judge_names
 
 _PLANNED_UNKNOWN: Final = 2_000
 _ALPHA, _POWER, _SHARE, _EFFECT = 5.0, 80.0, 100.0, 5.0
@@ -159,7 +161,7 @@ def setup_read(
     source = draft or copied
     routes = _seen(request, site, "routing.Route")
     deployments = _seen(request, site, "deployments.Deployment")
-    events = event_names()
+    offered = {"events": event_names(), "judges": _judges_offered(source)}
     initial: Mapping[str, Any]
     variants: Sequence[Mapping[str, Any]]
     guardrails: Sequence[Mapping[str, Any]]
@@ -172,11 +174,9 @@ def setup_read(
         variants, guardrails = _variants_initial(source), _guardrails_initial(source)
     setup = Setup(
         draft=draft,
-        form=SetupForm(
-            data, initial=initial, routes=routes, layers=Layer.objects.all(), events=events
-        ),
+        form=SetupForm(data, initial=initial, routes=routes, layers=Layer.objects.all(), **offered),
         variants=_variant_forms(data, variants, deployments=deployments, routes=routes),
-        guardrails=_guardrail_forms(data, guardrails, events=events),
+        guardrails=_guardrail_forms(data, guardrails, offered=offered),
     )
     _preview(setup, initial=initial, routes=routes, now=now)
     return setup
@@ -202,7 +202,10 @@ def _variant_forms(
 
 
 def _guardrail_forms(
-    data: QueryDict | None, initial: Sequence[Mapping[str, Any]], *, events: Sequence[str]
+    data: QueryDict | None,
+    initial: Sequence[Mapping[str, Any]],
+    *,
+    offered: Mapping[str, Sequence[str]],
 ) -> list[GuardrailForm]:
     n_rows = max(len(initial), N_GUARDRAILS)
     if data is not None:
@@ -212,7 +215,7 @@ def _guardrail_forms(
             data,
             prefix=f"guardrail-{number}",
             initial=dict(initial[number]) if number < len(initial) else {"tolerance": 20},
-            events=events,
+            **offered,
             use_required_attribute=False,
         )
         for number in range(n_rows)
@@ -291,6 +294,13 @@ def _offered(route: Any) -> dict[str, Any]:
         "power": _POWER,
         "share_percent": _SHARE,
     }
+
+
+def _judges_offered(source: Experiment | None) -> list[str]:
+    """Return the judges that are on, and those that a draft names: it stays as it was saved, and
+    its start says what is wrong with them."""
+    named = judge_names_in(each.metric for each in metrics_of(source)) if source else []
+    return sorted({*judge_names(), *named})
 
 
 def _initial(source: Experiment, *, is_copy: bool) -> dict[str, Any]:

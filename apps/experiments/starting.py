@@ -10,6 +10,7 @@ from django.core.exceptions import ValidationError
 
 from apps.deployments.selectors import replica_endpoints
 from apps.experiments.assigning import N_SLOTS, n_slots, slots_of_share, slots_taken
+from apps.experiments.judged import judge_names_in, judges_named, judges_problem
 from apps.experiments.models import Experiment, ExperimentMetric
 from apps.experiments.second_person import led_to
 from apps.experiments.selectors import (
@@ -20,6 +21,7 @@ from apps.experiments.selectors import (
     variants_of,
 )
 from apps.experiments.types import MAX_AT_ONCE, Eligibility, VariantSpec
+from apps.judging.services import judges_hold
 from apps.routing.selectors import targets_of
 from apps.tenants.selectors import tenant_by_slug
 
@@ -52,6 +54,12 @@ def start_check(experiment: Experiment) -> None:
     """Raises ValidationError, which names the fields."""
     if found := start_problems(experiment):
         raise ValidationError(dict(found))
+
+
+def judges_held(experiment: Experiment) -> None:
+    """Let nobody take away or rename a judge that it names until the transaction ends: whoever
+    tries it then finds it running."""
+    judges_hold(judges_named(experiment))
 
 
 def slots_for(experiment: Experiment, *, n_more: int) -> list[tuple[int, int]]:
@@ -123,7 +131,7 @@ def _metrics_problem(experiment: Experiment) -> str | None:
     metrics = metrics_of(experiment)
     if not any(each.role == ExperimentMetric.Role.PRIMARY for each in metrics):
         return "Give one that is primary: it is what the experiment is decided by."
-    return None
+    return judges_problem(judge_names_in(each.metric for each in metrics))
 
 
 def _subject_problem(experiment: Experiment) -> str | None:

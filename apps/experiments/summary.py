@@ -1,5 +1,5 @@
 """The results of one experiment, put together from what was counted, in a bounded number of
-queries: seven, whatever its size."""
+queries: seven, whatever its size, and a few more where a model judges."""
 
 from datetime import datetime, timedelta
 from typing import Final
@@ -8,6 +8,7 @@ from django.apps import apps
 from django.utils import timezone
 
 from apps.core.tenancy import every_tenant
+from apps.experiments.judged import judge_lines
 from apps.experiments.judging import (
     Ground,
     breaches,
@@ -63,6 +64,7 @@ def experiment_results(experiment: Experiment) -> ExperimentResults:
         alpha=experiment.alpha,
         arms=arms,
         metrics=lines,
+        judges=judge_lines(experiment, lines),
         mismatch=mismatch,
         power=power,
         verdict=verdict_of(

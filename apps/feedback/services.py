@@ -1,6 +1,7 @@
 """Writes of what is said of answers: thumbs, which may change, and numbers, which are told once;
 handing them out to be counted; and forgetting whose they are."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +11,6 @@ from django.utils import timezone
 
 from apps.audit.services import event_record
 from apps.audit.types import Actor
-from apps.core.exceptions import NotFound
 from apps.core.tenancy import every_tenant
 from apps.feedback.exceptions import EventIdReused, RequestNotFound
 from apps.feedback.models import MetricEvent
@@ -25,10 +25,10 @@ from apps.feedback.types import (
     Teller,
 )
 from apps.metering.selectors import attempts_of, usage_record_get
-from apps.tenants.selectors import tenant_by_slug
 
 if TYPE_CHECKING:
     from apps.metering.models import UsageRecord
+    from apps.tenants.models import Tenant
 
 _FLAGS: Final = {"experiment": "is_in_experiments", "rollout": "is_in_rollout"}
 _COUNTED: Final = {"experiment": "value_in_experiments", "rollout": "value_in_rollout"}
@@ -138,16 +138,12 @@ def events_take(comparison: Comparison, *, limit: int) -> list[ObservedEvent]:
 
 @every_tenant("whoever runs the platform names the tenant")
 @transaction.atomic
-def end_user_erase(*, tenant_slug: str, end_user: str, actor: Actor) -> int:
+def end_user_erase(
+    *, tenant: "Tenant", end_user: str, actor: Actor, also: Mapping[str, int] | None = None
+) -> int:
     """Forget what one whom a tenant serves wrote, and that it was them; the numbers stay. Return of
-    how many events. The audit trail says that it was done, and not for whom.
-
-    Raises:
-        NotFound: there is no such tenant.
-    """
-    tenant = tenant_by_slug(tenant_slug)
-    if tenant is None:
-        raise NotFound(f"There is no tenant {tenant_slug!r}.")
+    how many events. The audit trail says that it was done, and not for whom. also: what was
+    forgotten with it elsewhere in this transaction, for the event."""
     said = MetricEvent.objects.filter(tenant_id=tenant.pk, end_user=_storable(end_user))
     n_events = said.exclude(end_user="").update(end_user="", comment="")
     event_record(
@@ -155,7 +151,7 @@ def end_user_erase(*, tenant_slug: str, end_user: str, actor: Actor) -> int:
         actor=actor,
         obj=tenant,
         tenant_id=tenant.pk,
-        changes={"n_events": n_events},
+        changes={"n_events": n_events, **(also or {})},
     )
     return n_events
 

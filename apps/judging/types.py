@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from apps.routing.models import Route
 
 JUDGES_STAMP: Final = "judges"
+JUDGE_SCOPE: Final = "inference"  # that a token needs to ask a route
 MAX_NAME_CHARS: Final = 40
 MAX_RUBRIC_CHARS: Final = 8000
 MOST_SCORE: Final = 100

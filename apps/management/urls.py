@@ -26,6 +26,7 @@ from apps.management.rest.imports import (
     ImportListView,
     ImportView,
 )
+from apps.management.rest.judges import JudgeListView, JudgeView
 from apps.management.rest.models import (
     CompareView,
     ManagedModelListView,
@@ -90,6 +91,8 @@ urlpatterns = [
     path(f"{_EXPERIMENT}/promote", PromoteView.as_view()),
     path(f"{_EXPERIMENT}/results", ResultsView.as_view()),
     path(f"{_EXPERIMENT}/results.csv", ResultsFileView.as_view()),
+    path("v1/manage/judges", JudgeListView.as_view()),
+    path("v1/manage/judges/<str:name>", JudgeView.as_view()),
     path("v1/manage/rollouts", RolloutListView.as_view()),
     path(_ROLLOUT, RolloutView.as_view()),
     path(f"{_ROLLOUT}/approve", RolloutApproveView.as_view()),

@@ -27,8 +27,8 @@ def _matches(permission: str, patterns: tuple[str, ...]) -> bool:
 
 _LOOK = (
     "registry.view_*", "engines.view_*", "deployments.view_*", "routing.view_*",
-    "experiments.view_*", "rollouts.view_*", "metering.view_*", "feedback.view_*",
-    "batches.view_*", "tenants.view_*",
+    "judging.view_*", "experiments.view_*", "rollouts.view_*", "metering.view_*",
+    "feedback.view_*", "batches.view_*", "tenants.view_*",
 )  # fmt: skip
 
 BUILTIN_ROLES: Final = (
@@ -54,8 +54,8 @@ BUILTIN_ROLES: Final = (
         description="Runs models: imports, deployments, routes, batches. Sees no people or tokens.",
         patterns=(
             *_LOOK, USE_ROUTE,
-            "registry.*", "deployments.*", "routing.*", "rollouts.*", "experiments.*",
-            "engines.*",
+            "registry.*", "deployments.*", "routing.*", "judging.*", "rollouts.*",
+            "experiments.*", "engines.*",
             "batches.change_batch",
         ),
         # What goes to production is not for those to say who put it there.

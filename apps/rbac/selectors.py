@@ -276,6 +276,15 @@ def token_get(token_id: int, *, tenant_id: int) -> ApiToken | None:
     return tokens.filter(pk=token_id, tenant_id=tenant_id).first()
 
 
+def token_among(
+    tenant_ids: Collection[int] | None, *, token_id: int | None = None, prefix: str | None = None
+) -> ApiToken | None:
+    """Return a token of these tenants, or of any where that is None, by its number or by how lists
+    show that it begins."""
+    named = {"pk": token_id} if prefix is None else {"prefix": prefix.removesuffix("…")}
+    return ApiToken.objects.of_tenants(tenant_ids).select_related("owner").filter(**named).first()
+
+
 def person_behind(principal: Principal) -> User:
     """Return whose power a principal has, as they are at this moment.
 

@@ -92,6 +92,12 @@ def is_second_person_demanded(tenant_ids: Collection[int] | None) -> bool:
     return (rows if tenant_ids is None else rows.filter(pk__in=tenant_ids)).exists()
 
 
+def is_judging_allowed(slugs: Collection[str]) -> bool:
+    """Return whether any of these tenants lets its answers be judged; without slugs, any at all."""
+    rows = Tenant.objects.filter(is_active=True, allows_judging=True)
+    return (rows.filter(slug__in=slugs) if slugs else rows).exists()
+
+
 def tenants_allowing_judging(ids: Collection[int]) -> set[int]:
     """Return which of these tenants let their answers be kept until a judge has scored them."""
     rows = Tenant.objects.filter(pk__in=ids, is_active=True, allows_judging=True)

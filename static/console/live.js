@@ -69,7 +69,10 @@
   async function renew(element) {
     parts.delete(element);
     try {
-      element.innerHTML = await html(element.dataset.partUrl); // the server's own page, escaped there
+      const text = await html(element.dataset.partUrl);
+      const unfolded = [...element.querySelectorAll("details[id][open]")].map((each) => each.id);
+      element.innerHTML = text; // the server's own page, escaped there
+      unfolded.forEach((id) => document.getElementById(id)?.setAttribute("open", ""));
     } catch {
       element.dataset.partNow = ""; // with the next news, perhaps
     }

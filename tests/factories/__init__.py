@@ -29,6 +29,7 @@ from tests.factories.experiments import (
 )
 from tests.factories.feedback import MetricEventFactory
 from tests.factories.journals import EngineJournalFactory, JournalEntryFactory
+from tests.factories.judging import AnswerSampleFactory, JudgeFactory
 from tests.factories.metering import UsageRecordFactory
 from tests.factories.quarantine import QuarantinedRequestFactory
 from tests.factories.registry import (
@@ -43,6 +44,7 @@ from tests.factories.samples import EngineSampleFactory
 from tests.factories.sign_in import FailedSignInFactory
 
 __all__ = [
+    "AnswerSampleFactory",
     "ApiTokenFactory",
     "AssignmentFactory",
     "AuditEventFactory",
@@ -60,6 +62,7 @@ __all__ = [
     "GroupMappingFactory",
     "ImportJobFactory",
     "JournalEntryFactory",
+    "JudgeFactory",
     "LayerFactory",
     "MembershipFactory",
     "MetricEventFactory",

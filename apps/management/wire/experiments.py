@@ -207,6 +207,27 @@ class MetricResult(msgspec.Struct, kw_only=True):
     effects: tuple[EffectResult, ...]
 
 
+class JudgeResult(msgspec.Struct, kw_only=True):
+    """A model that scores answers. ``n_counted``: of its scores, those in the totals here;
+    ``n_scored``, ``n_failed``, ``n_waiting``: of all answers that it took. ``is_gone``: it was
+    deleted since. ``warning``: what is partial about it."""
+
+    key: str
+    name: str
+    rubric: str
+    lowest: int
+    highest: int
+    route: str
+    is_on: bool
+    is_gone: bool
+    n_counted: int
+    n_scored: int
+    n_failed: int
+    n_waiting: int
+    last_problem: str
+    warning: str
+
+
 class MismatchResult(msgspec.Struct, kw_only=True):
     counts: dict[str, int]
     p_value: float
@@ -271,6 +292,7 @@ class ResultsObject(msgspec.Struct, kw_only=True):
     verdict: VerdictResult
     arms: tuple[ArmResult, ...]
     metrics: tuple[MetricResult, ...]
+    judges: tuple[JudgeResult, ...]
     mismatch: MismatchResult
     power: PowerResult
     segments: tuple[SegmentResult, ...]

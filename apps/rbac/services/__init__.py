@@ -27,6 +27,7 @@ from apps.rbac.services.roles import (
 from apps.rbac.services.tokens import (
     MAX_OVERLAP,
     api_token_issue,
+    api_token_lend_check,
     api_token_revoke,
     api_token_rotate,
     api_token_touch,
@@ -43,6 +44,7 @@ from apps.rbac.services.users import (
 __all__ = [
     "MAX_OVERLAP",
     "api_token_issue",
+    "api_token_lend_check",
     "api_token_revoke",
     "api_token_rotate",
     "api_token_touch",

@@ -137,6 +137,12 @@ def _check_creator(
             raise PermissionDenied("The owner may do more than you.")
 
 
+def api_token_lend_check(*, token: ApiToken, scopes: Sequence[str], by: User) -> None:
+    """Raise PermissionDenied unless ``by`` could issue a token like this one for these scopes: who
+    has the platform act by somebody's token spends as if it were theirs."""
+    _check_creator(by, owner=token.owner, scopes=scopes, tenant_id=token.tenant_id)
+
+
 @transaction.atomic
 def api_token_rotate(
     *, token: ApiToken, overlap: timedelta, actor: Actor, rotated_by: User | None = None

@@ -42,6 +42,7 @@ from tests.factories import (
     VerificationRunFactory,
 )
 from tests.factories.experiments import AssignmentFactory, ExperimentFactory, LayerFactory
+from tests.factories.judging import JudgeFactory
 from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
@@ -77,6 +78,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "experiments_experiment": ExperimentFactory,
     "experiments_layer": LayerFactory,
     "experiments_assignment": AssignmentFactory,
+    "judging_judge": JudgeFactory,
     "rollouts_rollout": RolloutFactory,
     "metering_usagerecord": UsageRecordFactory,
     "feedback_metricevent": MetricEventFactory,

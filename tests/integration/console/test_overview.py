@@ -135,7 +135,7 @@ def test_staff_without_permissions_see_no_deployment_figure_or_change() -> None:
 def test_every_link_of_the_side_bar_leads_somewhere(admin_client: Client) -> None:
     navigation = admin_client.get(reverse("admin:index")).context["sidebar_navigation"]
     links = [item["link"] for group in navigation for item in group["items"]]
-    assert len(links) == 38
+    assert len(links) == 39
     for link in links:
         assert admin_client.get(str(link)).status_code == 200, link
 

@@ -3,14 +3,11 @@
 import random
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from io import StringIO
 from typing import Any
 
 import pytest
-from django.core.management import CommandError, call_command
 from django.db import IntegrityError, connection, transaction
 
-from apps.audit.models import AuditEvent
 from apps.core.tenancy import every_tenant
 from apps.feedback.exceptions import EventIdReused, RequestNotFound
 from apps.feedback.models import MetricEvent
@@ -262,51 +259,3 @@ def test_where_the_lists_begin() -> None:
     assert metric_event_newest(None) == metric_event_newest({seen, other}) == last
     assert metric_event_newest({seen, silent}) == first
     assert metric_event_newest({silent}) == metric_event_newest(set()) == 0
-
-
-# -- erasure ---------------------------------------------------------------------------------------
-
-
-def erase(*arguments: str) -> str:
-    out = StringIO()
-    call_command("erase_feedback", *arguments, stdout=out)
-    return out.getvalue()
-
-
-def test_a_person_is_forgotten_and_their_numbers_stay() -> None:
-    acme, other = TenantFactory(slug="acme").pk, TenantFactory().pk
-    for tenant_id, end_user in ((acme, "ann"), (acme, "bob"), (other, "ann")):
-        MetricEventFactory(tenant_id=tenant_id, end_user=end_user, comment="mine", **ARMS)
-    assert erase("--tenant=acme", "--person=ann") == "Erased in 1 row.\n"
-    rows = all_of(MetricEvent).order_by("pk").values_list("end_user", "comment", "value")
-    assert list(rows) == [("", "", 1.0), ("bob", "mine", 1.0), ("ann", "mine", 1.0)]
-    event = all_of(AuditEvent).latest("pk")
-    assert (event.action, event.tenant_id) == ("feedback.erased", acme)
-    assert event.changes == {"n_events": 1}  # and not whose
-    assert erase("--tenant=acme", "--person=ann") == "Erased in 0 rows.\n"
-    assert len(taken()) == 3  # they still count
-
-
-def test_nobody_is_erased_of_a_tenant_that_is_not_there() -> None:
-    MetricEventFactory(end_user="ann", comment="mine")
-    with pytest.raises(CommandError, match="no tenant 'nobody'"):
-        erase("--tenant=nobody", "--person=ann")
-    assert all_of(MetricEvent).get().comment == "mine"
-    assert not all_of(AuditEvent).exists()
-    TenantFactory(slug="acme")
-    assert erase("--tenant=acme", "--person=") == "Erased in 0 rows.\n"
-
-
-def test_a_failure_between_the_erasing_and_its_event_leaves_neither(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    tenant = TenantFactory(slug="acme")
-    MetricEventFactory(tenant_id=tenant.pk, end_user="ann", comment="mine")
-
-    def fail(**_: Any) -> None:
-        raise RuntimeError("no audit")
-
-    monkeypatch.setattr("apps.feedback.services.event_record", fail)
-    with pytest.raises(RuntimeError):
-        erase("--tenant=acme", "--person=ann")
-    assert all_of(MetricEvent).get().comment == "mine"

@@ -41,6 +41,7 @@ from tests.factories import (
     VerificationRunFactory,
 )
 from tests.factories.experiments import AssignmentFactory, ExperimentFactory, LayerFactory
+from tests.factories.judging import JudgeFactory
 from tests.integration.isolation.urls import walk
 from tests.rows import all_of
 
@@ -79,6 +80,7 @@ PLATFORM: Final[dict[str, Callable[[], Any]]] = {
     "routing_route": lambda: RouteFactory(name=f"{MARK}/model", is_restricted=True),
     "experiments_experiment": lambda: ExperimentFactory(name=f"{MARK}-experiment", stopped=True),
     "experiments_layer": lambda: LayerFactory(name=f"{MARK}-layer"),
+    "judging_judge": lambda: JudgeFactory(name=f"{MARK}-judge"),
     "experiments_assignment": lambda: AssignmentFactory(subject=MARK.ljust(16, "0")),
     "rollouts_rollout": lambda: RolloutFactory(
         route__name=f"{MARK}/rolled", route__is_restricted=True, open=True

@@ -14,6 +14,7 @@ from apps.deployments.models import Deployment
 from apps.experiments.models import Experiment
 from apps.feedback.models import MetricEvent
 from apps.gateway.runtime import GatewayRuntime
+from apps.judging.models import Judge
 from apps.metering.models import UsageRecord
 from apps.rbac.builtin_roles import BUILTIN_ROLES
 from apps.rbac.models import ApiToken, Role, TokenFamily
@@ -28,6 +29,7 @@ from tests.factories import (
     DeploymentFactory,
     ExperimentFactory,
     ImportJobFactory,
+    JudgeFactory,
     MembershipFactory,
     ModelVersionFactory,
     NodeFactory,
@@ -52,7 +54,7 @@ BATCH = {
 MANAGED = "v1/manage/"
 MANAGED_KINDS = (
     "models", "imports", "verifications", "deployments", "nodes", "routes", "rollouts",
-    "experiments",
+    "experiments", "judges",
 )  # fmt: skip
 # What is the platform's, or may be shown to others of it: roles in a tenant give nothing of it.
 MANAGEMENT: dict[tuple[str, str], dict[str, Any]] = {
@@ -134,6 +136,14 @@ MANAGEMENT: dict[tuple[str, str], dict[str, Any]] = {
             "variants": [{"name": "control", "is_control": True}],
         },
     },
+    ("post", "v1/manage/judges"): {
+        "json": {"name": "spy", "route": "{model}", "rubric": "5: tells me everything."},
+    },
+    ("get", "v1/manage/judges/<str:name>"): {"path": "v1/manage/judges/{judge}"},
+    ("patch", "v1/manage/judges/<str:name>"): {
+        "path": "v1/manage/judges/{judge}", "json": {"is_on": False},
+    },
+    ("delete", "v1/manage/judges/<str:name>"): {"path": "v1/manage/judges/{judge}"},
     **{
         ("get", f"v1/manage/experiments/<str:name>{part}"): {
             "path": f"v1/manage/experiments/{{experiment}}{part}",
@@ -267,6 +277,7 @@ def _of_the_platform() -> dict[str, str]:
         "rollout": str(RolloutFactory(pk=90071993, open=True).pk),
         "node": NodeFactory(name="node-theirs").name,
         "experiment": ExperimentFactory(name="experiment-theirs").name,
+        "judge": JudgeFactory(name="judge-theirs").name,
     }
 
 
@@ -277,7 +288,7 @@ def nothing_like(things: dict[str, str]) -> dict[str, str]:
 def state() -> dict[str, list[Any]]:
     models: list[Any] = [UploadedFile, Batch, UsageRecord, TokenFamily, Route, AuditEvent]
     models += [MetricEvent]
-    models += [Experiment, Rollout, Deployment, ImportJob, ModelVersion, RegisteredModel]
+    models += [Judge, Experiment, Rollout, Deployment, ImportJob, ModelVersion, RegisteredModel]
     models += [VerificationRun]
     return {model.__name__: list(all_of(model).order_by("pk").values()) for model in models}
 

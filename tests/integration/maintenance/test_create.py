@@ -51,6 +51,13 @@ def test_a_tenant_needs_no_more_than_a_slug() -> None:
     tenant = Tenant.objects.get()
     assert (tenant.name, tenant.plan.slug, tenant.tokens_per_day) == ("acme", "free", 5000)
     assert tenant.allowed_routes == "small\ntall"
+    assert not tenant.allows_judging
+
+
+def test_a_tenant_lets_its_answers_be_judged_where_somebody_says_so() -> None:
+    run("create_tenant", "acme", "--allows-judging")
+    assert Tenant.objects.get().allows_judging
+    assert all_of(AuditEvent).get().changes["allows_judging"] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tests.factories import (
     ApiTokenFactory,
     DeploymentFactory,
     ImportJobFactory,
+    JudgeFactory,
     MembershipFactory,
     ModelVersionFactory,
     NodeFactory,
@@ -42,6 +43,11 @@ _VERSION: Final = ("registry.view_modelversion",)
 _ROUTE: Final = ("routing.view_route",)
 _EXPERIMENT: Final = ("experiments.view_experiment",)
 _MOVED: Final = (*_EXPERIMENT, "experiments.change_experiment", "routing.change_route")
+_JUDGE: Final = ("judging.view_judge",)
+JUDGE: Final = {"name": "new", "route": "compared", "rubric": "5: good. 1: bad."}
+ROOMS: Final = (
+    "registry", "deployments", "engines", "routing", "judging", "experiments", "rollouts", "audit",
+)  # fmt: skip
 DRAFT: Final = {
     "name": "new", "route": "team/chat", "metrics": [{"metric": "latency", "role": "primary"}],
     "variants": [
@@ -119,11 +125,16 @@ CASES: Final[dict[tuple[str, str], tuple[Any, tuple[str, ...]]]] = {
     ("POST", "/experiments/runs/stop"): (
         {"because": "enough"}, (*_EXPERIMENT, "experiments.change_experiment"),
     ),
+    ("GET", "/judges"): (None, _JUDGE),
+    ("POST", "/judges"): (JUDGE, ("judging.add_judge", *_ROUTE)),
+    ("GET", "/judges/kind"): (None, _JUDGE),
+    ("PATCH", "/judges/kind"): ({"per_day": 7}, (*_JUDGE, "judging.change_judge")),
+    ("DELETE", "/judges/kind"): (None, (*_JUDGE, "judging.delete_judge")),
     ("POST", "/experiments/runs/promote"): ({"variant": "b"}, (*_MOVED, "rollouts.add_rollout")),
 }  # fmt: skip
 MAKING: Final = {
     ("POST", f"/{each}")
-    for each in ("imports", "verifications", "deployments", "experiments", "rollouts")
+    for each in ("imports", "verifications", "deployments", "experiments", "rollouts", "judges")
 }
 # What they lack hides only what a field names: it is as if that were not there.
 HIDDEN: Final = {
@@ -132,6 +143,7 @@ HIDDEN: Final = {
     ("POST", "/rollouts"): (*_ROUTE, *_DEPLOYMENT),
     ("PUT", "/routes/new"): _DEPLOYMENT,
     ("POST", "/experiments"): _ROUTE,
+    ("POST", "/judges"): _ROUTE,
 }
 
 
@@ -148,6 +160,7 @@ def things(transactional_db: None, tmp_path: Any, settings: Any) -> None:
         SYSTEM, route, name="runs", variants=two_arms(parameters={"top_p": 0.5}), share_percent=10
     )
     experiment_start(experiment=runs, seen=runs.version, actor=SYSTEM)
+    JudgeFactory(name="kind", route=route)
     DeploymentFactory(name="spare", desired_state="stopped")
     ImportJobFactory(job_id="import-1")
     VerificationRunFactory(pk=RUN)
@@ -163,8 +176,7 @@ def state() -> dict[str, list[Any]]:
     return {
         model._meta.label: list(all_of(model).order_by("pk").values())
         for model in apps.get_models()
-        if model._meta.label.split(".")[0]
-        in ("registry", "deployments", "engines", "routing", "experiments", "rollouts", "audit")
+        if model._meta.label.split(".")[0] in ROOMS
     }
 
 

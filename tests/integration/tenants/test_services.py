@@ -8,9 +8,11 @@ from apps.core.selectors import change_stamps
 from apps.tenants.models import Membership, Plan, Tenant
 from apps.tenants.selectors import (
     end_user_limits,
+    is_judging_allowed,
     tenant_limits,
     tenant_names,
     tenant_of_user,
+    tenants_allowing_judging,
 )
 from apps.tenants.services import (
     membership_add,
@@ -66,6 +68,25 @@ def test_update_records_what_changed_and_moves_the_stamp(actor: Actor) -> None:
     event = all_of(AuditEvent).get()
     assert (event.action, event.changes) == ("tenant.updated", {"is_active": [True, False]})
     assert change_stamps() == {"access": 1}
+
+
+def test_who_lets_answers_be_judged_is_in_the_audit_trail(actor: Actor) -> None:
+    tenant = TenantFactory(slug="acme")
+    assert (tenant.allows_judging, is_judging_allowed([])) == (False, False)
+    for before, after in ((False, True), (True, False)):
+        tenant.allows_judging = after
+        tenant_update(tenant=tenant, actor=actor)
+        event = all_of(AuditEvent).latest("pk")
+        assert event.changes == {"allows_judging": [before, after]}
+        assert event.tenant_id == tenant.pk
+        assert is_judging_allowed([]) == is_judging_allowed(["acme", "x"]) == after
+        assert not is_judging_allowed(["x"])
+        assert tenants_allowing_judging({tenant.pk, 987654}) == ({tenant.pk} if after else set())
+    assert change_stamps() == {"access": 2}
+    tenant.allows_judging, tenant.is_active = True, False
+    tenant_update(tenant=tenant, actor=actor)
+    assert not is_judging_allowed([])
+    assert tenants_allowing_judging({tenant.pk}) == set()
 
 
 def test_update_without_a_change_writes_nothing(actor: Actor) -> None:

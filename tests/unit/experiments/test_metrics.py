@@ -91,16 +91,28 @@ def test_times_that_nobody_took_are_none() -> None:
 
 
 def test_events() -> None:
-    thumbs, mean, total = (metric_of(key) for key in ("thumbs_up_rate", "event:x", "sum:judge:y"))
-    assert (thumbs.event_name, mean.event_name, total.event_name) == ("feedback", "x", "judge:y")
+    thumbs, mean, total = (metric_of(key) for key in ("thumbs_up_rate", "event:x", "sum:y"))
+    assert (thumbs.event_name, mean.event_name, total.event_name) == ("feedback", "x", "y")
     assert [thumbs.value_of_event(value) for value in (0.0, 1.0)] == [(0, 1), (1, 1)]
     assert mean.value_of_event(-0.1234567) == (-123457, 1)
     assert total.value_of_event(2.5) == (2_500_000, 0)
     assert total.is_per_subject
 
 
+def test_a_score_is_the_mean_over_answers_that_were_scored() -> None:
+    score = metric_of("judge:kind")
+    assert (score.label, score.event_name, score.kind) == ("Score by kind", "judge:kind", "mean")
+    assert (score.better, score.is_per_subject, score.of_request) == ("higher", False, None)
+    assert score.value_of_event(4.0) == (4_000_000, 1)
+    assert score.says == "Mean over the answers that the judge kind has scored by its rubric."
+
+
 @pytest.mark.parametrize(
-    "key", ["", "speed", "event:", "sum:", "event:feedback", "event:" + "x" * 65]
+    "key",
+    [
+        *("", "speed", "event:", "sum:", "event:feedback", "event:" + "x" * 65),
+        *("judge:", "sum:judge:kind", "event:judge:kind"),
+    ],
 )
 def test_others_are_unknown(key: str) -> None:
     with pytest.raises(UnknownMetric):

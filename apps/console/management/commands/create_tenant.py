@@ -18,6 +18,11 @@ class Command(BaseCommand):
         parser.add_argument("slug", help="short name, such as acme")
         parser.add_argument("--name", help="as people say it; the slug if not given")
         parser.add_argument("--plan", default="free", help="slug of its plan (free)")
+        parser.add_argument(
+            "--allows-judging",
+            action="store_true",
+            help="its answers may be kept, sealed, until a model has scored them",
+        )
         options_add(parser, LIMIT_OPTIONS)
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -32,5 +37,12 @@ class Command(BaseCommand):
                 ) from None
             slug = options["slug"]
             name = slug if options["name"] is None else options["name"]
-            tenant = tenant_create(name=name, slug=slug, plan=plan, actor=SYSTEM, **limits)
+            tenant = tenant_create(
+                name=name,
+                slug=slug,
+                plan=plan,
+                allows_judging=options["allows_judging"],
+                actor=SYSTEM,
+                **limits,
+            )
         self.stdout.write(f"Made the tenant {tenant.slug} ({tenant.name}) on the plan {plan.slug}.")

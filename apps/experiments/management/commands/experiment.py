@@ -13,6 +13,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from apps.audit.types import Actor
 from apps.core.exceptions import AppError
 from apps.experiments.assigning import N_SLOTS, n_slots
+from apps.experiments.judged import judges_named, judging_warnings
 from apps.experiments.models import Experiment, Variant
 from apps.experiments.results_text import results_lines
 from apps.experiments.selectors import (
@@ -104,6 +105,8 @@ class Command(BaseCommand):
             begun = experiment_start(experiment=found, seen=found.version, actor=_actor())
         share = n_slots(slots_of(begun)) * 100 / N_SLOTS
         self.stdout.write(f"{begun.name} runs on {begun.route}, for {share:g} % of its subjects.")
+        for warning in judging_warnings(begun, judges_named(begun)):
+            self.stderr.write(warning)
 
     def _stop(self, options: dict[str, Any]) -> None:
         found = _experiment(options)

@@ -126,6 +126,7 @@ UNFOLD: dict[str, Any] = {
                 "items": [
                     _list("Experiments", "science", "experiments", "experiment"),
                     _list("Layers", "layers", "experiments", "layer"),
+                    _list("Judges", "balance", "judging", "judge"),
                     _list("Who took part", "group_work", "experiments", "assignment"),
                 ],
             },

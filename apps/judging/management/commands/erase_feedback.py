@@ -1,4 +1,5 @@
-"""``manage.py erase_feedback``: forget what one person wrote of answers, and that it was them."""
+"""``manage.py erase_feedback``: forget what one person wrote of answers, and that it was them; and
+their answers that wait for a judge."""
 
 from typing import Any
 
@@ -6,13 +7,16 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from apps.audit.types import Actor
 from apps.core.exceptions import NotFound
-from apps.feedback.services import end_user_erase
+from apps.judging.erasing import person_erase
 
 _ACTOR = Actor(kind="system", label="manage.py erase_feedback")
 
 
 class Command(BaseCommand):
-    help = "Empty the comments of one whom a tenant serves, and their name; the numbers stay."
+    help = (
+        "Empty the comments of one whom a tenant serves, and their name; the numbers stay. Their "
+        "answers that wait for a judge go."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--tenant", required=True, metavar="SLUG")
@@ -25,9 +29,11 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            n_events = end_user_erase(
+            erased = person_erase(
                 tenant_slug=options["tenant"], end_user=options["person"], actor=_ACTOR
             )
         except NotFound as error:
             raise CommandError(error.message) from None
-        self.stdout.write(f"Erased in {n_events} row{'' if n_events == 1 else 's'}.")
+        rows = f"{erased.n_events} row{'' if erased.n_events == 1 else 's'}"
+        answers = f"{erased.n_samples} answer{'' if erased.n_samples == 1 else 's'}"
+        self.stdout.write(f"Erased in {rows}, and {answers} that waited for a judge.")
