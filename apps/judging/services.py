@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 FIXED: Final = frozenset({"rubric", "lowest", "highest", "route", "name", "sample_percent"})
 
 
+@every_tenant("a judge is the platform's, and its token may be of a tenant that one does not see")
 @transaction.atomic
 def judge_create(*, actor: Actor, by: User | None = None, **fields: Unpack[JudgeFields]) -> Judge:
     """Make a judge. by: the person who asks; None where the platform does.
@@ -56,6 +57,7 @@ def judge_create(*, actor: Actor, by: User | None = None, **fields: Unpack[Judge
     return judge
 
 
+@every_tenant("as judge_create")
 @transaction.atomic
 def judge_update(
     *,

@@ -62,6 +62,7 @@ def judged(first: int, end: int) -> None:
         AnswerSampleFactory(
             judge=judge, tenant_id=acme.pk, request_id=row.request_id, end_user=row.end_user
         )
+    Judge.objects.update(n_taken=end)
     taken = samples_take(limit=(end - first) * 2 // 3, hold_s=600)
     for number, sample in enumerate(taken):
         score_record(sample=sample, score=1 + number % 5, reason="It answers a part of it.")
@@ -83,7 +84,9 @@ def test_from_a_rubric_to_the_number_that_it_makes(server: ServerRun, tmp_path: 
         expect(page.locator("#result_list")).to_contain_text("kind")
         picture(page, tmp_path, "judge-list")
         page.locator("#result_list").get_by_role("link", name="kind").click()
-        expect(page.locator("form")).to_contain_text("answers a part of it")
+        expect(page.locator("#judge_form")).to_contain_text("answers a part of it")
+        expect(page.get_by_label("Answers a day")).to_be_visible()
+        expect(page.get_by_label("Rubric")).to_have_count(0)
         picture(page, tmp_path, "judge-taken")
         assert browser.complaints == []
 

@@ -1,5 +1,8 @@
 """Judges by the management API: made, changed, looked at, removed; and whose token one has."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,6 +25,7 @@ from tests.factories import (
 from tests.integration.management.conftest import error_of, events, headers_of, manager
 from tests.rows import all_of
 
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "judges.md"
 BODY: dict[str, Any] = {
     "name": "kind", "rubric": "5: helps. 1: does not.", "route": "team/strict", "highest": 7,
     "sample_percent": 12.5, "per_day": 50,
@@ -175,3 +179,20 @@ async def test_without_that_power_the_rest_may_change(
     refused = await anybody.patch("/judges/kind", json={"api_token": other.pk})
     assert error_of(refused)[::2] == (400, "api_token")
     assert await database_hop(state) == before
+
+
+# -- the page ----------------------------------------------------------------------------------
+
+
+async def test_what_the_page_sends(api: httpx.AsyncClient, transactional_db: None) -> None:
+    """docs/judges.md as it stands there."""
+    [sent] = re.findall(r"curl .*?/v1/manage(\S+) .*?--data '(.*?)'", PAGE.read_text(), re.DOTALL)
+    path, body = sent[0], json.loads(sent[1])
+
+    def there() -> None:
+        RouteFactory(name=body["route"])
+        ApiTokenFactory(pk=body["api_token"])
+
+    await database_hop(there)
+    made = await api.post(path, json=body)
+    assert (made.status_code, made.json()["sample_percent"]) == (201, 20.0)
