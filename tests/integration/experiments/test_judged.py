@@ -1,12 +1,14 @@
 """Experiments that a model judges: what their start asks of it, what the pages warn of, and the
 rubric beside the number."""
 
+from threading import Event
 from typing import Any
 
 import msgspec
 import pytest
 from django.core.exceptions import ValidationError
 from django.core.management import call_command
+from django.db import transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -38,6 +40,7 @@ from tests.integration.experiments.setting import (
     stored,
     two_arms,
 )
+from tests.integration.experiments.test_at_once import at_once
 from tests.integration.experiments.test_pages_setup import ADD, form, page_of
 from tests.integration.experiments.test_pages_setup import state as setup_state
 from tests.rows import all_of
@@ -284,3 +287,30 @@ def test_results_without_a_judge_say_nothing_of_one(admin_client: Client) -> Non
     made = experiment()
     assert experiment_results(made).judges == ()
     assert "Judges</h2>" not in admin_client.get(page_of(made)).content.decode()
+
+
+# -- at once -----------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_deletes_a_judge_waits_for_whoever_starts_with_it(actor: Actor) -> None:
+    """A start that is not yet committed is seen by nobody, and keeps its judge all the same."""
+    route = route_ready()
+    judge = JudgeFactory(name="kind", route=route_ready("strict"))
+    has_started, is_over = Event(), Event()
+
+    def start() -> None:
+        with transaction.atomic():
+            started(actor, drafted_with(actor, route))
+            has_started.set()
+            is_over.wait(1)  # which it is not, as it waits for this
+
+    def delete() -> None:
+        assert has_started.wait(30)
+        with pytest.raises(JudgeConflict, match="experiment cooler"):
+            judge_delete(judge=judge, seen=1, actor=actor)
+        is_over.set()
+
+    assert at_once([start, delete]) == ["done", "done"]
+    assert Experiment.objects.get().state == "running"
+    assert Judge.objects.exists()
