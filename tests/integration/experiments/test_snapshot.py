@@ -11,18 +11,21 @@ from apps.experiments.models import Experiment
 from apps.experiments.selectors import ExperimentSnapshot
 from apps.experiments.selectors import snapshot as experiments_snapshot
 from apps.experiments.services import experiment_start
-from apps.experiments.types import Eligibility
+from apps.experiments.types import Eligibility, MetricSpec
+from apps.judging.services import judge_update
+from apps.judging.types import Sampling
 from apps.routing.models import Route
 from apps.routing.selectors import snapshot as routing_snapshot
 from tests.factories import (
     ExperimentFactory,
+    JudgeFactory,
     LayerFactory,
     ModelVersionFactory,
     RouteFactory,
     RouteTargetFactory,
     VariantFactory,
 )
-from tests.integration.experiments.setting import drafted, ready, route_ready, two_arms
+from tests.integration.experiments.setting import LATENCY, drafted, ready, route_ready, two_arms
 
 pytestmark = pytest.mark.django_db
 
@@ -76,6 +79,29 @@ def test_only_what_runs_in_three_queries(
         found = experiments_snapshot(routing).by_route
     ids = {name: [plan.id for plan in plans] for name, plans in found.items()}
     assert ids == {"chat": [first.pk, second.pk], "other": [other.pk]}
+
+
+def test_who_scores_the_answers_of_each_in_one_query_more(
+    actor: Actor, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    route, strict = route_ready(), route_ready("strict")
+    kind = JudgeFactory(name="kind", route=strict, sample_percent=20.0)
+    short = JudgeFactory(name="short", route=strict)
+    for number, names in enumerate((("kind", "short"), ("kind",), ())):
+        metrics = [LATENCY, *(MetricSpec(metric=f"judge:{name}") for name in names)]
+        started(actor, route, name=f"n{number}", metrics=metrics, share_percent=10.0)
+    routing = routing_snapshot()
+
+    def judges() -> list[list[Sampling]]:
+        with django_assert_num_queries(4):
+            plans = experiments_snapshot(routing).by_route["chat"]
+        return [list(plan.judges) for plan in plans]
+
+    by_kind = Sampling(judge_id=kind.pk, name="kind", sample_percent=20.0)
+    by_short = Sampling(judge_id=short.pk, name="short", sample_percent=100.0)
+    assert judges() == [[by_kind, by_short], [by_kind], []]
+    judge_update(judge=kind, seen=1, actor=actor, is_on=False)
+    assert judges() == [[by_short], [], []]
 
 
 def test_another_route_leads_where_it_leads_now(actor: Actor) -> None:
