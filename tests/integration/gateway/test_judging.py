@@ -112,6 +112,20 @@ async def test_who_pays_is_the_judges_tenant(
     assert row.n_charged_tokens > 0
 
 
+async def test_no_minute_holds_it_up(runtime: GatewayRuntime, judges_token: ApiToken) -> None:
+    """Nor does it take a place in it from those who wait for an answer."""
+
+    def begun() -> None:
+        Plan.objects.filter(tenants=judges_token.tenant_id).update(requests_per_minute=1)
+        one = made(judges_token)
+        for number in range(3):
+            kept(one, number=number)
+
+    await database_hop(begun)
+    await run_until_none_waits()
+    assert (await state())[1] == 3
+
+
 async def test_two_workers_at_once(runtime: GatewayRuntime, judges_token: ApiToken) -> None:
     def many() -> None:
         one = made(judges_token)
