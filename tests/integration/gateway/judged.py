@@ -16,6 +16,7 @@ from apps.judging.types import JudgedText
 from apps.rbac.models import ApiToken
 from apps.routing.models import Route
 from apps.tenants.models import Tenant
+from tests.factories import ApiTokenFactory
 from tests.integration.gateway.conftest import MODEL
 from tests.integration.gateway.experimenting import LATENCY, running
 from tests.rows import all_of
@@ -24,6 +25,8 @@ RUBRIC = "5 is an answer that helps, 1 is one that does not."
 
 
 def judge(name: str = "helpful", *, route: str = MODEL, **fields: Any) -> Judge:
+    """It asks in the name of another tenant's token unless one is given."""
+    fields.setdefault("api_token", ApiTokenFactory())
     return judge_create(
         actor=SYSTEM,
         name=name,
