@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from django.contrib import admin
 from django.db import connection
-from django.forms import model_to_dict
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -43,7 +42,7 @@ from tests.factories import (
 )
 from tests.factories.experiments import AssignmentFactory, ExperimentFactory, LayerFactory
 from tests.factories.judging import JudgeFactory
-from tests.rows import all_of
+from tests.rows import all_of, copied
 
 pytestmark = pytest.mark.django_db
 
@@ -130,10 +129,10 @@ def test_lists_are_closed_to_those_without_permission(name: str) -> None:
 def ledger(db: None) -> int:
     """20,000 rows of one tenant, all completed but the oldest."""
     tenant_id = TenantFactory(name="Acme").pk
-    facts = model_to_dict(UsageRecordFactory.build(tenant_id=tenant_id), exclude=["id"])
-    rows = [UsageRecord(**facts | {"request_id": f"req-{n:032x}"}) for n in range(20_000)]
-    rows[0].outcome = "failed"
-    UsageRecord.objects.bulk_create(rows, batch_size=2_000)
+    UsageRecordFactory(tenant_id=tenant_id, request_id=f"req-{0:032x}", outcome="failed")
+    second = UsageRecordFactory(tenant_id=tenant_id, request_id=f"req-{1:032x}")
+    copied(second, n=19_998, request_id="req-" + "0" * 16)
+    assert all_of(UsageRecord).count() == 20_000
     return int(tenant_id)
 
 
