@@ -18,10 +18,9 @@ LOCK := $(abspath $(BIN)/pip-compile) --quiet --generate-hashes --strip-extras -
 # Workers share tests by the file, each with a database, processes and files of its own. In order,
 # since the last folder's files are the shortest.
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-# Of the many tests of one name in the first a worker would run one; the others want a machine to
-# themselves.
-ONE_BY_ONE := tests/e2e/test_schemathesis.py tests/integration/gateway/test_revocation.py $(addprefix tests/faults/test_,clients_that_leave.py \
-	engine_killed.py engine_killed_midstream.py hostile_http.py soak.py)
+# They want a machine to themselves.
+ONE_BY_ONE := tests/integration/gateway/test_revocation.py $(addprefix tests/faults/test_,\
+	clients_that_leave.py engine_killed.py engine_killed_midstream.py hostile_http.py soak.py)
 # Else each of the hundreds of processes that tests start would compile the sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
