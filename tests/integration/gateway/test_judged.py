@@ -10,11 +10,13 @@ import msgspec
 import pytest
 from django.core.cache import cache
 
+from apps.audit.types import SYSTEM
 from apps.core.hop import database_hop
 from apps.experiments.types import VariantSpec
 from apps.gateway.runtime import GatewayRuntime
 from apps.gateway.services import answer
 from apps.judging.models import Judge
+from apps.judging.services import judge_update
 from apps.judging.types import Turn
 from apps.rbac.models import ApiToken
 from apps.rbac.selectors import principal_of_secret
@@ -153,8 +155,9 @@ async def test_two_judges_of_one_experiment(
 ) -> None:
     def made() -> list[int]:
         ids = [judge(name).pk for name in ("helpful", "polite")]
-        judge("idle", is_on=False)
+        idle = judge("idle")
         judged(token, judges=("helpful", "polite", "idle"))
+        judge_update(judge=idle, seen=idle.version, actor=SYSTEM, is_on=False)
         return ids
 
     ids = await database_hop(made)

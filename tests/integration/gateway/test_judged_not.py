@@ -101,7 +101,11 @@ async def test_whose_client_left(
     await begun(token)
     body = chat(max_tokens=3000, ignore_eos=True, **USER)
     asked = asyncio.create_task(http.post(CHAT, json=body))
-    await wait_until_async("it to run", lambda: bool(runtime.live))
+
+    async def has_a_row() -> bool:
+        return bool(await rows())
+
+    await wait_until_async("it to be reserved", has_a_row)
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
 

@@ -1,5 +1,6 @@
 """Every page of the admin x every role in one tenant x another tenant's things. The pages are those
-that exist: one that names a thing in a way that is not known here fails the test."""
+that exist: one that names a thing in a way that is not known here fails the test. Of the roles
+those between others are the long form's."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -42,6 +43,7 @@ from tests.factories import (
 )
 from tests.factories.experiments import AssignmentFactory, ExperimentFactory, LayerFactory
 from tests.factories.judging import JudgeFactory
+from tests.integration.isolation.roles import roles
 from tests.integration.isolation.urls import walk
 from tests.rows import all_of
 
@@ -49,7 +51,6 @@ pytestmark = pytest.mark.django_db
 
 MARK: Final = "zebra"
 ABSENT: Final = "987654"
-ROLES: Final = [role.slug for role in BUILTIN_ROLES]
 # How the framework's own pages name what they are about; they lead nowhere or to a list.
 FRAMEWORK: Final = ("<path:content_type_id>", "(?P<app_label>", "(?P<url>")
 # Pages of nobody's things: the person's own session, and what is for everyone in the admin.
@@ -182,7 +183,7 @@ def said(response: Any) -> str:
     return f"{response.get('Location', '')} {body}"
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", roles())
 def test_what_another_tenant_has_is_not_there(role: str, things: dict[str, Model]) -> None:
     client = person(role)
     before = state()
@@ -204,7 +205,7 @@ def test_what_another_tenant_has_is_not_there(role: str, things: dict[str, Model
     assert changed(before) == set()
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", roles())
 def test_lists_show_nothing_of_another_tenant(role: str, things: dict[str, Model]) -> None:
     client = person(role)
     shown = set()
@@ -229,7 +230,7 @@ def test_lists_show_nothing_of_another_tenant(role: str, things: dict[str, Model
         assert {f"{name}_changelist" for name in of_tenants} <= shown
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", roles())
 def test_nothing_is_made_in_another_tenant(role: str, things: dict[str, Model]) -> None:
     client = person(role)
     me, viewer = User.objects.get(username="bob").pk, Role.objects.get(slug="viewer").pk
@@ -269,3 +270,11 @@ def test_these_pages_would_show_it(admin_client: Client, things: dict[str, Model
         *USAGE,
     }  # fmt: skip
     assert f"{MARK} inc" in said(admin_client.get(f"/admin/requests/chatcmpl-{MARK}/"))
+
+
+def test_the_roles_at_either_end_are_always_tried() -> None:
+    """Whoever may do most, and each who may do less than nobody else: a new role is tried, unless
+    it lies between others."""
+    always = [each for each in roles() if isinstance(each, str)]
+    assert always == ["owner", "developer", "viewer"]
+    assert len(roles()) == len(BUILTIN_ROLES)
