@@ -24,7 +24,7 @@ from apps.deployments.models import (
     Replica,
 )
 from apps.deployments.placing import needs_text
-from apps.deployments.selectors import live_state
+from apps.deployments.selectors import live_state, on_devices
 from apps.deployments.services import (
     deployment_create,
     deployment_delete,
@@ -47,12 +47,16 @@ class ReplicaInline(ReadOnlyInline):
     """What the agent made of the deployment."""
 
     model = Replica
-    fields = ("index", "engine_process", "state", "files", "device", "memory", "last_error")
+    fields = ("index", "engine_process", "state", "files", "on", "memory", "last_error")
     readonly_fields = fields
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Replica]:
         rows: models.QuerySet[Replica] = super().get_queryset(request)
-        return rows.select_related("engine_process", "deployment", "device__node")
+        return rows.select_related("engine_process", "deployment").prefetch_related(on_devices())
+
+    @display(description="Devices")
+    def on(self, replica: Replica) -> str:
+        return replica.devices_said or "-"
 
     @display(description="State", label=STATE_LABELS)
     def state(self, replica: Replica) -> str:
@@ -136,6 +140,18 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
                 ),
             },
         ),
+        (
+            "Several devices, sleep, and caches below the GPU",
+            {
+                "classes": ("collapse",),
+                "description": "For a few models on GPUs; most do without. A change of these "
+                "replaces the running engines.",
+                "fields": (
+                    ("tensor_parallel", "sleep_after_s"),
+                    ("host_kv_cache_bytes", "disk_kv_cache_bytes"),
+                ),
+            },
+        ),
     )
     inlines = (ReplicaInline, DeploymentGivenInline)
     change_form_outer_before_template = "console/watch.html"
@@ -174,6 +190,10 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
             max_sequences=obj.max_sequences,
             max_batched_tokens=obj.max_batched_tokens,
             max_model_len=obj.max_model_len,
+            tensor_parallel=obj.tensor_parallel,
+            sleep_after_s=obj.sleep_after_s,
+            host_kv_cache_bytes=obj.host_kv_cache_bytes,
+            disk_kv_cache_bytes=obj.disk_kv_cache_bytes,
             remote=obj.remote,
             remote_model=obj.remote_model,
             remote_task=obj.remote_task,
@@ -353,12 +373,20 @@ class RemoteServerAdmin(ServiceModelAdmin):
 
 @admin.register(Replica)
 class ReplicaAdmin(ReadOnlyAdmin):
-    list_display = ("name", "state", "device", "engine_process", "created_at")
-    list_select_related = ("deployment", "engine_process", "device__node")
+    list_display = ("name", "state", "on", "engine_process", "created_at")
+    list_select_related = ("deployment", "engine_process")
     list_filter = ("engine_process__state",)
     search_fields = ("deployment__name", "engine_process__name")
     ordering = ("deployment__name", "index")
     sortable_by = ()
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[Replica]:
+        rows: models.QuerySet[Replica] = super().get_queryset(request)
+        return rows.prefetch_related(on_devices())
+
+    @display(description="Devices")
+    def on(self, replica: Replica) -> str:
+        return replica.devices_said or "-"
 
     @display(description="Replica")
     def name(self, replica: Replica) -> str:

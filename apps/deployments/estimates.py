@@ -1,7 +1,7 @@
 """What memory a replica needs, reckoned before it is started. Pure; docs/placement.md has the
 figures of real engines beside it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from apps.registry.types import ModelShape
@@ -22,25 +22,31 @@ _LOGIT_COPIES: Final = 4
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSizes:
     """What an engine is told that its memory depends on. dtype: ``auto`` counts as the widest that
-    it may become."""
+    it may become. n_parts: that hold the model together, each on a device of its own."""
 
     dtype: str
     quantization: str
     kv_cache_tokens: int
     max_sequences: int
     max_batched_tokens: int
+    n_parts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """In bytes. loading: beside the rest until it is ready, of the weights as they are read. steps:
-    what one step needs. runtime: reserved for the process itself."""
+    """In bytes, of each of its parts. loading: beside the rest until it is ready, of the weights as
+    they are read. steps: what one step needs. runtime: reserved for the process itself."""
 
     weights: int
     kv_cache: int
     loading: int
     steps: int
     runtime: int = RUNTIME_BYTES
+
+    @property
+    def lasting(self) -> int:
+        """What it holds for as long as it is ready, whatever it does."""
+        return self.weights + self.kv_cache
 
     @property
     def ready(self) -> int:
@@ -66,6 +72,7 @@ def estimate(
         return Estimate(weights=round(n_parameters * width), kv_cache=0, loading=0, steps=0)
     if task == "embed":
         return _encoder(n_parameters, shape, sizes, width=width)
+    shape = _part(shape, sizes.n_parts)
     products, ends = _products(shape), shape.vocab_size * shape.hidden_size
     packed = _QUANTIZED_BYTES.get(sizes.quantization, width)
     # The compiled kernels keep the head in an order of its own, also where it is the embedding.
@@ -83,6 +90,17 @@ def estimate(
             sizes.max_batched_tokens * _row(shape)
             + sizes.max_sequences * shape.vocab_size * _LOGIT_COPIES
         ),
+    )
+
+
+def _part(shape: ModelShape, n_parts: int) -> ModelShape:
+    """Return the sizes of one of so many parts: fewer heads and inner values, a K/V head at least,
+    and all of the embedding and the head."""
+    return replace(
+        shape,
+        n_heads=shape.n_heads // n_parts,
+        n_kv_heads=max(1, shape.n_kv_heads // n_parts),
+        intermediate_size=shape.intermediate_size // n_parts,
     )
 
 

@@ -10,11 +10,13 @@ from guardian.models import UserObjectPermissionBase
 
 from apps.core.models import TimestampedModel
 from apps.core.outbound import MAX_URL_CHARS, UnsafeUrl, url_check
+from apps.deployments.engine_options import wrong_options
 from apps.engines.types import EMBEDDING_DEVICES, NANOVLLM_ARCHITECTURES, NANOVLLM_DEVICE
 from apps.registry.types import Task as RegistryTask
 
 _SECONDS = [MinValueValidator(1), MaxValueValidator(3600)]
 _REPLICAS = [MinValueValidator(1), MaxValueValidator(16)]
+_TIER_BYTES = [MinValueValidator(1), MaxValueValidator(2**50)]
 
 
 class RemoteServer(TimestampedModel):
@@ -184,6 +186,38 @@ class Deployment(TimestampedModel):
         help_text="Prompt and answer together at most. Empty: what the model allows, which of a "
         "remote one nobody here knows.",
     )
+    tensor_parallel = models.PositiveSmallIntegerField(
+        "devices of a replica",
+        default=1,
+        db_default=1,
+        validators=[MinValueValidator(1), MaxValueValidator(8)],
+        help_text="GPUs of one machine that hold the model together, each its part of every layer. "
+        "For what is too large for one, or must answer faster.",
+    )
+    sleep_after_s = models.PositiveIntegerField(
+        "sleeps after, seconds",
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(604_800)],
+        help_text="Without work for so long, an engine gives its GPU's memory back until the next "
+        "request. Placement keeps that memory for it. Empty: never.",
+    )
+    host_kv_cache_bytes = models.PositiveBigIntegerField(
+        "host memory for the cache, bytes",
+        null=True,
+        blank=True,
+        validators=_TIER_BYTES,
+        help_text="Of each replica, for prompts' beginnings that find no room on the GPU any more "
+        "and for requests that are put off. Empty: none.",
+    )
+    disk_kv_cache_bytes = models.PositiveBigIntegerField(
+        "disk for the cache, bytes",
+        null=True,
+        blank=True,
+        validators=_TIER_BYTES,
+        help_text="Of each replica, encrypted, for what finds no room in that host memory. "
+        "Empty: none.",
+    )
     generation = models.PositiveIntegerField(
         default=1,
         editable=False,
@@ -206,6 +240,15 @@ class Deployment(TimestampedModel):
                 condition=models.Q(model_version__isnull=False, remote__isnull=True)
                 | models.Q(model_version__isnull=True, remote__isnull=False),
                 name="deployment_here_or_remote",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(tensor_parallel__gte=1, tensor_parallel__lte=8),
+                name="deployment_devices_1_to_8",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(disk_kv_cache_bytes__isnull=True)
+                | models.Q(host_kv_cache_bytes__isnull=False),
+                name="deployment_disk_below_host",
             ),
         ]
 
@@ -251,7 +294,7 @@ class Deployment(TimestampedModel):
             errors["max_replicas"] = "A remote server is one replica to us, however many it has."
         if self.backend != self.Backend.NATIVE:
             errors["backend"] = "A remote server has an engine of its own."
-        return errors
+        return errors | wrong_options(self)
 
     def _wrong_engine(self) -> dict[str, str]:
         errors: dict[str, str] = {}
@@ -287,7 +330,7 @@ class Deployment(TimestampedModel):
                 errors["max_model_len"] = (
                     f"At most the {self.model_version.context_length} tokens that the model allows."
                 )
-        return errors
+        return errors | wrong_options(self)
 
     def _wrong_nanovllm(self) -> dict[str, str]:
         version = self.model_version
@@ -318,16 +361,21 @@ class Replica(TimestampedModel):
     engine_process = models.OneToOneField(
         "engines.EngineProcess", on_delete=models.CASCADE, related_name="replica"
     )
-    device = models.ForeignKey(
-        "engines.Device", on_delete=models.SET_NULL, null=True, blank=True, related_name="replicas"
-    )
+    devices = models.ManyToManyField("engines.Device", blank=True, related_name="replicas")
     placed_generation = models.PositiveIntegerField(
-        null=True, blank=True, help_text="Of the deployment, when it was given its device."
+        null=True, blank=True, help_text="Of the deployment, when it was given its devices."
     )
     n_threads = models.PositiveSmallIntegerField(
         null=True, blank=True, help_text="Its share of the cores; empty for all of them."
     )
-    estimated_bytes = models.PositiveBigIntegerField(null=True, blank=True)
+    estimated_bytes = models.PositiveBigIntegerField(
+        null=True, blank=True, help_text="Reserved on each of its devices."
+    )
+    lasting_bytes = models.PositiveBigIntegerField(
+        null=True,
+        blank=True,
+        help_text="Of them, what it holds for as long as it is ready and awake.",
+    )
     refusal = models.CharField(
         max_length=300, blank=True, help_text="Why it does not run, where it fits nowhere."
     )
@@ -340,3 +388,9 @@ class Replica(TimestampedModel):
 
     def __str__(self) -> str:
         return f"{self.deployment}/{self.index}"
+
+    @property
+    def devices_said(self) -> str:
+        """Its devices, for people; empty where it has none. Of rows that came with their nodes no
+        query."""
+        return ", ".join(str(device) for device in self.devices.all())

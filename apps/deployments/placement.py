@@ -1,83 +1,90 @@
-"""Which device each replica gets. Pure: the fleet and what is wanted go in, a device or a refusal
-for each comes out. It knows neither the database nor how memory is measured."""
+"""Which devices each replica gets. Pure: the fleet and what is wanted go in, devices or a refusal
+for each come out. It knows neither the database nor how memory is measured."""
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """A device. free_bytes: what nobody holds now; what engines hold is not in it."""
+    """A device of a node, or the disk of one. free_bytes: what nobody holds now; what engines hold
+    is not in it. total_bytes: what all that are placed there may have together."""
 
     device_id: int
+    node_id: int
     kind: str
     free_bytes: int
+    total_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """A replica that should run.
 
-    key: tells it from others. n_bytes: what it needs in all. kinds: of the devices that it may be
-    on, the best first. device_id: where it is, or was last; held_bytes: what its process holds
-    there now. is_kept: that process goes on, so that it stays whatever fits. is_extra: it comes
-    behind all that are not, as replicas beyond a deployment's fewest do.
+    key: tells it from others. n_bytes: what it needs in all, on each of ``n_devices`` devices of
+    one kind and one node. kinds: of the devices that it may be on, the best first. beside: what it
+    needs on that node besides, by kind, none of them its own. device_ids: where it is, or was last.
+    held_bytes: what its processes hold now, by device or disk. is_kept: they go on, so that it
+    stays whatever fits. is_extra: it comes behind all that are not, as replicas beyond a
+    deployment's fewest do.
     """
 
     key: int
     n_bytes: int
     kinds: tuple[str, ...]
-    device_id: int | None = None
-    held_bytes: int = 0
+    n_devices: int = 1
+    beside: Mapping[str, int] = field(default_factory=dict)
+    device_ids: tuple[int, ...] = ()
+    held_bytes: Mapping[int, int] = field(default_factory=dict)
     is_kept: bool = False
     is_extra: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """n_bytes: what it needs in all, reserved there."""
+    """n_bytes: what it needs in all, reserved on each of these devices."""
 
     key: int
-    device_id: int
+    device_ids: tuple[int, ...]
     n_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """It fits nowhere. device_id: where the least is missing; None where no device is of its kinds,
-    and then all of it is missing."""
+    """It fits nowhere. missing: by device or disk, of the node where the least is missing; empty
+    where no node has as many devices of its kinds, and what it needs beside them."""
 
     key: int
     n_bytes: int
-    missing_bytes: int
-    device_id: int | None
+    missing: Mapping[int, int]
 
 
 Verdict = Placed | Refused
 
 
 def place(rooms: Sequence[Room], claims: Collection[Claim]) -> list[Verdict]:
-    """Give each claim a device or a refusal, in the order of their keys.
+    """Give each claim its devices or a refusal, in the order of their keys.
 
-    What goes on where it is keeps its place and is reserved what it has not taken yet. Then each
-    gets back the device that it had, if it fits; then the largest first, each on the device where
-    the least is left (best-fit decreasing: Johnson, Near-optimal bin packing algorithms, MIT 1973).
-    Those that are extra come last in all of that. Whoever is refused fits on no device beside those
-    that were placed.
+    A claim gets all that it needs or nothing. What goes on where it is keeps its place and is
+    reserved what it has not taken yet. Then each gets back the devices that it had, if it fits;
+    then the largest first, each on the devices where the least is left (best-fit decreasing:
+    Johnson, Near-optimal bin packing algorithms, MIT 1973). Those that are extra come last in all
+    of that. Whoever is refused fits nowhere beside those that were placed.
     """
     fleet = _Fleet(rooms)
     verdicts: dict[int, Verdict] = {}
     moving = []
     for claim in sorted(claims, key=_order):
         if claim.is_kept and (home := fleet.home(claim)) is not None:
-            verdicts[claim.key] = fleet.take(claim, device_id=home)
+            verdicts[claim.key] = fleet.take(claim, home)
         else:
             moving.append(claim)
     for is_extra in (False, True):
         homeless = []
         for claim in (claim for claim in moving if claim.is_extra is is_extra):
-            if (home := fleet.home(claim)) is not None and fleet.fits(claim, device_id=home):
-                verdicts[claim.key] = fleet.take(claim, device_id=home)
+            if (home := fleet.home(claim)) is not None and fleet.fits(claim, home):
+                verdicts[claim.key] = fleet.take(claim, home)
             else:
                 homeless.append(claim)
         for claim in homeless:
@@ -85,59 +92,109 @@ def place(rooms: Sequence[Room], claims: Collection[Claim]) -> list[Verdict]:
     return [verdicts[key] for key in sorted(verdicts)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """Where a claim could be. needs: what it needs there, by device or disk."""
+
+    device_ids: tuple[int, ...]
+    needs: Mapping[int, int]
+
+
 class _Fleet:
-    """The rooms, and what is left in each. That may be less than nothing where what goes on took
-    more than was thought, or others did."""
+    """The rooms, and what is left in each: of what is free, and of all that there is. That may be
+    less than nothing where what goes on took more than was thought, or others did."""
 
     def __init__(self, rooms: Iterable[Room]) -> None:
         self._rooms = {room.device_id: room for room in rooms}
-        self._left = {room.device_id: room.free_bytes for room in rooms}
+        self._free = {room.device_id: room.free_bytes for room in rooms}
+        self._total = {room.device_id: room.total_bytes for room in rooms}
+        self._of_kind: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
+        for room in sorted(rooms, key=lambda room: room.device_id):
+            self._of_kind[room.node_id, room.kind].append(room.device_id)
+        self._nodes = sorted({room.node_id for room in rooms})
 
-    def home(self, claim: Claim) -> int | None:
-        """Return the device that it had, where there still is one and it may be on it."""
-        room = None if claim.device_id is None else self._rooms.get(claim.device_id)
-        return room.device_id if room is not None and room.kind in claim.kinds else None
+    def home(self, claim: Claim) -> _Site | None:
+        """Return the devices that it had, where there still are all and it may be on them."""
+        rooms = [self._rooms[each] for each in claim.device_ids if each in self._rooms]
+        places = {(room.node_id, room.kind) for room in rooms}
+        if len(rooms) != claim.n_devices or len(places) != 1:
+            return None
+        ((node_id, kind),) = places
+        return self._site(claim, claim.device_ids, node_id) if kind in claim.kinds else None
 
-    def fits(self, claim: Claim, *, device_id: int) -> bool:
-        return self._missing(claim, device_id) <= 0
+    def fits(self, claim: Claim, site: _Site) -> bool:
+        return not any(self._missing(claim, site).values())
 
-    def take(self, claim: Claim, *, device_id: int) -> Placed:
-        self._left[device_id] -= max(0, claim.n_bytes - _held_on(claim, device_id))
-        return Placed(key=claim.key, device_id=device_id, n_bytes=claim.n_bytes)
+    def take(self, claim: Claim, site: _Site) -> Placed:
+        for room, n_bytes in site.needs.items():
+            self._free[room] -= max(0, n_bytes - claim.held_bytes.get(room, 0))
+            self._total[room] -= n_bytes
+        return Placed(key=claim.key, device_ids=site.device_ids, n_bytes=claim.n_bytes)
 
     def settle(self, claim: Claim) -> Verdict:
-        """Take the tightest device that fits, of the best kind that has one."""
-        missing = {
-            device_id: self._missing(claim, device_id)
-            for kind in claim.kinds
-            for device_id, room in self._rooms.items()
-            if room.kind == kind
-        }
+        """Take the tightest devices that fit, of the best kind that has them."""
+        nearest: _Site | None = None
         for kind in claim.kinds:
-            fitting = [
-                device_id
-                for device_id, n_bytes in missing.items()
-                if n_bytes <= 0 and self._rooms[device_id].kind == kind
+            sites = [
+                site
+                for node_id in self._nodes
+                if (site := self._best(claim, kind, node_id)) is not None
             ]
+            fitting = [site for site in sites if self.fits(claim, site)]
             if fitting:
-                best = max(fitting, key=lambda device_id: (missing[device_id], -device_id))
-                return self.take(claim, device_id=best)
-        nearest = min(missing, key=lambda device_id: (missing[device_id], device_id), default=None)
+                return self.take(
+                    claim,
+                    min(fitting, key=lambda site: (self._left(claim, site), site.device_ids)),
+                )
+            nearest = min(
+                (*sites, *([nearest] if nearest else [])),
+                key=lambda site: (sum(self._missing(claim, site).values()), site.device_ids),
+                default=None,
+            )
+        missing = {} if nearest is None else self._missing(claim, nearest)
         return Refused(
             key=claim.key,
             n_bytes=claim.n_bytes,
-            missing_bytes=claim.n_bytes if nearest is None else missing[nearest],
-            device_id=nearest,
+            missing={room: n_bytes for room, n_bytes in missing.items() if n_bytes},
         )
 
-    def _missing(self, claim: Claim, device_id: int) -> int:
-        """Return how much does not fit there; nothing or less where all of it does."""
-        return claim.n_bytes - _held_on(claim, device_id) - self._left[device_id]
+    def _best(self, claim: Claim, kind: str, node_id: int) -> _Site | None:
+        """Return the devices of a node that it would get: those that fit it tightest, and where
+        they are too few those where the least is missing. None where the node has too few."""
 
+        def order(device_id: int) -> tuple[int, int, int]:
+            spare = self._spare(claim, device_id, claim.n_bytes)
+            return (max(0, -spare), spare, device_id)
 
-def _held_on(claim: Claim, device_id: int) -> int:
-    return claim.held_bytes if claim.device_id == device_id else 0
+        found = sorted(self._of_kind[node_id, kind], key=order)
+        if len(found) < claim.n_devices:
+            return None
+        return self._site(claim, tuple(sorted(found[: claim.n_devices])), node_id)
+
+    def _site(self, claim: Claim, device_ids: tuple[int, ...], node_id: int) -> _Site | None:
+        needs = dict.fromkeys(device_ids, claim.n_bytes)
+        for kind, n_bytes in claim.beside.items():
+            rooms = self._of_kind[node_id, kind]
+            if not rooms:
+                return None
+            needs[rooms[0]] = n_bytes
+        return _Site(device_ids, needs)
+
+    def _left(self, claim: Claim, site: _Site) -> int:
+        """Return how much of its devices would be left."""
+        return sum(self._spare(claim, each, claim.n_bytes) for each in site.device_ids)
+
+    def _missing(self, claim: Claim, site: _Site) -> dict[int, int]:
+        """Return how much does not fit, by device or disk."""
+        return {
+            room: max(0, -self._spare(claim, room, n_bytes)) for room, n_bytes in site.needs.items()
+        }
+
+    def _spare(self, claim: Claim, room: int, n_bytes: int) -> int:
+        """Return what would be left there; less than nothing where it does not fit."""
+        growth = n_bytes - claim.held_bytes.get(room, 0)
+        return min(self._free[room] - growth, self._total[room] - n_bytes)
 
 
 def _order(claim: Claim) -> tuple[bool, int, int]:
-    return (claim.is_extra, -claim.n_bytes, claim.key)
+    return (claim.is_extra, -claim.n_bytes * claim.n_devices, claim.key)

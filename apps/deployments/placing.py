@@ -1,7 +1,7 @@
 """Placement with the rows: what the devices are, what each replica needs, and what comes of both.
-``placement`` decides, ``estimates`` reckons."""
+``placement`` decides, ``needs`` says what a replica claims."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,19 +9,27 @@ from typing import TYPE_CHECKING, Final
 
 from django.template.defaultfilters import filesizeformat
 
-from apps.deployments.estimates import EngineSizes, Estimate, estimate
 from apps.deployments.models import Deployment, Replica
+from apps.deployments.needs import (
+    beside,
+    held_by,
+    is_settled,
+    kinds_of,
+    n_devices_of,
+    n_processes_each,
+    replica_estimate,
+)
 from apps.deployments.placement import Claim, Refused, Room, Verdict, place
 from apps.deployments.selectors import deployments_all, replicas_of
 from apps.deployments.types import Fit
-from apps.engines.selectors import EngineState, devices_seen
-from apps.engines.types import EMBEDDING_DEVICES, ENGINE_DEVICES
-from apps.registry.selectors import model_shape
+from apps.engines.selectors import devices_seen
 
 if TYPE_CHECKING:
     from apps.engines.models import Device
 
 _LEAST_KV_TOKENS: Final = 1024
+_KIND_WORDS: Final = {"cuda": "GPU", "cpu": "processor"}
+_BESIDE_WORDS: Final = {"cpu": "host memory", "disk": "disk"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,26 +40,6 @@ class Wanted:
     deployment: Deployment
     replica: Replica | None
     is_extra: bool
-
-
-def replica_estimate(
-    deployment: Deployment, *, devices: Iterable["Device"], replica: Replica | None = None
-) -> Estimate:
-    """Reckon one replica of a deployment that runs here."""
-    version = deployment.model_version
-    assert version is not None
-    return estimate(
-        n_parameters=version.n_parameters,
-        shape=model_shape(version),
-        task=version.task,
-        sizes=EngineSizes(
-            dtype=_dtype(deployment, devices=devices, replica=replica),
-            quantization=deployment.quantization,
-            kv_cache_tokens=deployment.kv_cache_tokens,
-            max_sequences=deployment.max_sequences,
-            max_batched_tokens=deployment.max_batched_tokens,
-        ),
-    )
 
 
 def refusal_of(deployment: Deployment, *, now: datetime) -> str:
@@ -131,8 +119,17 @@ def placed(
     devices: Collection["Device"],
     is_alive: Callable[[Replica], bool],
 ) -> list[Verdict]:
-    """Give each a device or a refusal, in the order of ``wanted``."""
-    rooms = [Room(device_id=d.pk, kind=d.kind, free_bytes=d.free_bytes) for d in devices]
+    """Give each its devices or a refusal, in the order of ``wanted``."""
+    rooms = [
+        Room(
+            device_id=each.pk,
+            node_id=each.node_id,
+            kind=each.kind,
+            free_bytes=each.free_bytes,
+            total_bytes=each.total_bytes,
+        )
+        for each in devices
+    ]
     claims = [
         _claim(each, key=key, devices=devices, is_alive=is_alive) for key, each in enumerate(wanted)
     ]
@@ -150,16 +147,21 @@ def _wanted(
 
 
 def refusal_text(refused: Refused, *, deployment: Deployment, devices: Iterable["Device"]) -> str:
-    """Say to a person what is missing, in full bytes too."""
-    needs = f"A replica of {deployment} needs {filesizeformat(refused.n_bytes)}"
-    device = next((each for each in devices if each.pk == refused.device_id), None)
-    if device is None:
-        kinds = " or ".join("GPU" if kind == "cuda" else "processor" for kind in _kinds(deployment))
-        return f"{needs}, and no machine has a {kinds} for it."
-    return (
-        f"{needs}, and {filesizeformat(refused.missing_bytes)} of it ({refused.missing_bytes:,} "
-        f"bytes) are missing on {device}: lower kv_cache_tokens, or stop something else there."
+    """Say to a person what is missing and where, in full bytes too."""
+    n = n_devices_of(deployment)
+    needs = (
+        f"A replica of {deployment} needs {filesizeformat(refused.n_bytes)}{_on_each(n)}"
+        f"{_beside_text(beside(deployment, devices=devices))}"
     )
+    if not refused.missing:
+        kinds = " or ".join(_KIND_WORDS[kind] for kind in kinds_of(deployment))
+        return f"{needs}, and no machine has {f'{n} {kinds}s' if n > 1 else f'a {kinds}'} for it."
+    short = [
+        f"{filesizeformat(n_bytes)} of it ({n_bytes:,} bytes) are missing on {device}"
+        for device in devices
+        if (n_bytes := refused.missing.get(device.pk))
+    ]
+    return f"{needs}, and {', '.join(short)}: lower kv_cache_tokens, or stop something else there."
 
 
 def needs_text(deployment: Deployment, *, now: datetime) -> str:
@@ -172,11 +174,21 @@ def _needs_text(deployment: Deployment, *, devices: Iterable["Device"]) -> str:
         return "-"
     parts = replica_estimate(deployment, devices=devices)
     return (
-        f"{filesizeformat(parts.total)}: {filesizeformat(parts.weights)} of weights, "
+        f"{filesizeformat(parts.total)}{_on_each(deployment.tensor_parallel)}: "
+        f"{filesizeformat(parts.weights)} of weights, "
         f"{filesizeformat(parts.kv_cache)} of KV cache, {filesizeformat(parts.steps)} for steps, "
         f"{filesizeformat(parts.runtime)} for the process, {filesizeformat(parts.loading)} while "
-        "it loads."
+        f"it loads{_beside_text(beside(deployment, devices=devices))}."
     )
+
+
+def _on_each(n_devices: int) -> str:
+    return f" on each of {n_devices} devices" if n_devices > 1 else ""
+
+
+def _beside_text(needs: Mapping[str, int]) -> str:
+    words = [f"{filesizeformat(n)} of {_BESIDE_WORDS[kind]}" for kind, n in needs.items()]
+    return f", and beside that {' and '.join(words)}" if words else ""
 
 
 def _claim(
@@ -188,13 +200,15 @@ def _claim(
 ) -> Claim:
     deployment, replica = wanted.deployment, wanted.replica
     reckoned = replica_estimate(deployment, devices=devices, replica=replica)
-    is_ready = replica is not None and _is_settled(replica, deployment)
+    is_ready = replica is not None and is_settled(replica, deployment)
     return Claim(
         key=key,
-        n_bytes=reckoned.ready if is_ready else reckoned.total,
-        kinds=_kinds(deployment),
-        device_id=replica.device_id if replica is not None else None,
-        held_bytes=_held_bytes(replica) if replica is not None else 0,
+        n_bytes=(reckoned.ready if is_ready else reckoned.total) * n_processes_each(deployment),
+        kinds=kinds_of(deployment),
+        n_devices=n_devices_of(deployment),
+        beside=beside(deployment, devices=devices, replica=replica),
+        device_ids=() if replica is None else tuple(each.pk for each in replica.devices.all()),
+        held_bytes={} if replica is None else held_by(replica, devices=devices),
         is_kept=(
             replica is not None
             and replica.placed_generation == deployment.generation
@@ -204,35 +218,5 @@ def _claim(
     )
 
 
-def _is_settled(replica: Replica, deployment: Deployment) -> bool:
-    return (
-        replica.placed_generation == deployment.generation
-        and replica.engine_process.state == EngineState.READY
-    )
-
-
 def _is_alive(replica: Replica) -> bool:
     return replica.engine_process.pid is not None
-
-
-def _held_bytes(replica: Replica) -> int:
-    return int(replica.engine_process.stats.get("rss_bytes", 0))
-
-
-def _kinds(deployment: Deployment) -> tuple[str, ...]:
-    if deployment.device_class == Deployment.DeviceClass.AUTO:
-        return EMBEDDING_DEVICES if deployment.task == "embed" else ENGINE_DEVICES
-    return (deployment.device_class,)
-
-
-def _dtype(deployment: Deployment, *, devices: Iterable["Device"], replica: Replica | None) -> str:
-    """Return what its engine computes in: as set, as it said itself, or as it will choose on the
-    device where that is widest."""
-    if deployment.dtype != Deployment.Dtype.AUTO:
-        return deployment.dtype
-    if deployment.task == "embed":
-        return "float32"  # its vectors are compared with others of long ago
-    if replica is not None and _is_settled(replica, deployment):
-        return str(replica.engine_process.info["dtype"])
-    choices = {device.auto_dtype for device in devices if device.kind in _kinds(deployment)}
-    return "bfloat16" if choices == {"bfloat16"} else "float32"

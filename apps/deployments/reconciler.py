@@ -92,7 +92,7 @@ class Reconciler:
         has_looked = now - self._looked_at >= _LOOK_EVERY_S
         if has_looked:
             self._looked_at = now
-            report = await asyncio.to_thread(node_report)
+            report = await asyncio.to_thread(node_report, self._paths.kv_cache_dir)
             self._node_id = (await database_hop(node_record, report, now=timezone.now())).pk
         stamp = (await database_hop(change_stamps)).get(DEPLOYMENTS_STAMP, 0)
         if stamp != self._stamp or self._is_due(now, has_looked=has_looked):

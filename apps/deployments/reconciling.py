@@ -1,6 +1,6 @@
-"""What the engine agent does with the rows: replicas are made, given a device, and go."""
+"""What the engine agent does with the rows: replicas are made, given devices, and go."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -10,12 +10,18 @@ from django.utils import timezone
 from apps.audit.services import event_record
 from apps.audit.types import SYSTEM
 from apps.deployments.models import Deployment, Replica
+from apps.deployments.needs import n_processes_each, replica_estimate
 from apps.deployments.placement import Placed, Refused
 from apps.deployments.placing import Wanted, placed, refusal_text
 from apps.deployments.selectors import deployments_all, remote_target
 from apps.deployments.types import Reconciled, Scalable
 from apps.engines.selectors import EngineState, devices_of, engine_processes
-from apps.engines.services import engine_process_create, engine_processes_remove, node_cache
+from apps.engines.services import (
+    engine_process_create,
+    engine_processes_remove,
+    kv_cache_dir,
+    node_cache,
+)
 from apps.engines.types import EngineSpec
 from apps.registry.selectors import artifact_of, version_dir
 
@@ -37,7 +43,7 @@ def replicas_reconcile(
 
     Rows that nothing asks for go, but for the slots in ``occupied``, whose process still lives.
     One that became too many, or drains, runs on until it said, at the time in ``idle_at``, that it
-    has nothing to do; a deployment that has drained is stopped. Each gets a device of the node
+    has nothing to do; a deployment that has drained is stopped. Each gets devices of the node
     ``node_id``; one that fits on none does not run, and its row says why. Without a node nothing is
     placed. Only the engine agent calls this.
     """
@@ -162,41 +168,45 @@ def _place(
             text = refusal_text(verdict, deployment=replica.deployment, devices=devices)
             _refuse(replica, text[:300], n_bytes=verdict.n_bytes)
         else:
-            _settle(replica, verdict, device=by_id[verdict.device_id], occupied=occupied)
+            found = [by_id[device_id] for device_id in verdict.device_ids]
+            _settle(replica, verdict, devices=found, occupied=occupied)
 
 
 def _settle(
-    replica: Replica, verdict: Placed, *, device: "Device", occupied: Collection[int]
+    replica: Replica, verdict: Placed, *, devices: Sequence["Device"], occupied: Collection[int]
 ) -> None:
     deployment = replica.deployment
     if (
         not replica.refusal
-        and replica.device_id == verdict.device_id
+        and {each.pk for each in replica.devices.all()} == set(verdict.device_ids)
         and replica.placed_generation == deployment.generation
         and replica.engine_process_id in occupied
     ):
         return  # it goes on as it is: another share of the cores would start it anew
-    replica.device = device
     replica.placed_generation = deployment.generation
-    replica.n_threads = _threads(deployment, device=device)
+    replica.n_threads = _threads(deployment, device=devices[0])
     replica.estimated_bytes = verdict.n_bytes
+    replica.lasting_bytes = replica_estimate(deployment, devices=devices).lasting
     replica.refusal = ""
     replica.save()
+    replica.devices.set(devices)
 
 
 def _refuse(replica: Replica, refusal: str, *, n_bytes: int) -> None:
-    if (replica.refusal, replica.device_id) != (refusal, None):
-        replica.device = replica.placed_generation = None
+    if replica.refusal != refusal or replica.devices.all():
+        replica.placed_generation = None
         replica.estimated_bytes, replica.refusal = n_bytes, refusal
         replica.save()
+        replica.devices.clear()
 
 
 def _threads(deployment: Deployment, *, device: "Device") -> int | None:
-    """Return a replica's share of the cores, which all of its deployment may be busy with at once;
+    """Return a process's share of the cores, which all of its deployment may be busy with at once;
     None where it need not share. Other deployments often rest, and are not reckoned with."""
-    if device.kind != "cpu" or deployment.max_replicas == 1:
+    n_processes = deployment.max_replicas * n_processes_each(deployment)
+    if device.kind != "cpu" or n_processes == 1:
         return None
-    return max(1, device.node.n_cores // deployment.max_replicas)
+    return max(1, device.node.n_cores // n_processes)
 
 
 def _scalable(deployment: Deployment, replicas: Collection[Replica]) -> Scalable:
@@ -230,6 +240,7 @@ def _engine_spec(replica: Replica) -> EngineSpec:
     if directory is None:
         artifact = artifact_of(version)
         directory = node_cache().directory_of(artifact)
+    n_processes = deployment.tensor_parallel
     is_quantized = deployment.quantization != Deployment.Quantization.NONE
     is_native = deployment.backend == Deployment.Backend.NATIVE
     arguments = {
@@ -242,6 +253,13 @@ def _engine_spec(replica: Replica) -> EngineSpec:
         "--max-batched-tokens": deployment.max_batched_tokens,
         "--max-model-len": deployment.max_model_len,
         "--threads": replica.n_threads,
+        "--tensor-parallel": n_processes if n_processes > 1 else None,
+        # The processor's own kernels know nothing of it.
+        "--kernels": "torch" if n_processes_each(deployment) > 1 else None,
+        "--sleep-after-s": deployment.sleep_after_s,
+        "--host-kv-cache-bytes": deployment.host_kv_cache_bytes,
+        "--disk-kv-cache-bytes": deployment.disk_kv_cache_bytes,
+        "--kv-cache-dir": kv_cache_dir() if deployment.disk_kv_cache_bytes else None,
     }
     return EngineSpec(
         process_id=replica.engine_process_id,
@@ -253,13 +271,15 @@ def _engine_spec(replica: Replica) -> EngineSpec:
             if value is not None
             for part in (name, value)
         ),
-        environment=_environment(replica.device),
+        environment=_environment(replica.devices.all()),
         artifact=artifact,
     )
 
 
-def _environment(device: "Device | None") -> tuple[tuple[str, str], ...]:
-    """Show an engine the one GPU that it was given, or none."""
-    if device is None:
+def _environment(devices: Iterable["Device"]) -> tuple[tuple[str, str], ...]:
+    """Show an engine the GPUs that it was given, or none."""
+    found = sorted(devices, key=lambda device: device.index)
+    if not found:
         return ()
-    return (("CUDA_VISIBLE_DEVICES", device.uid if device.kind == "cuda" else ""),)
+    gpus = [device.uid for device in found if device.kind == "cuda"]
+    return (("CUDA_VISIBLE_DEVICES", ",".join(gpus)),)

@@ -1,6 +1,6 @@
 """Reads of deployments and of the replicas that the engine agent keeps."""
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from django.db.models import F, Prefetch, QuerySet
 from guardian.shortcuts import get_objects_for_user
@@ -8,7 +8,7 @@ from guardian.shortcuts import get_objects_for_user
 from apps.core.exceptions import NotFound
 from apps.deployments.models import Deployment, RemoteServer, Replica
 from apps.deployments.types import REMOTE_VERSION_ID, LiveState, ReplicaEndpoint
-from apps.engines.selectors import EngineState
+from apps.engines.selectors import EngineState, devices_described
 from apps.engines.types import RemoteTarget
 
 if TYPE_CHECKING:
@@ -63,19 +63,20 @@ def remote_target(deployment: Deployment) -> RemoteTarget | None:
 
 
 def deployments_all() -> list[Deployment]:
-    """Return every deployment with its model version and its replicas, in two queries."""
-    replicas = Replica.objects.select_related("engine_process", "device__node")
-    return list(
-        Deployment.objects.select_related("model_version__model", "remote").prefetch_related(
-            Prefetch("replicas", queryset=replicas)
-        )
-    )
+    """Return every deployment with its model version, its replicas and their devices, in three
+    queries."""
+    return list(_with_devices())
 
 
 def replicas_of(deployment: Deployment) -> list[Replica]:
-    """Return its replicas with their engine processes, in one query."""
+    """Return its replicas with their engine processes and devices, in two queries."""
     rows = Replica.objects.filter(deployment_id=deployment.pk).select_related("engine_process")
-    return list(rows.order_by("index"))
+    return list(rows.prefetch_related(on_devices()).order_by("index"))
+
+
+def on_devices() -> "Prefetch[str, QuerySet[Any], str]":
+    """Fetch replicas along with their devices and the machines of these, in one query more."""
+    return Prefetch("devices", queryset=devices_described())
 
 
 def deployments_running() -> list[Deployment]:
@@ -134,11 +135,17 @@ def deployments_with_replicas() -> list[Deployment]:
 
 def deployments_described() -> "QuerySet[Deployment]":
     """Return the deployments by name, as ``deployments_with_replicas`` and with their devices."""
-    return _with_replicas().order_by("name")
+    return _with_devices().order_by("name")
+
+
+def _with_devices() -> "QuerySet[Deployment]":
+    return _with_replicas().prefetch_related(
+        Prefetch("replicas__devices", queryset=devices_described())
+    )
 
 
 def _with_replicas() -> "QuerySet[Deployment]":
-    replicas = Replica.objects.select_related("engine_process", "device__node").order_by("index")
+    replicas = Replica.objects.select_related("engine_process").order_by("index")
     return Deployment.objects.select_related("model_version__model", "remote").prefetch_related(
         Prefetch("replicas", queryset=replicas)
     )

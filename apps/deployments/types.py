@@ -113,6 +113,10 @@ class DeploymentFields(TypedDict, total=False):
     max_sequences: int
     max_batched_tokens: int
     max_model_len: int | None
+    tensor_parallel: int
+    sleep_after_s: int | None
+    host_kv_cache_bytes: int | None
+    disk_kv_cache_bytes: int | None
     remote: "RemoteServer | None"
     remote_model: str
     remote_task: str

@@ -1,5 +1,6 @@
-"""What this machine can run engines on: its processor and its GPUs, with their memory now. Reads
-the kernel's files and asks ``nvidia-smi``; knows no database and imports no tensor library."""
+"""What this machine can run engines on: its processor and its GPUs, with their memory now, and the
+disk that they may use. Reads the kernel's files and asks ``nvidia-smi``; knows no database and
+imports no tensor library."""
 
 import logging
 import os
@@ -21,15 +22,18 @@ _MIB: Final = 2**20
 # As the engine chooses: with its compiled kernels, and where the processor multiplies it.
 _COMPILED_KERNELS: Final = "engine_service/kernels/cpu/_build"
 _BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
+# Of the disk, for all that is not an engine's.
+_DISK_LEFT_BYTES: Final = 256 * _MIB
 _PROJECT: Final = Path(__file__).resolve().parents[2]
 
 
-def node_report() -> NodeReport:
-    """Look at this machine. Waits for other programs: call it off the event loop."""
+def node_report(disk_dir: Path) -> NodeReport:
+    """Look at this machine. disk_dir: where engines keep what they write, there or not yet. Waits
+    for other programs: call it off the event loop."""
     return NodeReport(
         name=platform.node()[:120] or "localhost",
         n_cores=cores_usable(),
-        devices=(processor(), *gpus()),
+        devices=(processor(), *gpus(), disk(disk_dir)),
     )
 
 
@@ -62,6 +66,21 @@ def processor(*, root: Path = _ROOT) -> DeviceReport:
         total_bytes=total,
         free_bytes=free,
         auto_dtype=_processor_dtype(root / "proc/cpuinfo"),
+    )
+
+
+def disk(directory: Path) -> DeviceReport:
+    """Return what there is of the file system where a directory is, or will be."""
+    there = next(each for each in (directory, *directory.parents) if each.exists())
+    usage = shutil.disk_usage(there)
+    return DeviceReport(
+        kind="disk",
+        index=0,
+        uid="disk",
+        name="Disk",
+        total_bytes=usage.total,
+        free_bytes=max(0, usage.free - _DISK_LEFT_BYTES),
+        auto_dtype="",
     )
 
 

@@ -83,11 +83,13 @@ class Node(TimestampedModel):
 
 
 class Device(TimestampedModel):
-    """What a node computes on, with the memory that there is for it."""
+    """What a node computes on, with the memory that there is for it; or its disk, as far as engines
+    may use that."""
 
     class Kind(models.TextChoices):
         CPU = "cpu", "Processor"
         CUDA = "cuda", "GPU"
+        DISK = "disk", "Disk"
 
     node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="devices")
     kind = models.CharField(max_length=8, choices=Kind.choices)
@@ -97,7 +99,9 @@ class Device(TimestampedModel):
     total_bytes = models.PositiveBigIntegerField()
     free_bytes = models.PositiveBigIntegerField(help_text="What nobody held when last looked at.")
     auto_dtype = models.CharField(
-        max_length=20, help_text="What an engine computes in there if it is left the choice."
+        max_length=20,
+        blank=True,
+        help_text="What an engine computes in there if it is left the choice.",
     )
 
     class Meta:

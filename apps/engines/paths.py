@@ -21,6 +21,7 @@ class AgentPaths:
     run_dir: Path
     log_dir: Path
     journal_dir: Path
+    kv_cache_dir: Path
 
     def socket(self, *, process_id: int, epoch: int) -> Path:
         """A path of its own for every start: an engine that still drains removes its own socket
@@ -34,6 +35,11 @@ class AgentPaths:
 def journal_dir_of(var_dir: Path) -> Path:
     """Return where this machine's engines leave their journals; they make it themselves."""
     return var_dir / "journal"
+
+
+def kv_cache_dir_of(var_dir: Path) -> Path:
+    """Return where this machine's engines keep blocks of their caches, in files without names."""
+    return var_dir / "kv-cache"
 
 
 def run_dir_of(var_dir: Path) -> Path:
@@ -61,7 +67,12 @@ def agent_paths(var_dir: Path) -> AgentPaths:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise AgentError(f"{run_dir} is not a directory of this user; remove it or set VAR")
     run_dir.chmod(0o700)
-    return AgentPaths(run_dir=run_dir, log_dir=log_dir, journal_dir=journal_dir_of(var_dir))
+    return AgentPaths(
+        run_dir=run_dir,
+        log_dir=log_dir,
+        journal_dir=journal_dir_of(var_dir),
+        kv_cache_dir=kv_cache_dir_of(var_dir),
+    )
 
 
 def socket_exists(path: Path) -> bool:

@@ -47,6 +47,11 @@ def devices_seen(now: datetime) -> list[Device]:
     return list(Device.objects.filter(node__seen_at__gte=since).select_related("node"))
 
 
+def devices_described() -> "QuerySet[Device]":
+    """Return all devices, each with its machine; to be fetched along with what is on them."""
+    return Device.objects.select_related("node").order_by("node", "kind", "index")
+
+
 def devices_of(node_id: int) -> list[Device]:
     """Return the devices of one machine, in one query."""
     return list(Device.objects.filter(node_id=node_id).select_related("node"))

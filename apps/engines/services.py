@@ -19,7 +19,7 @@ from apps.engines.journals import JournalFiles, journals_in
 from apps.engines.models import Device, EngineJournal, EngineProcess, JournalEntry, Node
 from apps.engines.node_cache import NodeCache
 from apps.engines.orphans import orphans_end, orphans_left, processes_serving
-from apps.engines.paths import AgentPaths, agent_paths
+from apps.engines.paths import AgentPaths, agent_paths, kv_cache_dir_of
 from apps.engines.policy import Timings
 from apps.engines.quarantine import (
     crashes_record,
@@ -53,6 +53,7 @@ __all__ = [
     "files_held",
     "is_ready",
     "journals_read",
+    "kv_cache_dir",
     "node_cache",
     "node_record",
     "node_report",
@@ -90,6 +91,11 @@ def node_cache() -> NodeCache:
         most_bytes=settings.NODE_CACHE_BYTES,
         read=artifact_chunks,
     )
+
+
+def kv_cache_dir() -> Path:
+    """Return where this node's engines keep what their caches have on disk; makes nothing."""
+    return kv_cache_dir_of(Path(settings.VAR_DIR))
 
 
 def engine_process_create(*, name: str) -> EngineProcess:

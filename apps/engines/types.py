@@ -335,7 +335,7 @@ class EngineObservation:
     n_fetch_bytes: int | None = None
 
 
-DeviceKind = Literal["cpu", "cuda"]
+DeviceKind = Literal["cpu", "cuda", "disk"]
 
 # What an engine of ours computes on, the one that a deployment is given if it does not say first;
 # one for embeddings computes on the processor only.
@@ -348,8 +348,8 @@ NANOVLLM_ARCHITECTURES: Final = frozenset({"Qwen3ForCausalLM"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceReport:
-    """A device of a machine and its memory. uid: tells it from the machine's others for good.
-    auto_dtype: what an engine computes in there if it is left the choice."""
+    """A device of a machine and its memory, or its disk. uid: tells it from the machine's others
+    for good. auto_dtype: what an engine computes in there if it may choose; a disk has none."""
 
     kind: DeviceKind
     index: int

@@ -1,5 +1,7 @@
 """Deployments with replicas and the engine processes behind them, as rows only."""
 
+from typing import Any
+
 import factory
 from django.utils import timezone
 from factory.django import DjangoModelFactory
@@ -67,7 +69,13 @@ class EngineProcessFactory(DjangoModelFactory[EngineProcess]):
 class ReplicaFactory(DjangoModelFactory[Replica]):
     class Meta:
         model = Replica
+        skip_postgeneration_save = True
 
     deployment = factory.SubFactory(DeploymentFactory)
     index = factory.Sequence(int)
     engine_process = factory.SubFactory(EngineProcessFactory, ready=True)
+
+    @factory.post_generation  # type: ignore[untyped-decorator]
+    def devices(self, create: bool, extracted: Any, **options: Any) -> None:
+        if extracted:
+            self.devices.set(extracted)

@@ -29,6 +29,34 @@ Backend = Literal["native", "nanovllm"]
 Dtype = Literal["auto", "bfloat16", "float32"]
 Quantization = Literal["none", "int8", "fp8"]
 RemoteTask = Literal["generate", "embed"]
+Parts = Annotated[
+    int, Meta(ge=1, le=8, description="GPUs of one machine that hold a replica together.")
+]
+SleepAfter = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=604_800,
+        description="Without work for so many seconds, an engine gives its GPU's memory back until "
+        "the next request; placement keeps that memory for it. Null: never.",
+    ),
+]
+HostBytes = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=2**50,
+        description="Of each replica, for blocks of the KV cache that the GPU evicts. Null: none.",
+    ),
+]
+DiskBytes = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=2**50,
+        description="Of each replica, encrypted, for blocks that host memory evicts. Null: none.",
+    ),
+]
 
 
 class DeploymentChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +75,10 @@ class DeploymentChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     max_sequences: Count | UnsetType = UNSET
     max_batched_tokens: Annotated[int, Meta(ge=16, le=MAX_INT)] | UnsetType = UNSET
     max_model_len: Annotated[int, Meta(ge=16, le=MAX_INT)] | UnsetType | None = UNSET
+    tensor_parallel: Parts | UnsetType = UNSET
+    sleep_after_s: SleepAfter | UnsetType | None = UNSET
+    host_kv_cache_bytes: HostBytes | UnsetType | None = UNSET
+    disk_kv_cache_bytes: DiskBytes | UnsetType | None = UNSET
     remote: Name | UnsetType | None = UNSET
     remote_model: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
     remote_task: RemoteTask | UnsetType = UNSET
@@ -72,18 +104,26 @@ class DesiredDeployment(msgspec.Struct, kw_only=True):
     max_sequences: int
     max_batched_tokens: int
     max_model_len: int | None
+    tensor_parallel: int
+    sleep_after_s: int | None
+    host_kv_cache_bytes: int | None
+    disk_kv_cache_bytes: int | None
     remote: str | None
     remote_model: str
     remote_task: str
 
 
 class ReplicaObject(msgspec.Struct, kw_only=True):
-    """``refusal``: why it does not run, where it fits nowhere; it names the missing bytes."""
+    """``refusal``: why it does not run, where it fits nowhere; it names the missing bytes.
+    ``devices``: all that it has, and ``device`` the first of them. ``estimated_bytes``: reserved on
+    each. ``is_asleep``: ready, and its GPU's memory is given back until a request comes."""
 
     index: int
     engine: str
     state: str
+    is_asleep: bool
     device: str | None
+    devices: tuple[str, ...]
     estimated_bytes: int | None
     memory_bytes: int | None
     n_running: int
@@ -144,6 +184,10 @@ def desired(row: "Deployment") -> DesiredDeployment:
         max_sequences=row.max_sequences,
         max_batched_tokens=row.max_batched_tokens,
         max_model_len=row.max_model_len,
+        tensor_parallel=row.tensor_parallel,
+        sleep_after_s=row.sleep_after_s,
+        host_kv_cache_bytes=row.host_kv_cache_bytes,
+        disk_kv_cache_bytes=row.disk_kv_cache_bytes,
         remote=None if row.remote is None else row.remote.name,
         remote_model=row.remote_model,
         remote_task=row.remote_task,
@@ -167,11 +211,14 @@ def _observed(row: "Deployment") -> ObservedDeployment:
 
 def _replica(row: "Replica") -> ReplicaObject:
     process = row.engine_process
+    devices = tuple(str(device) for device in row.devices.all())
     return ReplicaObject(
         index=row.index,
         engine=process.name,
         state=process.state,
-        device=None if row.device is None else str(row.device),
+        is_asleep=bool(process.stats.get("is_asleep")),
+        device=devices[0] if devices else None,
+        devices=devices,
         estimated_bytes=row.estimated_bytes,
         memory_bytes=process.stats.get("rss_bytes"),
         n_running=process.stats.get("n_running", 0),

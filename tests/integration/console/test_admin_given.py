@@ -109,6 +109,7 @@ def test_a_deployment_that_was_given_runs_no_other_model(bob: User, page: Client
         "kv_cache_tokens": deployment.kv_cache_tokens,
         "max_sequences": deployment.max_sequences,
         "max_batched_tokens": deployment.max_batched_tokens,
+        "tensor_parallel": deployment.tensor_parallel,
         **inline("replicas"),
         **inline("deploymentuserobjectpermission_set"),
     }

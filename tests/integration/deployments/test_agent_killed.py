@@ -184,7 +184,7 @@ def deployment(settings: Any, model_dir: Path) -> Deployment:
 def differences(place: Place, states: dict[str, str]) -> list[object]:
     """Say what of rows, processes and files is not as it should be in these states."""
     rows = list(EngineProcess.objects.all())
-    placed = Replica.objects.filter(device__isnull=False, refusal="")
+    placed = Replica.objects.filter(devices__isnull=False, refusal="")
     journals = {path.name.rpartition("-")[0] for path in (place.var / "journal").glob("*.live")}
     alive = [row for row in rows if row.pid is not None]
     pairs: list[tuple[object, object]] = [

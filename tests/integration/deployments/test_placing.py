@@ -46,7 +46,8 @@ def test_a_replica_gets_a_device_its_memory_and_no_gpu(device: Device) -> None:
     assert spec.environment == (("CUDA_VISIBLE_DEVICES", ""),)
     assert "--threads" not in spec.arguments
     replica = Replica.objects.get()
-    assert (replica.device, replica.placed_generation, replica.refusal) == (device, 1, "")
+    assert list(replica.devices.all()) == [device]
+    assert (replica.placed_generation, replica.refusal) == (1, "")
     assert replica.estimated_bytes == 100 * MIB + RUNTIME
 
 
@@ -74,7 +75,7 @@ def test_what_does_not_fit_does_not_run_and_says_how_much_is_missing(device: Dev
     assert [spec.name for spec in found.specs] == ["late-0", "small-0"]
     assert found.is_short
     refused = Replica.objects.get(deployment__name="large")
-    assert refused.device is None
+    assert not refused.devices.exists()
     assert refused.refusal == (
         "A replica of large needs 1020.0\xa0MB, and 20.0\xa0MB of it (20,971,520 bytes) are "
         "missing on box/cpu: lower kv_cache_tokens, or stop something else there."
@@ -192,7 +193,7 @@ def test_the_page_says_what_it_needs_and_the_list_that_it_does_not_fit(
 
 def test_nodes_are_shown_to_who_may_see_them(device: Device) -> None:
     url = reverse("admin:engines_node_change", args=[device.node_id])
-    ReplicaFactory(deployment__name="chat", index=0, device=device)
+    ReplicaFactory(deployment__name="chat", index=0, devices=[device])
     assert staff("view_replica").get(url).status_code == 403
     client = staff("view_node", "view_device")
     html = client.get(url).content.decode()
@@ -219,14 +220,13 @@ def test_a_report_is_kept_and_devices_that_are_gone_go() -> None:
 
     now = timezone.now()
     first = node_record(NodeReport(name="box", n_cores=4, devices=(gpu(0), gpu(1))), now=now)
-    replica = ReplicaFactory(device=Device.objects.get(uid="GPU-0"))
+    replica = ReplicaFactory(devices=[Device.objects.get(uid="GPU-0")])
     later = now + timedelta(seconds=10)
     again = node_record(NodeReport(name="box", n_cores=2, devices=(gpu(1),)), now=later)
     assert first.pk == again.pk
     assert (again.n_cores, again.seen_at) == (2, later)
     assert list(Device.objects.values_list("uid", "free_bytes")) == [("GPU-1", 1)]
-    replica.refresh_from_db()
-    assert replica.device is None
+    assert not replica.devices.exists()
 
 
 # -- more and fewer replicas ---------------------------------------------------------------------

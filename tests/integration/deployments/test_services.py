@@ -248,7 +248,7 @@ def test_live_state(
     for index, state in enumerate(states):
         process = EngineProcessFactory(state=state, last_error=f"of {index}", n_restarts=index)
         ReplicaFactory(deployment=deployment, index=index, engine_process=process)
-    with django_assert_num_queries(2):
+    with django_assert_num_queries(3 if states else 2):
         (found,) = deployments_all()
         state_now = live_state(found)
     assert (state_now.word, state_now.n_ready, state_now.n_replicas) == (word, n_ready, 2)

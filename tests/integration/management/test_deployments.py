@@ -55,6 +55,10 @@ async def test_one_is_made_looked_at_and_listed(
         "max_sequences": 64,
         "max_batched_tokens": 512,
         "max_model_len": None,
+        "tensor_parallel": 1,
+        "sleep_after_s": None,
+        "host_kv_cache_bytes": None,
+        "disk_kv_cache_bytes": None,
         "remote": None,
         "remote_model": "",
         "remote_task": "generate",
@@ -76,7 +80,7 @@ async def test_one_is_made_looked_at_and_listed(
 
 async def test_replicas_say_where_they_run_and_what_they_hold(api: httpx.AsyncClient) -> None:
     def run() -> None:
-        replica = ReplicaFactory(index=0, device=DeviceFactory(node__name="a"))
+        replica = ReplicaFactory(index=0, devices=[DeviceFactory(node__name="a")])
         replica.engine_process.stats = {"rss_bytes": 12, "n_running": 2, "n_waiting": 1}
         replica.engine_process.save()
         ReplicaFactory(
@@ -90,8 +94,10 @@ async def test_replicas_say_where_they_run_and_what_they_hold(api: httpx.AsyncCl
     assert (observed["state"], observed["n_ready"]) == ("degraded", 1)
     first, second = observed["replicas"]
     assert (first["state"], first["device"]) == ("ready", "a/cpu")
+    assert (first["devices"], first["is_asleep"]) == (["a/cpu"], False)
     assert (first["memory_bytes"], first["n_running"], first["n_waiting"]) == (12, 2, 1)
     assert (second["device"], second["refusal"]) == (None, "12 bytes are missing")
+    assert second["devices"] == []
 
 
 async def test_a_key_makes_one_of_two_that_are_asked_for(
@@ -329,6 +335,7 @@ async def test_who_was_given_one_deployment_sees_and_changes_that_one(
     assert (await anybody.post("/deployments/mine/stop")).status_code == 200
     for method, path, body, expected in (
         ("GET", "/deployments/other", None, 404),
+        ("PATCH", "/deployments/other", {"tensor_parallel": 2}, 404),
         ("PATCH", "/deployments/other", {"max_replicas": 2}, 404),
         ("POST", "/deployments/other/stop", None, 404),
         ("DELETE", "/deployments/mine", None, 403),

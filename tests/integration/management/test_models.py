@@ -201,7 +201,7 @@ async def test_who_may_not_approve_does_not(anybody: httpx.AsyncClient, version:
 async def test_machines_say_what_is_free(api: httpx.AsyncClient) -> None:
     def make() -> None:
         device = DeviceFactory(node__name="a", free_bytes=5, total_bytes=9)
-        ReplicaFactory(deployment=DeploymentFactory(name="chat"), index=0, device=device)
+        ReplicaFactory(deployment=DeploymentFactory(name="chat"), index=0, devices=[device])
         NodeFactory(name="b", seen_at=timezone.now() - timedelta(hours=1))
 
     await database_hop(make)

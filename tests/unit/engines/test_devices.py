@@ -1,5 +1,6 @@
 """What a machine says of its devices, read from files and from what NVIDIA's tool prints."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -96,10 +97,17 @@ def test_gpus() -> None:
     assert gpus_read("") == ()
 
 
-def test_this_machine() -> None:
-    report = node_report()
+def test_this_machine(tmp_path: Path) -> None:
+    report = node_report(tmp_path / "not" / "yet")
     assert report.name
     assert report.n_cores >= 1
     device = report.devices[0]
     assert (device.kind, device.uid) == ("cpu", "cpu")
     assert 0 < device.free_bytes <= device.total_bytes
+    disk = report.devices[-1]
+    assert (disk.kind, disk.uid, disk.auto_dtype) == ("disk", "disk", "")
+    usage = shutil.disk_usage(tmp_path)
+    assert disk.total_bytes == usage.total
+    # Some is left for others, who write meanwhile.
+    assert abs(disk.free_bytes - (usage.free - 256 * 2**20)) < GIB
+    assert not (tmp_path / "not").exists()

@@ -1,4 +1,4 @@
-"""``manage.py deploy list|start|stop|drain|restart|scale``: deployments without the admin."""
+"""``manage.py deploy list|start|stop|drain|restart|scale|set``: deployments without the admin."""
 
 import time
 from typing import Any, Final
@@ -24,11 +24,18 @@ _SERVICES = {
     "stop": (deployment_stop, "stops."),
     "restart": (deployment_restart, "gets new engines."),
 }
+_ENGINE_OPTIONS: Final = {
+    "tensor_parallel": ("N", "GPUs of one machine that hold a replica together, 1 to 8"),
+    "sleep_after_s": ("SECONDS", "without work until the GPU's memory is given back, or none"),
+    "host_kv_cache_bytes": ("BYTES", "host memory for blocks that the GPU evicts, or none"),
+    "disk_kv_cache_bytes": ("BYTES", "disk for those that host memory evicts, or none"),
+}
+_NONE: Final = "none"
 _LOOK_S: Final = 0.25
 
 
 class Command(BaseCommand):
-    help = "List, start, stop, drain, restart or scale deployments."
+    help = "List, start, stop, drain, restart or scale deployments, or set how their engines run."
 
     def add_arguments(self, parser: CommandParser) -> None:
         verbs = parser.add_subparsers(dest="verb", required=True)
@@ -44,6 +51,13 @@ class Command(BaseCommand):
         scale.add_argument("--max", type=int, help="as many as keep requests from waiting")
         scale.add_argument("--target-wait-ms", type=int, help="the longest that one should wait")
 
+        engine = verbs.add_parser("set", help="set how its engines run, which starts them anew")
+        engine.add_argument("name")
+        for field, (metavar, text) in _ENGINE_OPTIONS.items():
+            engine.add_argument(
+                f"--{field.replace('_', '-')}", type=_number, metavar=metavar, help=text
+            )
+
     def handle(self, *args: Any, **options: Any) -> None:
         if options["verb"] == "list":
             for deployment in deployments_all():
@@ -53,6 +67,8 @@ class Command(BaseCommand):
         try:
             if options["verb"] == "scale":
                 self._scale(deployment, options)
+            elif options["verb"] == "set":
+                self._set(deployment, options)
             elif options["verb"] == "drain":
                 self._drain(deployment, timeout_s=options["timeout_s"])
             else:
@@ -87,15 +103,37 @@ class Command(BaseCommand):
         }
         if not fields:
             raise CommandError("give --min, --max or --target-wait-ms")
-        found = deployment_update(
-            deployment=deployment,
-            actor=SYSTEM,
-            **DeploymentFields(**fields),  # type: ignore[typeddict-item]
-        )
+        found = _updated(deployment, fields)
         self.stdout.write(
             f"{found} runs {found.min_replicas} to {found.max_replicas} replicas, "
             f"{found.n_replicas} now."
         )
+
+    def _set(self, deployment: Deployment, options: dict[str, Any]) -> None:
+        given = {name: options[name] for name in _ENGINE_OPTIONS if options[name] is not None}
+        if not given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in _ENGINE_OPTIONS)
+            raise CommandError(f"give one of {names}")
+        fields = {name: None if value == _NONE else value for name, value in given.items()}
+        found = _updated(deployment, fields)
+        said = ", ".join(
+            f"{name} {_NONE if (value := getattr(found, name)) is None else value}"
+            for name in _ENGINE_OPTIONS
+        )
+        self.stdout.write(f"{found}: {said}.")
+
+
+def _number(text: str) -> int | str:
+    """Read a whole number, or ``none`` for what is to be empty. Raises ValueError."""
+    return _NONE if text == _NONE else int(text)
+
+
+def _updated(deployment: Deployment, fields: dict[str, Any]) -> Deployment:
+    return deployment_update(
+        deployment=deployment,
+        actor=SYSTEM,
+        **DeploymentFields(**fields),  # type: ignore[typeddict-item]
+    )
 
 
 def _named(name: str) -> Deployment:
@@ -107,7 +145,9 @@ def _named(name: str) -> Deployment:
 
 def _line(deployment: Deployment) -> str:
     state = live_state(deployment)
-    places = sorted({str(each.device) for each in deployment.replicas.all() if each.device})
+    places = sorted(
+        {str(device) for each in deployment.replicas.all() for device in each.devices.all()}
+    )
     is_native = deployment.backend == Deployment.Backend.NATIVE
     return (
         f"{deployment.name:<24} {state.word:<13} {state.n_ready} of {state.n_replicas} ready, "

@@ -1,0 +1,109 @@
+"""What an engine refuses of several devices, sleep and memory tiers, said by field before it is
+started. The rules are those of ``engine_service``: ``models/shard.py``, ``config.py``, and what the
+processor's kernels, embedding models and the other backend do not have."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from apps.registry.selectors import model_shape
+
+if TYPE_CHECKING:
+    from apps.deployments.models import Deployment
+    from apps.registry.types import ModelShape
+
+# As our engine has it: tokens in a block, and inputs that share a scale.
+_BLOCK_TOKENS: Final = 16
+_INT8_GROUP: Final = 32
+_SEAL_BYTES: Final = 16  # of a block on disk
+_NOBODY_KNOWS: Final = "Nobody knows the sizes of this version's parts: import it again."
+
+
+def wrong_options(deployment: "Deployment") -> dict[str, str]:
+    """Return what is wrong, by field; nothing of options that are left as they are."""
+    chosen = _chosen(deployment)
+    if not chosen:
+        return {}
+    if deployment.remote is not None:
+        return dict.fromkeys(chosen, "A remote server sees to that itself.")
+    if deployment.backend != "native":
+        return dict.fromkeys(chosen, "nano-vllm does not have this: let our own engine run it.")
+    if deployment.task == "embed":
+        return dict.fromkeys(chosen, "An embedding model does not have this.")
+    shape = None if deployment.model_version is None else model_shape(deployment.model_version)
+    errors: dict[str, str] = {}
+    if "tensor_parallel" in chosen:
+        errors |= _wrong_parts(deployment, shape)
+    elif deployment.device_class != "cuda":
+        errors |= dict.fromkeys(chosen, "This needs a GPU: let it run on one.")
+    elif "host_kv_cache_bytes" in chosen:
+        errors |= _wrong_tiers(deployment, shape)
+    if deployment.disk_kv_cache_bytes and not deployment.host_kv_cache_bytes:
+        errors["disk_kv_cache_bytes"] = (
+            "What goes to disk goes through host memory: give it some of that, too."
+        )
+    return errors
+
+
+def _block_bytes(shape: "ModelShape", *, dtype: str) -> int:
+    """Return what one block of the KV cache takes, on a GPU."""
+    width = 4 if dtype == "float32" else 2
+    n_values = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim
+    return n_values * _BLOCK_TOKENS * width
+
+
+def _chosen(deployment: "Deployment") -> Mapping[str, int]:
+    n = deployment.tensor_parallel
+    given = {
+        "tensor_parallel": n if n and n > 1 else None,
+        "sleep_after_s": deployment.sleep_after_s,
+        "host_kv_cache_bytes": deployment.host_kv_cache_bytes,
+        "disk_kv_cache_bytes": deployment.disk_kv_cache_bytes,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _wrong_parts(deployment: "Deployment", shape: "ModelShape | None") -> dict[str, str]:
+    n = deployment.tensor_parallel
+    others = _chosen(deployment).keys() - {"tensor_parallel"}
+    errors = dict.fromkeys(others, "This is for one device; a replica is to have more.")
+    if deployment.device_class == "auto":
+        errors["tensor_parallel"] = "Several devices are GPUs: say that it runs on one."
+    elif text := _NOBODY_KNOWS if shape is None else _uncut(shape, n, deployment.quantization):
+        errors["tensor_parallel"] = text
+    return errors
+
+
+def _uncut(shape: "ModelShape", n: int, quantization: str) -> str:
+    """Say why the model cannot be cut into so many parts; empty where it can."""
+    for name, size in (
+        ("attention heads", shape.n_heads),
+        ("inner values of a layer", shape.intermediate_size),
+    ):
+        if size % n:
+            return f"The model's {size} {name} cannot be divided by {n}."
+    if shape.n_kv_heads % n and n % shape.n_kv_heads:
+        return (
+            f"{n} must divide the model's {shape.n_kv_heads} K/V heads, or be a multiple of them."
+        )
+    for name, size in (
+        ("values of all heads", shape.n_heads * shape.head_dim),
+        ("inner values of a layer", shape.intermediate_size),
+    ):
+        if quantization == "int8" and size // n % _INT8_GROUP:
+            return (
+                f"int8 has a scale for {_INT8_GROUP} values, and the model's {size} {name} would "
+                f"be cut into parts of {size // n}."
+            )
+    return ""
+
+
+def _wrong_tiers(deployment: "Deployment", shape: "ModelShape | None") -> dict[str, str]:
+    if shape is None:
+        return {"host_kv_cache_bytes": _NOBODY_KNOWS}
+    least = _block_bytes(shape, dtype=deployment.dtype)
+    least_of = {"host_kv_cache_bytes": least, "disk_kv_cache_bytes": least + _SEAL_BYTES}
+    return {
+        name: f"At least {least_of[name]:,}: one block of the cache takes so much."
+        for name, value in _chosen(deployment).items()
+        if value < least_of.get(name, 0)
+    }
