@@ -1,10 +1,14 @@
-"""What an engine refuses of several devices, sleep and memory tiers, said by field before it is
-started. The rules are those of ``engine_service``: ``models/shard.py``, ``config.py``, and what the
-processor's kernels, embedding models and the other backend do not have."""
+"""What an engine refuses of several devices, sleep and memory tiers, and what nano-vllm refuses at
+all, said by field before it is started. The rules are those of ``engine_service``:
+``models/shard.py``, ``config.py``, and what the processor's kernels, embedding models and the other
+backend do not have."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+from django.template.defaultfilters import filesizeformat
+
+from apps.engines.types import NANOVLLM_ARCHITECTURES, NANOVLLM_DEVICE
 from apps.registry.selectors import model_shape
 
 if TYPE_CHECKING:
@@ -42,6 +46,32 @@ def wrong_options(deployment: "Deployment") -> dict[str, str]:
             "What goes to disk goes through host memory: give it some of that, too."
         )
     return errors
+
+
+def wrong_nanovllm(deployment: "Deployment") -> dict[str, str]:
+    """Return what nano-vllm would refuse of a version and how it is to run, by field."""
+    version = deployment.model_version
+    errors: dict[str, str] = {}
+    if version is not None and version.architecture not in NANOVLLM_ARCHITECTURES:
+        errors["backend"] = f"nano-vllm runs Qwen3 only; {version} is a {version.architecture}."
+    if deployment.device_class != NANOVLLM_DEVICE:
+        errors["device_class"] = "nano-vllm runs on a GPU only: say so."
+    if deployment.dtype == "float32":
+        errors["dtype"] = "nano-vllm computes in bfloat16."
+    if deployment.quantization != "none":
+        errors["quantization"] = "nano-vllm runs a model with its weights as they are."
+    return errors
+
+
+def options_said(deployment: "Deployment") -> str:
+    """Say to a person which of them are chosen."""
+    said = {
+        "tensor_parallel": lambda n: f"{n} processes hold the model together",
+        "sleep_after_s": lambda n: f"sleeps after {n} s without work",
+        "host_kv_cache_bytes": lambda n: f"{filesizeformat(n)} of host memory for its cache",
+        "disk_kv_cache_bytes": lambda n: f"{filesizeformat(n)} of disk for its cache",
+    }
+    return ", ".join(said[name](value) for name, value in _chosen(deployment).items())
 
 
 def _block_bytes(shape: "ModelShape", *, dtype: str) -> int:

@@ -8,6 +8,8 @@ from apps.registry.types import ModelShape
 
 # Python, the tensor library and the tokenizer, as measured on engines that hold next to nothing.
 RUNTIME_BYTES: Final = 320 * 2**20
+# On a GPU: what the driver and compiled kernels take, and what an engine leaves beside its steps.
+GPU_RUNTIME_BYTES: Final = 1024 * 2**20
 # The C library gives back blocks from this size on; of smaller ones it may keep what was freed,
 # until the engine has loaded and tells it not to.
 _GIVEN_BACK_FROM_BYTES: Final = 32 * 2**20
@@ -22,7 +24,8 @@ _LOGIT_COPIES: Final = 4
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSizes:
     """What an engine is told that its memory depends on. dtype: ``auto`` counts as the widest that
-    it may become. n_parts: that hold the model together, each on a device of its own."""
+    it may become. n_parts: that hold the model together, each on a device of its own. is_on_gpu: it
+    is on no other device."""
 
     dtype: str
     quantization: str
@@ -30,6 +33,7 @@ class EngineSizes:
     max_sequences: int
     max_batched_tokens: int
     n_parts: int = 1
+    is_on_gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +72,10 @@ def estimate(
 ) -> Estimate:
     """Reckon one replica. shape: None where nobody knows it; then only its weights count."""
     width = _DTYPE_BYTES.get(sizes.dtype, _DTYPE_BYTES["float32"])
+    runtime = GPU_RUNTIME_BYTES if sizes.is_on_gpu else RUNTIME_BYTES
     if shape is None:
-        return Estimate(weights=round(n_parameters * width), kv_cache=0, loading=0, steps=0)
+        n_bytes = round(n_parameters * width)
+        return Estimate(weights=n_bytes, kv_cache=0, loading=0, steps=0, runtime=runtime)
     if task == "embed":
         return _encoder(n_parameters, shape, sizes, width=width)
     shape = _part(shape, sizes.n_parts)
@@ -90,6 +96,7 @@ def estimate(
             sizes.max_batched_tokens * _row(shape)
             + sizes.max_sequences * shape.vocab_size * _LOGIT_COPIES
         ),
+        runtime=runtime,
     )
 
 

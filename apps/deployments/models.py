@@ -10,8 +10,8 @@ from guardian.models import UserObjectPermissionBase
 
 from apps.core.models import TimestampedModel
 from apps.core.outbound import MAX_URL_CHARS, UnsafeUrl, url_check
-from apps.deployments.engine_options import wrong_options
-from apps.engines.types import EMBEDDING_DEVICES, NANOVLLM_ARCHITECTURES, NANOVLLM_DEVICE
+from apps.deployments.engine_options import options_said, wrong_nanovllm, wrong_options
+from apps.engines.types import EMBEDDING_DEVICES
 from apps.registry.types import Task as RegistryTask
 
 _SECONDS = [MinValueValidator(1), MaxValueValidator(3600)]
@@ -301,7 +301,7 @@ class Deployment(TimestampedModel):
         if self.max_replicas < self.min_replicas:
             errors["max_replicas"] = f"At least the {self.min_replicas} that always run."
         if self.backend == self.Backend.NANOVLLM:
-            errors |= self._wrong_nanovllm()
+            errors |= wrong_nanovllm(self)
         elif self.task == "embed" and self.device_class not in (
             self.DeviceClass.AUTO,
             *EMBEDDING_DEVICES,
@@ -331,19 +331,6 @@ class Deployment(TimestampedModel):
                     f"At most the {self.model_version.context_length} tokens that the model allows."
                 )
         return errors | wrong_options(self)
-
-    def _wrong_nanovllm(self) -> dict[str, str]:
-        version = self.model_version
-        errors: dict[str, str] = {}
-        if version is not None and version.architecture not in NANOVLLM_ARCHITECTURES:
-            errors["backend"] = f"nano-vllm runs Qwen3 only; {version} is a {version.architecture}."
-        if self.device_class != NANOVLLM_DEVICE:
-            errors["device_class"] = "nano-vllm runs on a GPU only: say so."
-        if self.dtype == self.Dtype.FLOAT32:
-            errors["dtype"] = "nano-vllm computes in bfloat16."
-        if self.quantization != self.Quantization.NONE:
-            errors["quantization"] = "nano-vllm runs a model with its weights as they are."
-        return errors
 
 
 class DeploymentUserObjectPermission(UserObjectPermissionBase):
@@ -394,3 +381,8 @@ class Replica(TimestampedModel):
         """Its devices, for people; empty where it has none. Of rows that came with their nodes no
         query."""
         return ", ".join(str(device) for device in self.devices.all())
+
+    @property
+    def options_said(self) -> str:
+        """What its engine does beyond others, for people; empty where it is nothing."""
+        return options_said(self.deployment)

@@ -31,6 +31,7 @@ def replica_estimate(
             max_sequences=deployment.max_sequences,
             max_batched_tokens=deployment.max_batched_tokens,
             n_parts=deployment.tensor_parallel,
+            is_on_gpu=deployment.device_class == Deployment.DeviceClass.CUDA,
         ),
     )
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from apps.engines.models import Device
 
 _LEAST_KV_TOKENS: Final = 1024
+_LEFT_OF_GPU: Final = 10  # a part in so many, as the engine's gpu_memory_fraction has it
 _KIND_WORDS: Final = {"cuda": "GPU", "cpu": "processor"}
 _BESIDE_WORDS: Final = {"cpu": "host memory", "disk": "disk"}
 
@@ -120,20 +121,24 @@ def placed(
     is_alive: Callable[[Replica], bool],
 ) -> list[Verdict]:
     """Give each its devices or a refusal, in the order of ``wanted``."""
-    rooms = [
-        Room(
-            device_id=each.pk,
-            node_id=each.node_id,
-            kind=each.kind,
-            free_bytes=each.free_bytes,
-            total_bytes=each.total_bytes,
-        )
-        for each in devices
-    ]
+    rooms = [_room(each) for each in devices]
     claims = [
         _claim(each, key=key, devices=devices, is_alive=is_alive) for key, each in enumerate(wanted)
     ]
     return place(rooms, claims)
+
+
+def _room(device: "Device") -> Room:
+    """Return what engines may have of it: of a GPU, nine tenths, as they themselves see to."""
+    is_gpu = device.kind == device.Kind.CUDA
+    n_left_bytes = device.total_bytes // _LEFT_OF_GPU if is_gpu else 0
+    return Room(
+        device_id=device.pk,
+        node_id=device.node_id,
+        kind=device.kind,
+        free_bytes=device.free_bytes - n_left_bytes,
+        total_bytes=device.total_bytes - n_left_bytes,
+    )
 
 
 def _wanted(

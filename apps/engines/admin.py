@@ -48,6 +48,7 @@ class EngineProcessAdmin(ReadOnlyAdmin):
                 "fields": (
                     ("name", "state_badge"),
                     ("pid", "epoch", "restarts"),
+                    ("on", "options"),
                     "files",
                     ("last_error", "tries_again_at"),
                 )
@@ -73,13 +74,22 @@ class EngineProcessAdmin(ReadOnlyAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return (
-            *("state_badge", "files", "ping", "memory", "requests", "blocks", "restarts"),
+            *("state_badge", "on", "options", "files", "ping", "memory", "requests", "blocks"),
+            "restarts",
             *("info_table", "stats_table", "steps_table", "tiers_table", "log"),
         )
 
     @display(description="State", label=STATE_LABELS, ordering="state")
     def state_badge(self, process: EngineProcess) -> str:
         return process.state_said
+
+    @display(description="Devices")
+    def on(self, process: Any) -> str:
+        return _of_replica(process, "devices_said")
+
+    @display(description="Options")
+    def options(self, process: Any) -> str:
+        return _of_replica(process, "options_said")
 
     @display(description="Files")
     def files(self, process: EngineProcess) -> str:
@@ -239,6 +249,11 @@ class QuarantinedRequestAdmin(ReadOnlyAdmin, TenantScoped):
     @display(description="State", label={"Over": "", "Refused": "danger"})
     def state(self, row: QuarantinedRequest) -> str:
         return "Refused" if row.expires_at > timezone.now() else "Over"
+
+
+def _of_replica(process: Any, name: str) -> str:
+    """Return what the replica says whose engine this is; rooms above know of replicas."""
+    return str(getattr(getattr(process, "replica", None), name, "")) or "-"
 
 
 _SHOWN_ELSEWHERE = ("epoch", "pid", "steps", "tiers")

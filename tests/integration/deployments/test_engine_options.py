@@ -27,8 +27,10 @@ from engine_service.models.shard import Shard
 from engine_service.rotary import RotaryConfig
 from tests.factories import (
     DeploymentFactory,
+    EngineProcessFactory,
     ModelVersionFactory,
     RemoteServerFactory,
+    ReplicaFactory,
 )
 from tests.integration.console.pages import staff
 from tests.integration.deployments.machine import (
@@ -49,6 +51,9 @@ from tests.rows import all_of
 __all__ = ["machine"]  # a fixture
 
 pytestmark = pytest.mark.django_db
+
+
+TIERS_ONLY = {name: value for name, value in TIERS.items() if name != "device_class"}
 
 
 def nothing_changed() -> None:
@@ -232,6 +237,30 @@ def test_the_page_sets_and_shows_them(machine: Device, admin_client: Client) -> 
     assert "on each of 2 devices:" in html
     listed = admin_client.get(reverse("admin:deployments_replica_changelist")).content.decode()
     assert "box/GPU-0, box/GPU-1" in listed
+    engine = reverse("admin:engines_engineprocess_change", args=[EngineProcess.objects.get().pk])
+    html = admin_client.get(engine).content.decode()
+    assert "box/GPU-0, box/GPU-1" in html
+    assert "2 processes hold the model together" in html
+
+
+def test_an_engine_without_a_replica_or_options_says_nothing(admin_client: Client) -> None:
+    for process in (EngineProcessFactory(), ReplicaFactory(index=0).engine_process):
+        url = reverse("admin:engines_engineprocess_change", args=[process.pk])
+        html = admin_client.get(url).content.decode()
+        assert "hold the model together" not in html
+        assert "sleeps after" not in html
+
+
+def test_the_engines_page_says_when_it_sleeps_and_what_its_cache_has(admin_client: Client) -> None:
+    replica = ReplicaFactory(
+        index=0, deployment=DeploymentFactory(model_version=shaped(), **SLEEP, **TIERS_ONLY)
+    )
+    url = reverse("admin:engines_engineprocess_change", args=[replica.engine_process_id])
+    said = admin_client.get(url).content.decode().replace("\xa0", " ")
+    assert (
+        "sleeps after 300 s without work, 4.0 GB of host memory for its cache, "
+        "8.0 GB of disk for its cache"
+    ) in said
 
 
 def test_who_may_only_look_sets_nothing(machine: Device) -> None:

@@ -23,7 +23,7 @@ def with_gpu(device: Device) -> Device:
     """Put a GPU with as much room beside the processor."""
     found: Device = DeviceFactory(
         node=device.node, kind="cuda", uid="GPU-1", free_bytes=device.free_bytes,
-        auto_dtype="bfloat16",
+        total_bytes=device.free_bytes, auto_dtype="bfloat16",
     )  # fmt: skip
     return found
 
@@ -69,4 +69,13 @@ def test_fp8_weights_are_refused_where_there_may_be_no_gpu(actor: Actor) -> None
     assert not Deployment.objects.exists()
 
 
-# -- what a person is told -----------------------------------------------------------------------
+def test_a_tenth_of_a_gpu_is_left_as_its_engine_leaves_it(device: Device, actor: Actor) -> None:
+    """What placement promises there, an engine with the same numbers starts in."""
+    gpu = with_gpu(device)
+    Device.objects.filter(pk=gpu.pk).update(total_bytes=10_000 * MIB, free_bytes=10_000 * MIB)
+    fields = {"name": "chat", "device_class": "cuda"}
+    with pytest.raises(ValidationError, match=r"\(1,048,576 bytes\) are missing on box/GPU-1"):
+        deployment_create(actor=actor, model_version=version(9_000 - 1024 + 1), **fields)
+    assert not Deployment.objects.exists()
+    deployment_create(actor=actor, model_version=version(9_000 - 1024), **fields)
+    assert [spec.name for spec in reconcile(device).specs] == ["chat-0"]

@@ -77,6 +77,25 @@ def test_a_large_model_gives_its_weights_back_one_by_one() -> None:
     )
 
 
+def test_each_part_of_several_has_its_share_and_what_is_whole_everywhere() -> None:
+    """As ``engine_service.models.shard`` cuts it: embedding and head are not cut, and of one K/V
+    head for several each has it."""
+    whole, quarter = of(LARGE), of(LARGE, n_parts=4)
+    cut = 32 * (6144 + 4096 + 3 * 14336) * 4096
+    ends = 128256 * 4096
+    assert whole.weights == 2 * (cut + 2 * ends)
+    assert quarter.weights == 2 * (cut // 4 + 2 * ends)
+    assert quarter.kv_cache == whole.kv_cache // 4
+    assert of(LARGE, n_parts=16).kv_cache == whole.kv_cache // 8
+    assert quarter.lasting == quarter.weights + quarter.kv_cache
+    assert quarter.ready < whole.ready
+
+
+def test_on_a_gpu_more_is_left_for_the_process() -> None:
+    assert of(is_on_gpu=True).ready - of().ready == (1024 - 320) * MIB
+    assert of(None, is_on_gpu=True).ready - of(None).ready == (1024 - 320) * MIB
+
+
 def test_of_what_nobody_knows_only_the_weights_count() -> None:
     assert of(None) == Estimate(weights=2 * 134_515_008, kv_cache=0, loading=0, steps=0)
 
