@@ -217,8 +217,10 @@ class Engine:
             self._worked_at_s = time.monotonic()
 
     def _stats(self) -> EngineStats:
+        stats = self._backend.stats()
         return msgspec.structs.replace(
-            self._backend.stats(),
+            stats,
             uptime_s=time.monotonic() - self._started_at,
-            rss_bytes=int(_STATM.read_text().split()[1]) * _PAGE_BYTES,
+            # Beside what other processes of the backend hold.
+            rss_bytes=stats.rss_bytes + int(_STATM.read_text().split()[1]) * _PAGE_BYTES,
         )

@@ -146,9 +146,12 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
                 "classes": ("collapse",),
                 "description": "For a few models on GPUs; most do without. A change of these "
                 "replaces the running engines.",
+                # One a line: only so is the section open where one is wrong.
                 "fields": (
-                    ("tensor_parallel", "sleep_after_s"),
-                    ("host_kv_cache_bytes", "disk_kv_cache_bytes"),
+                    "tensor_parallel",
+                    "sleep_after_s",
+                    "host_kv_cache_bytes",
+                    "disk_kv_cache_bytes",
                 ),
             },
         ),

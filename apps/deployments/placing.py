@@ -153,14 +153,15 @@ def _wanted(
 
 def refusal_text(refused: Refused, *, deployment: Deployment, devices: Iterable["Device"]) -> str:
     """Say to a person what is missing and where, in full bytes too."""
-    n = n_devices_of(deployment)
+    n, around = n_devices_of(deployment), beside(deployment, devices=devices)
     needs = (
         f"A replica of {deployment} needs {filesizeformat(refused.n_bytes)}{_on_each(n)}"
-        f"{_beside_text(beside(deployment, devices=devices))}"
+        f"{_beside_text(around)}"
     )
     if not refused.missing:
         kinds = " or ".join(_KIND_WORDS[kind] for kind in kinds_of(deployment))
-        return f"{needs}, and no machine has {f'{n} {kinds}s' if n > 1 else f'a {kinds}'} for it."
+        wanted = f"{n} {kinds}s" if n > 1 else f"a {kinds}"
+        return f"{needs}, and no machine has {wanted} for it{' and all of that' if around else ''}."
     short = [
         f"{filesizeformat(n_bytes)} of it ({n_bytes:,} bytes) are missing on {device}"
         for device in devices

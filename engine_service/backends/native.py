@@ -211,6 +211,7 @@ class NativeBackend:
             n_aborted=counters.n_aborted,
             n_failed=counters.n_failed,
             last_step_ms=counters.last_step_ms,
+            rss_bytes=0 if self._ranks is None else self._ranks.resident_bytes(),
             n_drafted_tokens=self._scheduler.speculation.n_drafted_tokens,
             n_accepted_tokens=self._scheduler.speculation.n_accepted_tokens,
             steps=self._log.stats(waits_s=self._scheduler.waits_s),

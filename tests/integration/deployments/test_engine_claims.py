@@ -111,6 +111,15 @@ def test_tiers_are_told_and_kept_free_beside_the_gpu(
     deployment_update(deployment=deployment, actor=actor, min_replicas=3)
 
 
+def test_what_no_machine_is_known_to_have_is_said(machine: Device, actor: Actor) -> None:
+    """Such as the disk, where an older agent looks at a machine."""
+    Device.objects.filter(kind="disk").delete()
+    with pytest.raises(ValidationError, match="no machine has a GPU for it and all of that"):
+        deployment_create(actor=actor, name="deep", model_version=shaped(), **TIERS)
+    assert not Deployment.objects.exists()
+    deployment_create(actor=actor, name="plain", model_version=shaped(), device_class="cuda")
+
+
 def test_one_that_sleeps_keeps_its_place_and_needs_its_weights_on_the_host(
     machine: Device, actor: Actor
 ) -> None:

@@ -225,8 +225,10 @@ def test_a_change_is_audited_and_replaces_the_engine(machine: Device, actor: Act
 def test_the_page_sets_and_shows_them(machine: Device, admin_client: Client) -> None:
     deployment = DeploymentFactory(model_version=shaped(), device_class="cuda")
     url = reverse("admin:deployments_deployment_change", args=[deployment.pk])
+    assert "<details>" in admin_client.get(url).content.decode()
     wrong = admin_client.post(url, form(deployment, tensor_parallel=3))
     assert wrong.status_code == 200
+    assert "<details>" not in wrong.content.decode(), "what is wrong is folded away"
     assert "cannot be divided by 3" in wrong.content.decode()
     assert Deployment.objects.get().tensor_parallel == 1
     answer = admin_client.post(url, form(deployment, tensor_parallel=2))

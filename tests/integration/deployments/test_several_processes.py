@@ -78,6 +78,8 @@ async def test_two_processes_answer_as_one(deployment: Deployment, paths: AgentP
         (rank,) = psutil.Process(both.pid).children()
         assert "engine_service.runner.rank" in rank.cmdline()
         assert both.info["kernels"] == "torch"
+        held = [psutil.Process(both.pid).memory_info().rss, rank.memory_info().rss]
+        assert both.stats["rss_bytes"] > 0.8 * sum(held) > 1.2 * max(held)
         assert await answers(both) == expected
         replica = await database_hop(Replica.objects.get)
         (device,) = await database_hop(lambda: list(replica.devices.all()))
