@@ -185,7 +185,7 @@ class NodeAdmin(ReadOnlyAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return ("seen",)
 
-    @display(description="Free memory")
+    @display(description="Free")
     def devices_free(self, node: Any) -> str:
         return "; ".join(f"{each.uid} {_free(each)}" for each in node.devices.all()) or "-"
 

@@ -10,7 +10,8 @@ from apps.management.wire.common import ManagedPage, seconds
 
 
 class DeviceObject(msgspec.Struct, kw_only=True):
-    """``free_bytes``: what nobody held when its agent last looked. ``replicas``: as
+    """What computes there, ``cpu`` or ``cuda``, or the ``disk`` that engines may use.
+    ``free_bytes``: what nobody held when its agent last looked. ``replicas``: as
     DEPLOYMENT/INDEX."""
 
     id: str
