@@ -23,6 +23,7 @@ from apps.core.selectors import change_stamps
 from apps.core.tenancy import every_tenant
 from apps.engines.models import EngineCrash, EngineJournal, JournalEntry, QuarantinedRequest
 from apps.feedback.models import MetricEvent
+from apps.judging.models import AnswerSample
 from apps.metering.models import Meter, UsageRecord
 from apps.metering.pruning import meters_past
 from apps.rbac.models import RoleGrant, TokenFamily
@@ -43,11 +44,13 @@ from tests.factories import (
     UsageRecordFactory,
     UserFactory,
 )
+from tests.factories.judging import AnswerSampleFactory
 from tests.rows import all_of
 
 pytestmark = pytest.mark.django_db
 
 NOTHING = """\
+{verb} 0 answers that waited 7 days for a judge
 {verb} 0 old crashes of engines
 {verb} 0 families of access tokens that are over
 {verb} 0 feedback and events past FEEDBACK_KEEP_DAYS
@@ -165,6 +168,8 @@ def populate(places: Path) -> UploadedFile:
     for name, age_days, arm in (("gone", 31, ""), ("stays", 31, "exp:a"), ("young", 29, "")):
         at = now - timedelta(days=age_days)
         MetricEventFactory(request_id=name, created_at=at, experiment_arm=arm)
+    for name, age_days in (("gone", 8), ("stays", 6)):
+        AnswerSampleFactory(request_id=name, created_at=now - timedelta(days=age_days))
     QuarantinedRequestFactory(expires_at=now - timedelta(seconds=1))
     QuarantinedRequestFactory(request_id="stays")
     journal = EngineJournalFactory(complete_since=now - timedelta(days=99))
@@ -214,6 +219,7 @@ def state(places: Path) -> tuple[Any, ...]:
     rows = (
         UsageRecord,
         MetricEvent,
+        AnswerSample,
         EngineJournal,
         JournalEntry,
         AuditEvent,
@@ -249,6 +255,7 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
     assert ProviderIdentity.objects.get(user__role_grants__isnull=False).subject == "stays"
     assert all_of(AuditEvent).latest("pk").changes == {
         "keep_days": 30,
+        "answer_samples": 1,
         "crashes": 1,
         "families": 1,
         "feedback": 1,
@@ -265,6 +272,7 @@ def test_what_is_over_goes_and_the_rest_stays(places: Path) -> None:
     assert list(all_of(Meter).values_list("period", flat=True)) == [f"{timezone.now():%Y-%m-%d}"]
     assert list(JournalEntry.objects.values_list("request_id", flat=True)) == ["stays"]
     assert list(all_of(QuarantinedRequest).values_list("request_id", flat=True)) == ["stays"]
+    assert [row.request_id for row in all_of(AnswerSample)] == ["stays"]
     said = all_of(MetricEvent).order_by("pk").values_list("request_id", flat=True)
     assert list(said) == ["stays", "young"]  # what is still to be counted is kept
     assert list(EngineCrash.objects.values_list("epoch", flat=True)) == [2]
