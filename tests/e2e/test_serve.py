@@ -126,7 +126,7 @@ def test_a_taken_port_is_refused_before_anything_else(tmp_path: Path) -> None:
 
 def test_sigterm_leaves_no_process_and_no_socket(own_product: RunningProduct) -> None:
     processes = own_product.descendants()
-    assert len(processes) == 6, "agent, server, worker, beat, two engines"
+    assert len(processes) == 7, "agent, server, worker, watcher, beat, two engines"
     assert list((own_product.var / "run").glob("*.sock"))
     assert serve_stop(own_product.process) == 0
     _, alive = psutil.wait_procs(processes, timeout=1)
