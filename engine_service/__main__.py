@@ -33,10 +33,11 @@ from engine_service.config import (
 from engine_service.encoder_config import is_encoder
 from engine_service.engine import Engine
 from engine_service.errors import EngineError, EngineLost, ModelError
-from engine_service.frontend import Frontend, load_tokenizer
+from engine_service.frontend import Frontend
 from engine_service.journal import Journal, JournalError
 from engine_service.server.listening import SocketError, SocketInUse
 from engine_service.server.service import EngineService
+from engine_service.tokenizer import load_tokenizer
 
 logger = logging.getLogger("engine_service")
 
@@ -85,6 +86,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
     )
     parser.add_argument("--kv-cache-dir", type=Path, metavar="DIR", help="where that disk is")
     parser.add_argument("--speculation", choices=get_args(SpeculationName), default="auto")
+    parser.add_argument(
+        "--draft-model", type=Path, metavar="DIR", help="a small model that guesses for this one"
+    )
     parser.add_argument("--quantization", choices=get_args(QuantizationName), default="none")
     parser.add_argument("--kv-cache-dtype", choices=get_args(KVCacheDTypeName), default="auto")
     numbers = {
@@ -128,6 +132,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
             dtype=found.dtype,
             kernels=found.kernels,
             speculation=found.speculation,
+            draft_model_dir=found.draft_model,
             quantization=found.quantization,
             kv_cache_dtype=found.kv_cache_dtype,
             trace=found.trace,

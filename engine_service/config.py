@@ -35,6 +35,11 @@ BACKEND_NAMES: Final = ("native", "nanovllm")
 
 
 DEFAULT_KV_CACHE_TOKENS: Final = 32768
+_WITHOUT_DRAFT_MODEL: Final = (
+    ("tensor_parallel", 1),
+    ("sleep_after_s", None),
+    ("host_kv_cache_bytes", 0),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +59,10 @@ class EngineConfig:
     target_itl_s: how long a step that decodes and prefills should take; None sets no target.
     prefill_slowdown: or how many times as long as a step that only decodes; None sets no such one.
     speculation: ``ngram`` drafts by prompt lookup where that pays; the tokens are the same.
-        ``auto`` does on a processor; on a GPU steps overlap instead.
+        ``auto`` does on a processor, and with a draft model anywhere, by that; on a GPU steps
+        overlap instead.
+    draft_model_dir: a small model with the same tokenizer, which guesses what the large one then
+        checks, where that pays; it is not quantised, and its pool has as many tokens.
     n_threads: None leaves the choice to torch.
     kernels: ``auto`` is triton on a GPU; else compiled where that can be, else reference, with a
         warning. ``torch`` is what triton's are compared with, on either.
@@ -88,6 +96,7 @@ class EngineConfig:
     target_itl_s: float | None = None
     prefill_slowdown: float | None = 1.7
     speculation: SpeculationName = "auto"
+    draft_model_dir: Path | None = None
     n_threads: int | None = None
     kernels: KernelsName = "auto"
     instruction_set: str | None = None
@@ -136,6 +145,7 @@ class EngineConfig:
                 _require_positive(name, getattr(self, name))
         self._check_tiers()
         self._check_sleep()
+        self._check_draft_model()
         if self.target_itl_s is not None and not 0.0 < self.target_itl_s < float("inf"):
             raise ModelError(f"target_itl_s must be a positive number, not {self.target_itl_s}")
         if self.prefill_slowdown is not None and not 1.0 < self.prefill_slowdown < float("inf"):
@@ -175,6 +185,15 @@ class EngineConfig:
             raise ModelError(
                 f"sleep_after_s is for a GPU's kernels; kernels {self.kernels} are the processor's"
             )
+
+    def _check_draft_model(self) -> None:
+        if self.draft_model_dir is None:
+            return
+        if self.speculation != "auto":
+            raise ModelError(f"draft_model_dir needs speculation auto, not {self.speculation}")
+        for name, off in _WITHOUT_DRAFT_MODEL:
+            if getattr(self, name) != off:
+                raise ModelError(f"draft_model_dir and {name} cannot be had together")
 
     @property
     def n_blocks(self) -> int:

@@ -4,11 +4,9 @@ Knows nothing of sockets or of how tokens are made; nothing here runs on the ste
 """
 
 import asyncio
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine_service.byte_level import TokenTexts
@@ -16,7 +14,7 @@ from engine_service.conversation.answer_parser import AnswerParser, Reasoning
 from engine_service.conversation.prompt_reader import PromptReader, param_of
 from engine_service.conversation.tool_format import ToolFormat
 from engine_service.detokenizer import Detokenizer
-from engine_service.errors import ModelError, RequestError, WrongTask
+from engine_service.errors import RequestError, WrongTask
 from engine_service.grammar.checker import TokenizerSpec
 from engine_service.grammar.compiler import Constraint, GrammarCompiler
 from engine_service.protocol import (
@@ -67,26 +65,6 @@ class PreparedPrompt:
     constraint: Constraint | None = None
     reasoning: Reasoning = "off"
     tools: ToolFormat | None = None
-
-
-def load_tokenizer(model_dir: Path) -> Any:
-    """Load the tokenizer and chat template of a model directory: local files, no code from it.
-
-    Raises:
-        ModelError: the directory has no tokenizer that can be read.
-    """
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(model_dir, local_files_only=True)
-        # Its file may ask for either; what is too long is refused here, never cut.
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-        return tokenizer
-    except Exception as error:  # the Rust reader raises nothing narrower
-        raise ModelError(f"cannot read the tokenizer in {model_dir}: {error}") from error
 
 
 class Frontend:

@@ -20,10 +20,10 @@ from msgspec import structs
 from benchmarks.engine.speculation import make_requests, run
 from engine_service.backends.native import NativeBackend
 from engine_service.config import EngineConfig
-from engine_service.frontend import load_tokenizer
 from engine_service.grammar.checker import TokenizerSpec
 from engine_service.grammar.compiler import Constraint, GrammarCompiler
 from engine_service.protocol import OutputFormat
+from engine_service.tokenizer import load_tokenizer
 from tests.models import smollm2_dir
 
 RESULT: Final = Path(__file__).parents[1] / "results" / "structured.json"

@@ -21,8 +21,9 @@ from engine_service.backends.base import (
     SequenceOutput,
 )
 from engine_service.errors import EngineError, EngineLost
-from engine_service.frontend import Frontend, load_tokenizer
+from engine_service.frontend import Frontend
 from engine_service.protocol import EngineStats
+from engine_service.tokenizer import load_tokenizer
 
 MAX_MODEL_LEN = 8192
 MAX_SEQUENCES = 512

@@ -20,7 +20,7 @@ from engine_service.config import EngineConfig, ModelConfig
 from engine_service.errors import EngineError, EngineLost, Overloaded, WrongTask
 from engine_service.protocol import EngineStats, TokenLogprob
 from engine_service.runner.device_memory import DeviceMemory
-from engine_service.runner.loading import load
+from engine_service.runner.draft_loading import load_both
 from engine_service.runner.model_runner import Answer, Flight, StepResult
 from engine_service.scheduling.batch import Advance, Batch
 from engine_service.scheduling.block_manager import BlockManager
@@ -51,7 +51,7 @@ class NativeBackend:
         if config.n_threads is not None:
             torch.set_num_threads(config.n_threads)
         model_config = ModelConfig.from_dir(config.model_dir)
-        loaded = load(config, model_config=model_config)
+        loaded = load_both(config, model_config=model_config)
         self.info = ModelInfo(
             name=config.model_dir.name,
             architecture=model_config.architecture,
@@ -70,8 +70,8 @@ class NativeBackend:
         self._runner = loaded.runner
         self._ranks = loaded.ranks
         self._memory = loaded.memory
-        self._speculates = config.speculation == "ngram" or (
-            config.speculation == "auto" and not loaded.overlaps
+        looks_up = config.speculation == "ngram" or (
+            config.speculation == "auto" and loaded.draft_model is None and not loaded.overlaps
         )
         self._scheduler = Scheduler(
             blocks=BlockManager(
@@ -87,7 +87,8 @@ class NativeBackend:
             max_waiting_per_tenant=config.max_waiting_per_tenant,
             target_itl_s=config.target_itl_s,
             prefill_slowdown=config.prefill_slowdown,
-            make_proposer=PromptLookup if self._speculates else None,
+            make_proposer=PromptLookup if looks_up else None,
+            draft_model=loaded.draft_model,
         )
         self._rng = rng or random.SystemRandom()
         self._live: dict[int, Sequence] = {}
@@ -231,7 +232,7 @@ class NativeBackend:
                 self._report_failed(sequence, error=error)
 
     def _may_overlap(self, flight: Flight) -> bool:
-        return flight.is_assumable and not self._speculates
+        return flight.is_assumable and self._scheduler.speculation.may_assume
 
     def _land(self) -> None:
         """Take the tokens of the batch in flight. What of it fell into the time of the one before
@@ -241,7 +242,8 @@ class NativeBackend:
         began_s = max(self._marks_s[0], self._landed_at_s)
         result = self._runner.collect(flight)
         chosen_s = time.perf_counter()
-        self._update(flight.batch, result=result, step_s=chosen_s - began_s)
+        step_s = chosen_s - began_s - result.drafting_s
+        self._update(flight.batch, result=result, step_s=step_s)
         self._flight = None
         self._landed_at_s = time.perf_counter()
         _, scheduled_s, launched_s = (max(mark_s, began_s) for mark_s in self._marks_s)

@@ -24,7 +24,7 @@ from engine_service.runner.device_runner import DeviceRunner
 from engine_service.runner.device_sampler import DeviceSampler
 from engine_service.runner.device_steps import DeviceSteps, Steps
 from engine_service.runner.kv_tiers import BlockPool, make_tiers
-from engine_service.runner.loading import LoadedModel
+from engine_service.runner.loading import NO_ROOM, LoadedModel, Room
 from engine_service.runner.step_packing import PackedStep, TableMirror, joined
 from engine_service.runner.tensor_parallel import CommonSteps, RankGroup
 
@@ -52,10 +52,12 @@ class DevicePart:
     max_len: int
 
 
-def load_on_device(config: EngineConfig, *, model_config: ModelConfig) -> LoadedModel:
+def load_on_device(
+    config: EngineConfig, *, model_config: ModelConfig, leaving: Room = NO_ROOM
+) -> LoadedModel:
     """Raises as ``loading.load``."""
     if config.tensor_parallel == 1:
-        part = load_part(config, model_config=model_config)
+        part = load_part(config, model_config=model_config, leaving=leaving)
         return _loaded(part, steps=part.steps, config=config, ranks=None)
     shard = Shard(0, config.tensor_parallel)
     shard.check(model_config)
@@ -78,7 +80,11 @@ def load_on_device(config: EngineConfig, *, model_config: ModelConfig) -> Loaded
 
 
 def load_part(
-    config: EngineConfig, *, model_config: ModelConfig, member: Member | None = None
+    config: EngineConfig,
+    *,
+    model_config: ModelConfig,
+    member: Member | None = None,
+    leaving: Room = NO_ROOM,
 ) -> DevicePart:
     """Load the whole model on this process's device, or what ``member`` has of it: then all ranks
     are to do so at once. Raises as ``loading.load``."""
@@ -121,6 +127,7 @@ def load_part(
         model_config=model_config,
         dtype=_kv_dtype(config, dtype),
         member=member,
+        leaving=leaving,
     )
     graphs = None
     if device.type == "cuda":
@@ -233,6 +240,7 @@ def _make_pool(
     model_config: ModelConfig,
     dtype: torch.dtype,
     member: Member | None,
+    leaving: Room,
 ) -> int:
     """Give the model its KV pool; return how many blocks it has."""
     if member is not None:
@@ -256,7 +264,9 @@ def _make_pool(
         model.pool = None
         gc.collect()
         torch.cuda.empty_cache()
-        n_blocks = _n_blocks(config, block_bytes=block_bytes, step_bytes=step_bytes)
+        n_blocks = _n_blocks(
+            config, block_bytes=block_bytes, step_bytes=step_bytes, leaving=leaving
+        )
     if member is not None:
         n_blocks = member.agree(n_blocks)
     try:
@@ -266,10 +276,11 @@ def _make_pool(
     return n_blocks
 
 
-def _n_blocks(config: EngineConfig, *, block_bytes: int, step_bytes: int) -> int:
+def _n_blocks(config: EngineConfig, *, block_bytes: int, step_bytes: int, leaving: Room) -> int:
     free, total = torch.cuda.mem_get_info()
     left = int(total * config.gpu_memory_fraction) - (total - free) - step_bytes - _RESERVE_BYTES
-    fitting = max(0, left) // block_bytes
+    left -= leaving.n_bytes
+    fitting = max(0, left) // (block_bytes + leaving.n_bytes_per_block)
     wanted = fitting if config.kv_cache_tokens is None else config.n_blocks
     if wanted < 1 or wanted > fitting:
         raise ModelError(

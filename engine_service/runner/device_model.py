@@ -127,6 +127,7 @@ class DeviceModel:
                     n_kv_heads=attention.n_kv_heads,
                     head_dim=attention.head_dim,
                 )
+        self.max_rows = max_rows
         self.pool: KVPool | None = None
         # One row more, for what pads a batch.
         self._tables = torch.zeros((max_rows + 1, max_blocks), dtype=torch.int32, device=device)
@@ -239,6 +240,11 @@ class DeviceModel:
 
     def logits(self, normed: Tensor) -> Tensor:
         return self._linear(normed, self._head)
+
+    @property
+    def max_few_rows(self) -> int:
+        """Most rows of a step that may not read what others of the step write."""
+        return 0 if self._few_rows is None else self._few_rows.max_rows
 
     @property
     def weights(self) -> SequenceOf[object]:

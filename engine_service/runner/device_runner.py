@@ -91,19 +91,12 @@ class DeviceRunner:
         move_blocks(batch, copy=self._steps.copy, tiers=self._tiers)
         host = self._drawn[self._turn]
         self._turn = (self._turn + 1) % _N_BUFFERS
-        size = None
-        if self._graphs is not None and is_decode(batch):
-            size = self._graphs.size_for(len(batch.rows))
-        step = pack(
-            batch,
-            mirror=self._mirror,
-            block_size=self._block_size,
-            sources={} if after is None else after.places,
-            pad_to=size or 0,
-        )
+        step = self._pack(batch, sources={} if after is None else after.places)
         computed = self._steps.compute(step)
         if step.draws_plainly:
-            return self._in_flight(batch, host=host, n_draws=len(batch.rows), is_assumable=True)
+            n_draws = batch.n_tokens
+            is_assumable = n_draws == len(batch.rows)  # without guesses
+            return self._in_flight(batch, host=host, n_draws=n_draws, is_assumable=is_assumable)
         logits, scored = self._split(batch, step=step, computed=computed)
         draws = sample_rows(batch)
         drawn = Drawn()
@@ -120,6 +113,21 @@ class DeviceRunner:
             careful=drawn.careful,
             logits=drawn.logits,
             scored=scored,
+        )
+
+    def _pack(self, batch: Batch, *, sources: Mapping[int, int]) -> PackedStep:
+        decodes = is_decode(batch, max_tokens=self._model.max_rows)
+        least = len(batch.rows)
+        if decodes and batch.n_tokens > least:  # with guesses, which need what is before them
+            least = max(batch.n_tokens, self._model.max_few_rows + 1)
+        size = None if self._graphs is None else self._graphs.size_for(least)
+        return pack(
+            batch,
+            mirror=self._mirror,
+            block_size=self._block_size,
+            sources=sources,
+            decodes=decodes and least <= self._model.max_rows,
+            pad_to=size or least,
         )
 
     def _in_flight(
@@ -166,7 +174,7 @@ class DeviceRunner:
     ) -> tuple[Tensor, Tensor | None]:
         """Return the logits of every draw, and the normed states of the scored places."""
         if step.is_decode:
-            return computed[: len(batch.rows)], None
+            return computed[: batch.n_tokens], None
         n_sampled = sum(1 + len(row.draft) for row in batch.rows if row.is_sampled)
         places = [place for place, n in enumerate(_draws_per_place(batch)) for _ in range(n)]
         sampled = computed[:n_sampled]

@@ -60,7 +60,7 @@ class _Adjusted:
 def is_careful(row: SampleRow) -> bool:
     """Return whether only the CPU's sampler can draw this row: what is wanted of it is more than
     a token, or its mask is asked about tokens after they are drawn (``redrawing``)."""
-    if row.params.logprobs is not None or row.draft or row.is_again:
+    if row.params.logprobs is not None or row.is_again:
         return True
     state = row.state
     return state is not None and state.mask is not None and not mask_comes_first(row.params)

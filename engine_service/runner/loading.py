@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -14,6 +15,7 @@ from engine_service.runner.kernel_choice import choose_kernels, make_executor
 from engine_service.runner.kv_tiers import KVTiers, make_tiers
 from engine_service.runner.model_runner import ModelRunner, Runner
 from engine_service.runner.tensor_parallel import RankGroup
+from engine_service.scheduling.model_drafting import DraftModelUse
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,8 @@ class LoadedModel:
     together. n_blocks: of the KV pool. overlaps: whether a step may be launched while another is
     computed. ranks: the processes that hold the other parts of a model that was cut. tiers: what
     holds blocks that the pool evicts, None where nothing does. memory: what of it can be given back
-    for a while, None where nothing is to be."""
+    for a while, None where nothing is to be. draft_model: what is known of the model that guesses
+    for this one, None where none does."""
 
     runner: Runner
     kernels: str
@@ -36,10 +39,25 @@ class LoadedModel:
     ranks: RankGroup | None = None
     tiers: KVTiers | None = None
     memory: DeviceMemory | None = None
+    draft_model: DraftModelUse | None = None
 
 
-def load(config: EngineConfig, *, model_config: ModelConfig) -> LoadedModel:
-    """Load a model and make its KV pool.
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a model is to leave of a GPU's memory for another: so many bytes, and so many more for
+    each block of its own pool."""
+
+    n_bytes: int = 0
+    n_bytes_per_block: int = 0
+
+
+NO_ROOM: Final = Room()
+
+
+def load(
+    config: EngineConfig, *, model_config: ModelConfig, leaving: Room = NO_ROOM
+) -> LoadedModel:
+    """Load a model and make its KV pool, without a draft model.
 
     Raises:
         ModelError: what is asked for cannot be had, memory is short, or the model is not what its
@@ -48,7 +66,7 @@ def load(config: EngineConfig, *, model_config: ModelConfig) -> LoadedModel:
     if uses_device(config):
         from engine_service.runner.device_loading import load_on_device
 
-        return load_on_device(config, model_config=model_config)
+        return load_on_device(config, model_config=model_config, leaving=leaving)
     if config.tensor_parallel > 1:
         raise ModelError("tensor_parallel is for GPUs; this engine computes on the processor")
     if config.sleep_after_s is not None:

@@ -38,11 +38,13 @@ class Answer(Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
     """answers: in the order of ``batch.sampled``. scored: parts of prompts, where asked for.
-    computed_s: when a device was seen to be done, on ``time.perf_counter``."""
+    computed_s: when a device was seen to be done, on ``time.perf_counter``. drafting_s: how long a
+    draft model took for its guesses."""
 
     answers: tuple[Answer, ...]
     scored: tuple[tuple[Sequence, tuple[TokenLogprob, ...]], ...] = ()
     computed_s: float = 0.0
+    drafting_s: float = 0.0
 
 
 class Flight(Protocol):

@@ -158,8 +158,13 @@ def _draw_filtered(scaled: Tensor, rows: SequenceOf[SampleRow]) -> list[int]:
 
 
 def _draw_sorted(values: Tensor, *, ids: Tensor, rows: SequenceOf[SampleRow]) -> list[int]:
-    """Draw from the ``top_k`` best, and of those from the nucleus that holds ``top_p`` of them."""
-    places = torch.tensor(_invert(_filtered(values, rows=rows), rows=rows))
+    """Draw from the ``top_k`` best, and of those from the nucleus that holds ``top_p`` of them.
+
+    In the order of ids, as everywhere: a seed means the same token whoever draws it.
+    """
+    ids, order = ids.sort(dim=-1)
+    weights = _filtered(values, rows=rows).gather(1, order)
+    places = torch.tensor(_invert(weights, rows=rows))
     drawn: list[int] = ids.gather(1, places[:, None])[:, 0].tolist()
     return drawn
 

@@ -24,9 +24,10 @@ _DECODE_SECTIONS: Final = 6
 class PackedStep:
     """The sections of ``numbers``, int32, in this order; n_rows and n_tokens count padding.
 
-    Of each token: its id, its position, its slot in the pool (-1: none). Of each row: which of the
-    last step's draws is its only token (-1: none, the id above holds), its row among the device's
-    block tables, its context.
+    A row is what a step has of one sequence; where that ``is_decode``, one token of it. Of each
+    token: its id, its position, its slot in the pool (-1: none). Of each row: which of the last
+    step's draws is its only token (-1: none, the id above holds), its row among the device's block
+    tables, its context.
     Then, where each row is one token whose logits are wanted (``is_decode``): of each a float64 in
     [0, 1) and a float32 temperature, from which tokens may be drawn; zeros where they are drawn
     otherwise. Else: where rows begin (n_rows + 1), and which tokens' logits are wanted.
@@ -147,10 +148,15 @@ class _Mirrored:
     n_known: int = 0
 
 
-def is_decode(batch: Batch) -> bool:
-    """Return whether each row is one token whose logits are wanted once, and no others are."""
-    return all(
-        row.n_new == 1 and row.is_sampled and not row.forks and not row.scored for row in batch.rows
+def is_decode(batch: Batch, *, max_tokens: int) -> bool:
+    """Return whether the logits of each token are wanted, once, and there are not too many: a token
+    of each row and the guesses behind it."""
+    return (
+        all(
+            row.is_decode and row.is_sampled and not row.forks and not row.scored
+            for row in batch.rows
+        )
+        and batch.n_tokens <= max_tokens
     )
 
 
@@ -160,17 +166,19 @@ def pack(
     mirror: TableMirror,
     block_size: int,
     sources: Mapping[int, int],
+    decodes: bool,
     pad_to: int = 0,
 ) -> PackedStep:
     """Pack a batch. sources: by ``id`` of a sequence which of the last draws is the token that it
-    assumes. pad_to: so many rows where ``is_decode``, those that are added read and write nothing.
+    assumes. decodes: as a step that ``is_decode``, which it is. pad_to: then so many rows, those
+    that are added read and write nothing.
     """
-    decodes = is_decode(batch)
     packing = _Packing(mirror, block_size=block_size, sources=sources, tells_slots=decodes)
     n_single = 0
     for row in batch.rows:
-        n_single += row.n_new == 1
+        n_single += row.n_new if decodes else row.n_new == 1
         packing.add(row)
+    n_rows = len(packing.context_lens)
     if decodes:
         packing.pad(pad_to)
     logit_places = [] if decodes else batch.logit_places()
@@ -185,9 +193,9 @@ def pack(
         n_tokens=len(packing.token_ids),
         n_rows=len(packing.context_lens),
         n_single=n_single,
-        n_logits=len(batch.rows) if decodes else len(logit_places),
+        n_logits=n_rows if decodes else len(logit_places),
         n_updates=len(packing.update_places),
-        max_query_len=max((row.n_new for row in batch.rows), default=0),
+        max_query_len=1 if decodes else max((row.n_new for row in batch.rows), default=0),
         max_context_len=max((row.end for row in batch.rows), default=0),
         is_decode=decodes,
         draws_plainly=decodes and packing.draws_plainly,
@@ -237,10 +245,14 @@ class _Packing:
             blocks = table[place // size : -(-row.end // size)]
             slots = chain.from_iterable(range(block * size, (block + 1) * size) for block in blocks)
             self.slots += islice(slots, place % size, place % size + row.n_new)
-            self.sources.append(NO_SOURCE)
+            self.sources += [NO_SOURCE] * (row.n_new if self._tells_slots else 1)
         self.draws_plainly = self.draws_plainly and row.sequence.draws_plainly
-        self.table_rows.append(table_row)
-        self.context_lens.append(row.end)
+        if self._tells_slots:
+            self.table_rows += [table_row] * row.n_new
+            self.context_lens += range(place + 1, row.end + 1)
+        else:
+            self.table_rows.append(table_row)
+            self.context_lens.append(row.end)
         self.query_starts.append(self.query_starts[-1] + row.n_new)
         end = place // size if self._tells_slots else -(-row.end // size)
         if start < end:
@@ -261,18 +273,14 @@ class _Packing:
     def draws(self, batch: Batch, *, n_rows: int) -> "array[int]":
         """Return what to draw by, where that is all that draws depend on."""
         numbers = array("i")
-        n_padding = n_rows - len(batch.rows)
         uniforms, temperatures = [0.0] * n_rows, [0.0] * n_rows
         if self.draws_plainly:
-            sequences = [row.sequence for row in batch.rows]
-            # Of the best token alone no number is needed.
-            uniforms = [
-                uniform(each.seed, position=each.n_generated) if is_drawn(each.sampling) else 0.0
-                for each in sequences
-            ] + [0.0] * n_padding
-            temperatures = [
-                each.sampling.temperature if is_drawn(each.sampling) else 0.0 for each in sequences
-            ] + [0.0] * n_padding
+            drawn = [(row.sequence, n_ahead) for row in batch.rows for n_ahead in range(row.n_new)]
+            for i, (sequence, n_ahead) in enumerate(drawn):
+                if is_drawn(sequence.sampling):  # of the best token alone no number is needed
+                    position = sequence.n_generated + n_ahead
+                    uniforms[i] = uniform(sequence.seed, position=position)
+                    temperatures[i] = sequence.sampling.temperature
         numbers.frombytes(array("d", uniforms).tobytes())
         numbers.frombytes(array("f", temperatures).tobytes())
         numbers.extend([0] * (aligned(len(numbers)) - len(numbers)))

@@ -75,6 +75,10 @@ class StepCost:
             return None
         return self._token_s * (self.fixed_tokens + n_tokens)
 
+    def in_tokens(self, seconds: float) -> float:
+        """Return how many more tokens a step of so much longer has; 0 before there was one."""
+        return seconds / self._token_s if self._token_s else 0.0
+
     def record(self, *, n_tokens: int, step_s: float) -> None:
         """Learn from a step."""
         token_s = step_s / (self.fixed_tokens + n_tokens)
@@ -87,15 +91,18 @@ class StepCost:
         if n * xx - x * x > n * n and slope > 0.0:  # else the sizes are too much alike
             self.fixed_tokens = min(max(intercept / slope, _MIN_FIXED_TOKENS), MAX_FIXED_TOKENS)
 
-    def worthwhile(self, chance: float, *, n_rows: int, most: int) -> int:
+    def worthwhile(
+        self, chance: float, *, n_rows: int, most: int, guess_tokens: float = 0.0
+    ) -> int:
         """Return how many tokens each of ``n_rows`` should draft so that most come in a second.
 
-        chance: that a drafted token is right where all before it are.
+        chance: that a drafted token is right where all before it are. guess_tokens: what one more
+        guess for each row takes beside the step, in tokens of it.
         """
         tokens, next_tokens = 1.0, chance
         for n_draft in range(most):
-            step = self.fixed_tokens + n_rows * (1 + n_draft)
-            if next_tokens * step <= tokens * n_rows:
+            step = self.fixed_tokens + n_rows * (1 + n_draft) + guess_tokens * n_draft
+            if next_tokens * step <= tokens * (n_rows + guess_tokens):
                 return n_draft
             tokens += next_tokens
             next_tokens *= chance

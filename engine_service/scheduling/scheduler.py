@@ -41,6 +41,7 @@ from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.block_tables import BlockTables
 from engine_service.scheduling.budget import StepBudget, has_prefill_room, share_prefill
 from engine_service.scheduling.drafting import Proposer, StepCost
+from engine_service.scheduling.model_drafting import DraftModelUse
 from engine_service.scheduling.request_queue import RequestQueue
 from engine_service.scheduling.sequence import ASSUMED_TOKEN, Sequence, SequenceState
 from engine_service.scheduling.sharing import Sharing, Turn
@@ -57,7 +58,7 @@ class Scheduler:
 
     suspect: the sequence that ``schedule`` was busy with, should it raise. waits_s: how long the
     latest admitted requests had queued. target_itl_s, prefill_slowdown: see ``StepBudget``.
-    make_proposer: see ``Speculation``. clock: seconds; for deadlines and for how long a step takes.
+    make_proposer, draft_model: see ``Speculation``. clock: seconds; for deadlines and step times.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Scheduler:
         target_itl_s: float | None = None,
         prefill_slowdown: float | None = None,
         make_proposer: Callable[[], Proposer] | None = None,
+        draft_model: DraftModelUse | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.blocks = blocks
@@ -82,7 +84,7 @@ class Scheduler:
         self.n_prompt_tokens = 0
         self.n_cached_tokens = 0
         cost = StepCost()
-        self.speculation = Speculation(make_proposer, cost=cost)
+        self.speculation = Speculation(make_proposer, cost=cost, draft_model=draft_model)
         self._sharing = Sharing(cost=cost, max_sequences=max_sequences)
         self._max_sequences = max_sequences
         self._max_batched_tokens = max_batched_tokens
@@ -258,9 +260,10 @@ class Scheduler:
         if sequence.state is SequenceState.RUNNING:  # else it was preempted while in flight
             sequence.n_computed = len(sequence) - 1
             self._tables.register_full(sequence)
-        if row.draft:
+        if sequence.drafters:  # a draft model may have guessed fewer than there is room for
             self._tables.trim(sequence)
-            self.speculation.count(n_drafted=len(row.draft), n_accepted=n_new - 1)
+        if row.draft:
+            self.speculation.count(row, n_accepted=n_new - 1)
         if reason is not None:
             self.remove(sequence)
         return Advance(sequence=sequence, token_ids=tuple(token_ids[:n_new]), finish_reason=reason)

@@ -8,6 +8,7 @@ from enum import Enum, auto
 
 from engine_service.protocol import NO_STANDING, SamplingParams, Standing
 from engine_service.scheduling.drafting import Drafter
+from engine_service.scheduling.model_drafting import ModelDrafter
 from engine_service.scheduling.sampling_state import SamplingState
 
 _DIGEST_BYTES = 16
@@ -98,7 +99,7 @@ class Sequence:
         self.n_prompt = len(prompt_token_ids)
         self.sampling = sampling
         self.sampling_state = sampling_state
-        self.drafters: tuple[Drafter, ...] = ()
+        self.drafters: tuple[Drafter | ModelDrafter, ...] = ()
         self.draws_plainly = sampling_state is None and _asks_for_a_token_alone(sampling)
         self.max_new_tokens = max_new_tokens
         self.seed = seed

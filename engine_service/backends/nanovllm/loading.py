@@ -30,6 +30,7 @@ _FIXED: Final[Mapping[str, object]] = {
     "target_itl_s": None,
     "host_kv_cache_bytes": 0,
     "sleep_after_s": None,
+    "draft_model_dir": None,
     "tensor_parallel": 1,  # of several ranks, nano-vllm shares memory of a fixed name
 }
 

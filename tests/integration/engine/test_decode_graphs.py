@@ -15,9 +15,10 @@ from engine_service.backends.native import NativeBackend
 from engine_service.protocol import SamplingParams
 from engine_service.runner.decode_graphs import DecodeGraphs, graph_sizes
 from engine_service.runner.device_runner import DeviceRunner
-from engine_service.runner.step_packing import is_decode
+from engine_service.runner.step_packing import PackedStep, is_decode
 from engine_service.scheduling.batch import Batch
 from tests.integration.engine.backend import make_backend, run_answers, tokens
+from tests.integration.engine.test_speculation import guess_from
 
 BLOCK_SIZE = 16
 
@@ -115,7 +116,7 @@ def test_tokens_are_those_without_graphs(
 
     def launch_noting_size(self: DeviceRunner, batch: Batch, **others: Any) -> Any:
         fitting = [size for size in sizes if size >= len(batch.rows)]
-        if is_decode(batch) and fitting:
+        if is_decode(batch, max_tokens=7) and fitting:
             wanted.append(fitting[0])
         return launch(self, batch, **others)
 
@@ -128,6 +129,49 @@ def test_tokens_are_those_without_graphs(
     assert api.replayed == wanted
     assert {1, 2} <= set(wanted) <= set(sizes)
     assert ("kv_cache_tokens" in settings) == (backend.stats().n_preemptions > 0)
+
+
+def test_guesses_run_through_graphs_too(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as a row of its own, as long as there are rows for all."""
+    plain = on_device(model_dir, max_sequences=24)
+    expected = run_answers(plain, *make_requests(6))
+    backend, api = with_graphs(model_dir, max_sequences=24, speculation="ngram")
+    known = [
+        (*request.prompt_token_ids, *tokens(expected[request.key, choice]))
+        for request in make_requests(6)
+        for choice in range(request.sampling.n)
+    ]
+    guess_from(backend, known)
+    model = backend._runner._model  # type: ignore[attr-defined]
+    forward, n_forwards = model.forward, 0
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        nonlocal n_forwards
+        n_forwards += 1
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", counted)
+    pack, sizes = backend._runner._pack, []  # type: ignore[attr-defined]
+
+    def sized(batch: Batch, **others: Any) -> PackedStep:
+        step: PackedStep = pack(batch, **others)
+        if step.is_decode and batch.n_tokens > len(batch.rows):
+            sizes.append(step.n_rows)
+        return step
+
+    monkeypatch.setattr(backend._runner, "_pack", sized)
+    found = run_answers(backend, *make_requests(6))
+    assert {key: tokens(each) for key, each in found.items()} == {
+        key: tokens(each) for key, each in expected.items()
+    }
+    stats = backend.stats()
+    assert 0 < stats.n_accepted_tokens < stats.n_drafted_tokens
+    # Only steps with prompts, and those of more guesses than there are rows, go without.
+    assert len(api.replayed) == stats.n_steps - n_forwards > 2
+    assert stats.n_steps < plain.stats().n_steps
+    # The kernels for few rows store and attend at once: no row may read what another writes.
+    assert model.max_few_rows > 0
+    assert min(sizes) > model.max_few_rows
 
 
 def test_padding_writes_and_reads_nothing(model_dir: Path) -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from engine_service.conversation.prompt_reader import PromptReader
 from engine_service.detokenizer import Detokenizer
-from engine_service.frontend import load_tokenizer
 from engine_service.protocol import ChatMessage, ChatPrompt
+from engine_service.tokenizer import load_tokenizer
 from tests.models import smollm2_dir
 from tests.unit.frontend.test_detokenizer import TEXTS, decode_in_runs, expected_cut, split
 from tests.unit.frontend.tokenizers import special_ids

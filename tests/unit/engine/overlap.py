@@ -6,7 +6,7 @@ A slot holds all tokens up to its own, as K and V do, so that a read of anything
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
-from engine_service.runner.step_packing import NO_SOURCE, TableMirror, pack
+from engine_service.runner.step_packing import NO_SOURCE, TableMirror, is_decode, pack
 from engine_service.scheduling.batch import Advance, Batch
 from engine_service.scheduling.scheduler import Scheduler
 from engine_service.scheduling.sequence import Sequence
@@ -45,7 +45,13 @@ class FakeDevice:
     def launch(self, batch: Batch, *, after: FakeFlight | None) -> FakeFlight:
         self._move(batch)
         sources = {} if after is None else after.places
-        step = pack(batch, mirror=self._mirror, block_size=self._block_size, sources=sources)
+        step = pack(
+            batch,
+            mirror=self._mirror,
+            block_size=self._block_size,
+            sources=sources,
+            decodes=is_decode(batch, max_tokens=len(batch.rows)),
+        )
         part = {
             name: step.numbers[start : start + length]
             for name, (start, length) in step.sections().items()

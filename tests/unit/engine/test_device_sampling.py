@@ -92,11 +92,7 @@ def test_tokens_are_those_of_the_cpu() -> None:
     adjusted = logits.clone()
     TorchKernels().adjust(adjusted, adjustments=draws.adjustments)
     actual = TorchKernels().sample(adjusted, sampling=draws.sampling).tolist()
-    expected = sample(logits, rows=rows).token_ids
-    # Of top_k and top_p the CPU looks its number up in the order of rank: the same distribution.
-    same = [i for i, each in enumerate(rows) if each.filter != "sorted"]
-    assert len(same) > 18
-    assert [actual[i] for i in same] == [expected[i] for i in same]
+    assert actual == sample(logits, rows=rows).token_ids
 
 
 def test_flags_say_what_a_step_needs() -> None:
@@ -131,7 +127,7 @@ def test_what_the_device_cannot_draw_is_careful() -> None:
     plain = row(1)
     drafted = SampleRow(params=SamplingParams(), seed=1, n_generated=0, draft=(4,))
     assert not is_careful(plain)
-    assert is_careful(drafted)
+    assert not is_careful(drafted)
     assert is_careful(row(1, logprobs=0))
     assert is_careful(row(1, mask=mask_of(1)))
     assert is_careful(row(1, mask=mask_of(1), temperature=0.0, top_k=4))

@@ -7,7 +7,7 @@ import pytest
 from msgspec import structs
 
 from engine_service.errors import ModelError, RequestError
-from engine_service.frontend import Frontend, load_tokenizer
+from engine_service.frontend import Frontend
 from engine_service.protocol import (
     ChatMessage,
     ChatPrompt,
@@ -19,6 +19,7 @@ from engine_service.protocol import (
     TextPrompt,
     TokenPrompt,
 )
+from engine_service.tokenizer import load_tokenizer
 from tests.unit.frontend.tokenizers import END, byte_level, chat_tokenizer, model_info
 
 
