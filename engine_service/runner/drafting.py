@@ -163,9 +163,9 @@ class DraftModel:
             if flight.is_assumable:
                 following = self._go_on(flight, guesses=guesses, n_guessed=n_guessed)
             self._take(flight, guesses=guesses)
+            began_s = self._note(flight.batch, began_s=began_s)
             if not flight.is_assumable:
                 following = self._go_on(flight, guesses=guesses, n_guessed=n_guessed)
-            began_s = self._note(flight.batch, began_s=began_s)
             flight = following
         return {id(guess.shadow.original): guess.found for guess in guesses.values()}
 
