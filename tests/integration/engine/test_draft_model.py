@@ -276,6 +276,32 @@ def test_a_draft_model_that_fails_costs_no_answer(model_dir: Path) -> None:
     assert backend.stats().n_failed == 0
 
 
+def test_steps_overlap_while_no_guess_pays_and_it_is_tried_again(
+    model_dir: Path, noisy_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = make_backend(model_dir, speculation="off", kernels="torch")
+    backend = make_backend(model_dir, draft_model_dir=noisy_dir, kernels="torch")
+    launch = backend._runner.launch
+    assumed: list[bool] = []
+
+    def noted(batch: Batch, *, after: Any) -> Any:
+        assumed.append(after is not None)
+        return launch(batch, after=after)
+
+    monkeypatch.setattr(backend._runner, "launch", noted)
+    wanted = [request(key, n_tokens=200, temperature=key / 2, seed=1) for key in range(3)]
+    expected = run_answers(plain, *wanted)
+    with monkeypatch.context() as patch:
+        patch.setattr(StepCost, "worthwhile", lambda *_, **__: 0)
+        same(run_answers(backend, *wanted), expected)
+    assert sum(assumed) > len(assumed) * 0.7
+    assert not all(assumed[10:])  # every so often it looks whether a guess pays again
+    assumed.clear()
+    same(run_answers(backend, *wanted), expected)
+    assert backend.stats().n_accepted_tokens > 0
+    assert sum(assumed) < len(assumed) / 2
+
+
 def test_a_purge_reaches_its_pool(model_dir: Path) -> None:
     backend = make_backend(model_dir, draft_model_dir=model_dir, kernels="reference")
     tagged = replace(request(0, prompt=range(1, 65)), cache_tags=("someone",))
