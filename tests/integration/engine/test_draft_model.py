@@ -242,7 +242,12 @@ def test_guesses_obey_a_mask(model_dir: Path, noisy_dir: Path, kernels: str) -> 
         mask = ListedMask(lambda n: (7,) if n % 3 == 2 else every, vocab_size=len(every))
         return [
             replace(each, mask=mask.fork())
-            for each in (request(0), request(1, temperature=1.0, seed=5), request(2, n=2, seed=1))
+            for each in (
+                request(0),
+                request(1, temperature=1.0, seed=5),
+                request(2, n=2, seed=1),
+                request(3, temperature=1.0, seed=5, top_p=0.9),
+            )
         ]
 
     plain = make_backend(model_dir, speculation="off", kernels=kernels)
