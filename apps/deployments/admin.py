@@ -101,7 +101,7 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
     search_fields = ("name", "model_version__model__name", "remote__name", "remote_model")
     ordering = ("name",)
     sortable_by = ("name",)
-    autocomplete_fields = ("model_version", "remote")
+    autocomplete_fields = ("model_version", "draft_version", "remote")
     actions = ("start_selected", "drain_selected", "stop_selected", "restart_selected")
     fieldsets = (
         (
@@ -141,13 +141,14 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
             },
         ),
         (
-            "Several devices, sleep, and caches below the GPU",
+            "Draft model, several devices, sleep, and caches below the GPU",
             {
                 "classes": ("collapse",),
-                "description": "For a few models on GPUs; most do without. A change of these "
-                "replaces the running engines.",
+                "description": "Most do without; all but the draft model are for GPUs. A change of "
+                "these replaces the running engines.",
                 # One a line: only so is the section open where one is wrong.
                 "fields": (
+                    "draft_version",
                     "tensor_parallel",
                     "sleep_after_s",
                     "host_kv_cache_bytes",
@@ -178,29 +179,8 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
     def service_save(
         self, request: HttpRequest, obj: Any, *, form: Any, change: bool
     ) -> models.Model:
-        fields = DeploymentFields(
-            name=obj.name,
-            model_version=obj.model_version,
-            desired_state=obj.desired_state,
-            min_replicas=obj.min_replicas,
-            max_replicas=obj.max_replicas,
-            target_wait_ms=obj.target_wait_ms,
-            device_class=obj.device_class,
-            backend=obj.backend,
-            dtype=obj.dtype,
-            quantization=obj.quantization,
-            kv_cache_tokens=obj.kv_cache_tokens,
-            max_sequences=obj.max_sequences,
-            max_batched_tokens=obj.max_batched_tokens,
-            max_model_len=obj.max_model_len,
-            tensor_parallel=obj.tensor_parallel,
-            sleep_after_s=obj.sleep_after_s,
-            host_kv_cache_bytes=obj.host_kv_cache_bytes,
-            disk_kv_cache_bytes=obj.disk_kv_cache_bytes,
-            remote=obj.remote,
-            remote_model=obj.remote_model,
-            remote_task=obj.remote_task,
-        )
+        given = {name: getattr(obj, name) for name in DeploymentFields.__annotations__}
+        fields = DeploymentFields(**given)  # type: ignore[typeddict-item]
         if change:
             return deployment_update(deployment=obj, actor=actor_of(request), **fields)
         return deployment_create(actor=actor_of(request), **fields)

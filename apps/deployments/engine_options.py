@@ -63,15 +63,37 @@ def wrong_nanovllm(deployment: "Deployment") -> dict[str, str]:
     return errors
 
 
+def wrong_sizes(deployment: "Deployment") -> dict[str, str]:
+    """Return what of its steps and contexts does not go together, by field."""
+    errors: dict[str, str] = {}
+    version, most = deployment.model_version, deployment.max_model_len
+    if deployment.max_batched_tokens < deployment.max_sequences:
+        errors["max_batched_tokens"] = (
+            f"At least {deployment.max_sequences}, so that every request of a step gets a token."
+        )
+    if most is not None and most > deployment.kv_cache_tokens:
+        errors["max_model_len"] = (
+            f"At most the {deployment.kv_cache_tokens} tokens that may be held in all."
+        )
+    elif most is not None and version is not None and most > version.context_length:
+        errors["max_model_len"] = (
+            f"At most the {version.context_length} tokens that the model allows."
+        )
+    return errors
+
+
 def options_said(deployment: "Deployment") -> str:
-    """Say to a person which of them are chosen."""
+    """Say to a person which of them are chosen, and who guesses."""
     said = {
         "tensor_parallel": lambda n: f"{n} processes hold the model together",
         "sleep_after_s": lambda n: f"sleeps after {n} s without work",
         "host_kv_cache_bytes": lambda n: f"{filesizeformat(n)} of host memory for its cache",
         "disk_kv_cache_bytes": lambda n: f"{filesizeformat(n)} of disk for its cache",
     }
-    return ", ".join(said[name](value) for name, value in _chosen(deployment).items())
+    words = [said[name](value) for name, value in _chosen(deployment).items()]
+    if deployment.draft_version is not None:
+        words.append(f"{deployment.draft_version} guesses for it")
+    return ", ".join(words)
 
 
 def _block_bytes(shape: "ModelShape", *, dtype: str) -> int:

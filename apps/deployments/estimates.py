@@ -39,28 +39,37 @@ class EngineSizes:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """In bytes, of each of its parts. loading: beside the rest until it is ready, of the weights as
-    they are read. steps: what one step needs. runtime: reserved for the process itself."""
+    they are read. steps: what one step needs. runtime: reserved for the process itself. draft: of
+    its draft model, beside all these; None where it has none."""
 
     weights: int
     kv_cache: int
     loading: int
     steps: int
     runtime: int = RUNTIME_BYTES
+    draft: "Estimate | None" = None
 
     @property
     def lasting(self) -> int:
         """What it holds for as long as it is ready, whatever it does."""
-        return self.weights + self.kv_cache
+        own = self.weights + self.kv_cache
+        return own if self.draft is None else own + self.draft.lasting
 
     @property
     def ready(self) -> int:
         """What it needs once it is ready."""
-        return self.weights + self.kv_cache + self.steps + self.runtime
+        own = self.weights + self.kv_cache + self.steps + self.runtime
+        return own if self.draft is None else own + self.draft.ready
 
     @property
     def total(self) -> int:
         """The most that it needs, while it loads."""
-        return self.ready + self.loading
+        own = self.weights + self.kv_cache + self.steps + self.runtime + self.loading
+        return own if self.draft is None else own + self.draft.total
+
+    def with_draft(self, draft: "Estimate") -> "Estimate":
+        """Return it with a draft model, which the same process computes."""
+        return replace(self, draft=replace(draft, runtime=0))
 
 
 def estimate(

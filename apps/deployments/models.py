@@ -10,7 +10,13 @@ from guardian.models import UserObjectPermissionBase
 
 from apps.core.models import TimestampedModel
 from apps.core.outbound import MAX_URL_CHARS, UnsafeUrl, url_check
-from apps.deployments.engine_options import options_said, wrong_nanovllm, wrong_options
+from apps.deployments.draft_models import WITHOUT_OR_ALONE, wrong_draft
+from apps.deployments.engine_options import (
+    options_said,
+    wrong_nanovllm,
+    wrong_options,
+    wrong_sizes,
+)
 from apps.engines.types import EMBEDDING_DEVICES
 from apps.registry.types import Task as RegistryTask
 
@@ -218,6 +224,16 @@ class Deployment(TimestampedModel):
         help_text="Of each replica, encrypted, for what finds no room in that host memory. "
         "Empty: none.",
     )
+    draft_version = models.ForeignKey(
+        "registry.ModelVersion",
+        on_delete=models.PROTECT,
+        related_name="+",
+        null=True,
+        blank=True,
+        verbose_name="draft model",
+        help_text="A much smaller model with the same tokenizer, whose guesses this one checks "
+        "several at a time: the same answers, sooner. Empty: none.",
+    )
     generation = models.PositiveIntegerField(
         default=1,
         editable=False,
@@ -250,6 +266,7 @@ class Deployment(TimestampedModel):
                 | models.Q(host_kv_cache_bytes__isnull=False),
                 name="deployment_disk_below_host",
             ),
+            models.CheckConstraint(condition=WITHOUT_OR_ALONE, name="deployment_draft_alone"),
         ]
 
     def __str__(self) -> str:
@@ -294,7 +311,7 @@ class Deployment(TimestampedModel):
             errors["max_replicas"] = "A remote server is one replica to us, however many it has."
         if self.backend != self.Backend.NATIVE:
             errors["backend"] = "A remote server has an engine of its own."
-        return errors | wrong_options(self)
+        return errors | wrong_options(self) | wrong_draft(self)
 
     def _wrong_engine(self) -> dict[str, str]:
         errors: dict[str, str] = {}
@@ -314,23 +331,7 @@ class Deployment(TimestampedModel):
             and self.device_class != self.DeviceClass.CUDA
         ):
             errors["quantization"] = "fp8 needs a GPU: let it run on one."
-        if self.max_batched_tokens < self.max_sequences:
-            errors["max_batched_tokens"] = (
-                f"At least {self.max_sequences}, so that every request of a step gets a token."
-            )
-        if self.max_model_len is not None:
-            if self.max_model_len > self.kv_cache_tokens:
-                errors["max_model_len"] = (
-                    f"At most the {self.kv_cache_tokens} tokens that may be held in all."
-                )
-            elif (
-                self.model_version is not None
-                and self.max_model_len > self.model_version.context_length
-            ):
-                errors["max_model_len"] = (
-                    f"At most the {self.model_version.context_length} tokens that the model allows."
-                )
-        return errors | wrong_options(self)
+        return errors | wrong_sizes(self) | wrong_options(self) | wrong_draft(self)
 
 
 class DeploymentUserObjectPermission(UserObjectPermissionBase):

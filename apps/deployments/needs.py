@@ -2,6 +2,7 @@
 processes hold already. ``estimates`` reckons."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from apps.deployments.estimates import EngineSizes, Estimate, estimate
@@ -12,28 +13,28 @@ from apps.registry.selectors import model_shape
 
 if TYPE_CHECKING:
     from apps.engines.models import Device
+    from apps.registry.models import ModelVersion
 
 
 def replica_estimate(
     deployment: Deployment, *, devices: Iterable["Device"], replica: Replica | None = None
 ) -> Estimate:
     """Reckon one replica of a deployment that runs here: each part of it, where it has several."""
-    version = deployment.model_version
+    version, draft = deployment.model_version, deployment.draft_version
     assert version is not None
-    return estimate(
-        n_parameters=version.n_parameters,
-        shape=model_shape(version),
-        task=version.task,
-        sizes=EngineSizes(
-            dtype=_dtype(deployment, devices=devices, replica=replica),
-            quantization=deployment.quantization,
-            kv_cache_tokens=deployment.kv_cache_tokens,
-            max_sequences=deployment.max_sequences,
-            max_batched_tokens=deployment.max_batched_tokens,
-            n_parts=deployment.tensor_parallel,
-            is_on_gpu=deployment.device_class == Deployment.DeviceClass.CUDA,
-        ),
+    sizes = EngineSizes(
+        dtype=_dtype(deployment, devices=devices, replica=replica),
+        quantization=deployment.quantization,
+        kv_cache_tokens=deployment.kv_cache_tokens,
+        max_sequences=deployment.max_sequences,
+        max_batched_tokens=deployment.max_batched_tokens,
+        n_parts=deployment.tensor_parallel,
+        is_on_gpu=deployment.device_class == Deployment.DeviceClass.CUDA,
     )
+    own = _estimate(version, sizes=sizes)
+    if draft is None:
+        return own
+    return own.with_draft(_estimate(draft, sizes=replace(sizes, quantization="none")))
 
 
 def kinds_of(deployment: Deployment) -> tuple[str, ...]:
@@ -107,6 +108,15 @@ def _held_beside(replica: Replica, device: "Device") -> int:
     if device.kind == device.Kind.CPU:
         return int(tiers.get("host_bytes_total", 0))
     return int(tiers.get("disk_bytes", 0)) if device.kind == device.Kind.DISK else 0
+
+
+def _estimate(version: "ModelVersion", *, sizes: EngineSizes) -> Estimate:
+    return estimate(
+        n_parameters=version.n_parameters,
+        shape=model_shape(version),
+        task=version.task,
+        sizes=sizes,
+    )
 
 
 def _is_on_processor(deployment: Deployment) -> bool:

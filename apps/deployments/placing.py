@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from django.template.defaultfilters import filesizeformat
 
+from apps.deployments.estimates import Estimate
 from apps.deployments.models import Deployment, Replica
 from apps.deployments.needs import (
     beside,
@@ -184,7 +185,18 @@ def _needs_text(deployment: Deployment, *, devices: Iterable["Device"]) -> str:
         f"{filesizeformat(parts.weights)} of weights, "
         f"{filesizeformat(parts.kv_cache)} of KV cache, {filesizeformat(parts.steps)} for steps, "
         f"{filesizeformat(parts.runtime)} for the process, {filesizeformat(parts.loading)} while "
-        f"it loads{_beside_text(beside(deployment, devices=devices))}."
+        f"it loads{_draft_text(parts.draft)}{_beside_text(beside(deployment, devices=devices))}."
+    )
+
+
+def _draft_text(parts: Estimate | None) -> str:
+    if parts is None:
+        return ""
+    return (
+        f", and for its draft model {filesizeformat(parts.total)}: "
+        f"{filesizeformat(parts.weights)} of weights, "
+        f"{filesizeformat(parts.kv_cache)} of KV cache, {filesizeformat(parts.steps)} for steps, "
+        f"{filesizeformat(parts.loading)} while it loads"
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from django.db import transaction
@@ -24,9 +25,11 @@ from apps.engines.services import (
 )
 from apps.engines.types import EngineSpec
 from apps.registry.selectors import artifact_of, version_dir
+from apps.registry.types import Artifact
 
 if TYPE_CHECKING:
     from apps.engines.models import Device
+    from apps.registry.models import ModelVersion
 
 # Until then, a gateway may still send something to a replica that should go.
 _STILL_ROUTED_S: Final = 2.0
@@ -235,16 +238,15 @@ def _engine_spec(replica: Replica) -> EngineSpec:
             revision=deployment.generation,
             remote=remote_target(deployment),
         )
-    version = deployment.model_version
-    directory, artifact = version_dir(version), None
-    if directory is None:
-        artifact = artifact_of(version)
-        directory = node_cache().directory_of(artifact)
+    directory, artifact = _files_of(deployment.model_version)
+    draft = deployment.draft_version
+    draft_directory, draft_artifact = (None, None) if draft is None else _files_of(draft)
     n_processes = deployment.tensor_parallel
     is_quantized = deployment.quantization != Deployment.Quantization.NONE
     is_native = deployment.backend == Deployment.Backend.NATIVE
     arguments = {
         "--model": directory,
+        "--draft-model": draft_directory,
         "--dtype": deployment.dtype,
         "--quantization": deployment.quantization if is_quantized else None,
         "--backend": None if is_native else deployment.backend,
@@ -272,8 +274,16 @@ def _engine_spec(replica: Replica) -> EngineSpec:
             for part in (name, value)
         ),
         environment=_environment(replica.devices.all()),
-        artifact=artifact,
+        artifacts=tuple(each for each in (artifact, draft_artifact) if each is not None),
     )
+
+
+def _files_of(version: "ModelVersion") -> tuple[Path, Artifact | None]:
+    """Return where an engine reads them, and what is fetched there first, if it must be."""
+    if (directory := version_dir(version)) is not None:
+        return directory, None
+    artifact = artifact_of(version)
+    return node_cache().directory_of(artifact), artifact
 
 
 def _environment(devices: Iterable["Device"]) -> tuple[tuple[str, str], ...]:

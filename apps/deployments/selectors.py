@@ -63,7 +63,7 @@ def remote_target(deployment: Deployment) -> RemoteTarget | None:
 
 
 def deployments_all() -> list[Deployment]:
-    """Return every deployment with its model version, its replicas and their devices, in three
+    """Return every deployment with its model versions, its replicas and their devices, in three
     queries."""
     return list(_with_devices())
 
@@ -80,10 +80,10 @@ def on_devices() -> "Prefetch[str, QuerySet[Any], str]":
 
 
 def deployments_running() -> list[Deployment]:
-    """Return what should run, each with its model version, in one query."""
+    """Return what should run, each with its model versions, in one query."""
     return list(
         Deployment.objects.filter(desired_state=Deployment.DesiredState.RUNNING).select_related(
-            "model_version__model", "remote"
+            "model_version__model", "draft_version__model", "remote"
         )
     )
 
@@ -146,9 +146,10 @@ def _with_devices() -> "QuerySet[Deployment]":
 
 def _with_replicas() -> "QuerySet[Deployment]":
     replicas = Replica.objects.select_related("engine_process").order_by("index")
-    return Deployment.objects.select_related("model_version__model", "remote").prefetch_related(
-        Prefetch("replicas", queryset=replicas)
+    rows = Deployment.objects.select_related(
+        "model_version__model", "draft_version__model", "remote"
     )
+    return rows.prefetch_related(Prefetch("replicas", queryset=replicas))
 
 
 def deployment_named(name: str) -> Deployment | None:

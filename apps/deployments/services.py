@@ -1,7 +1,7 @@
 """Writes of deployments. Each is one transaction with its audit event and its change stamp; the
 engine agent then brings the processes in line."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Unpack
 
 from django.core.exceptions import ValidationError
@@ -55,12 +55,14 @@ _ENGINE_FIELDS: Final = frozenset(
         "sleep_after_s",
         "host_kv_cache_bytes",
         "disk_kv_cache_bytes",
+        "draft_version",
         "remote",
         "remote_model",
         "remote_task",
     }
 )
 _SIZE_FIELDS: Final = frozenset({"min_replicas", "max_replicas"})
+_VERSION_FIELDS: Final = ("model_version", "draft_version")
 
 
 @transaction.atomic
@@ -68,7 +70,7 @@ def deployment_create(*, actor: Actor, **fields: Unpack[DeploymentFields]) -> De
     """Make it, with its fewest replicas.
 
     Raises:
-        StageNotDeployable: of its version none may be made.
+        StageNotDeployable: of its version, or its draft model's, none may be made.
         ValidationError: a field is wrong, or, under ``desired_state``, it should run and does not
             fit; the message says how much is missing.
     """
@@ -91,7 +93,8 @@ def deployment_update(
     """Set the given fields; a change that engines must be started anew for replaces them.
 
     Raises:
-        StageNotDeployable: more of its version would run, and none may be started.
+        StageNotDeployable: more of its version would run, or another draft model would, and none
+            may be started.
         ValidationError: as ``deployment_create``.
     """
     current = _deployment_lock(deployment)
@@ -108,6 +111,8 @@ def deployment_update(
     current.full_clean()
     if _starts_more(current, changes):
         _stage_check(current)
+    elif "draft_version" in changes:
+        _stage_check(current, fields=("draft_version",))
     if (_ENGINE_FIELDS | _SIZE_FIELDS | {"desired_state"}) & changes.keys():
         _require_fit(current)
     current.save()
@@ -233,9 +238,11 @@ def _starts_more(deployment: Deployment, changes: Mapping[str, list[Any]]) -> bo
     return "desired_state" in changes or after > before
 
 
-def _stage_check(deployment: Deployment) -> None:
-    if deployment.model_version is not None:
-        deployable_check(deployment.model_version)
+def _stage_check(deployment: Deployment, *, fields: Iterable[str] = _VERSION_FIELDS) -> None:
+    versions = [(getattr(deployment, name), name) for name in fields]
+    found = [(version, name) for version, name in versions if version is not None]
+    for version, name in sorted(found, key=lambda each: each[0].pk):  # they are locked
+        deployable_check(version, param=name)
 
 
 def _replicas_set(deployment: Deployment, n_replicas: int, *, because: str) -> None:
@@ -256,6 +263,6 @@ def _require_fit(deployment: Deployment) -> None:
 def _deployment_lock(deployment: Deployment) -> Deployment:
     return (
         Deployment.objects.select_for_update(of=("self",))
-        .select_related("model_version", "remote")
+        .select_related("model_version", "draft_version", "remote")
         .get(pk=deployment.pk)
     )

@@ -117,6 +117,7 @@ class DeploymentFields(TypedDict, total=False):
     sleep_after_s: int | None
     host_kv_cache_bytes: int | None
     disk_kv_cache_bytes: int | None
+    draft_version: "ModelVersion | None"
     remote: "RemoteServer | None"
     remote_model: str
     remote_task: str

@@ -61,6 +61,7 @@ class EngineProcessAdmin(ReadOnlyAdmin):
                     ("started_at", "ready_at", "last_pong_at"),
                     ("ping", "memory"),
                     ("requests", "blocks"),
+                    "guesses",
                 )
             },
         ),
@@ -75,7 +76,7 @@ class EngineProcessAdmin(ReadOnlyAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return (
             *("state_badge", "on", "options", "files", "ping", "memory", "requests", "blocks"),
-            "restarts",
+            *("guesses", "restarts"),
             *("info_table", "stats_table", "steps_table", "tiers_table", "log"),
         )
 
@@ -104,6 +105,14 @@ class EngineProcessAdmin(ReadOnlyAdmin):
     def blocks(self, process: EngineProcess) -> str:
         stats = process.stats
         return f"{stats['n_blocks_free']:,} of {stats['n_blocks_total']:,}" if stats else "-"
+
+    @display(description="Tokens guessed / accepted")
+    def guesses(self, process: EngineProcess) -> str:
+        n_drafted = process.stats.get("n_drafted_tokens", 0)
+        if not n_drafted:
+            return "-"
+        n_accepted = process.stats["n_accepted_tokens"]
+        return f"{n_drafted:,} / {n_accepted:,} ({n_accepted / n_drafted:.0%})"
 
     @display(description="Memory")
     def memory(self, process: EngineProcess) -> str:

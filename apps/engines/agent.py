@@ -21,8 +21,8 @@ _NEWS_EVERY_S: Final = 2.0
 class EngineAgent:
     """At most one process per slot at any moment: a slot whose spec changed is stopped first.
 
-    changed: set whenever ``observations`` has a change of state to tell. cache: for specs with an
-    artifact.
+    changed: set whenever ``observations`` has a change of state to tell. cache: for specs with
+    artifacts.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class Supervisor:
 
     take_epoch: counts the start durably before the process is made. on_change: called whenever
     ``observation`` would say something new; ``is_changed`` tells a change of state from news.
-    cache: where a spec's artifact is held, from before the first start until ``run`` returns.
+    cache: where a spec's artifacts are held, from before the first start until ``run`` returns.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class Supervisor:
         self._paths = paths
         self._take_epoch = take_epoch
         self._on_change = on_change
-        self._life = Lifecycle(timings, needs_files=spec.artifact is not None)
+        self._life = Lifecycle(timings, needs_files=bool(spec.artifacts))
         self._cache = cache
-        self._hold: Hold | None = None
+        self._holds: tuple[Hold, ...] = ()
         self._fetched: tuple[int, int] | None = None
         self._wake = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
@@ -131,8 +131,8 @@ class Supervisor:
             self._signal(signal.SIGKILL)  # only when this task itself was cancelled
             for task in self._tasks:
                 task.cancel()
-            if self._hold is not None:
-                self._hold.release()
+            for hold in self._holds:
+                hold.release()
             self._fetched = None
             self._changed()
 
@@ -158,12 +158,11 @@ class Supervisor:
 
     async def _fetch(self) -> None:
         """Wait until its files are here, and hold them."""
-        assert self.spec.artifact is not None
         assert self._cache is not None
         logger.info("Engine %s waits for its files", self.spec.name)
         try:
-            self._hold = await files_hold(
-                self._cache, self.spec.artifact, on_bytes=self._fetch_note
+            self._holds = await files_hold(
+                self._cache, self.spec.artifacts, on_bytes=self._fetch_note
             )
         except Exception as error:  # noqa: BLE001 - whatever it was, it is said and tried again
             logger.warning("Engine %s has no files: %s", self.spec.name, error)
@@ -262,8 +261,9 @@ class Supervisor:
         if self._life.is_crash(code):
             self.crashes.append(self._crash(reason))
         self._life.exited(code, time.monotonic(), reason=reason)
-        if code == EXIT_CONFIG and self._hold is not None and self._cache is not None:
-            await asyncio.to_thread(self._cache.doubt, self._hold)  # it may have been its files
+        if code == EXIT_CONFIG and self._cache is not None:
+            for hold in self._holds:  # it may have been its files
+                await asyncio.to_thread(self._cache.doubt, hold)
         logger.info("Engine %s ended with %d: now %s", self.spec.name, code, self._life.state.label)
         self._changed()
         self._wake.set()

@@ -299,8 +299,8 @@ class EngineSpec:
 
     process_id: the slot's row. revision: raised to have an equal engine started anew. arguments:
     of the engine's command line, without those that the agent adds itself. environment: beside the
-    agent's own. remote: it runs elsewhere, and is watched only. artifact: files that must be in the
-    node's cache first, and stay there for as long as it is wanted.
+    agent's own. remote: it runs elsewhere, and is watched only. artifacts: of which the files must
+    be in the node's cache first, and stay there for as long as it is wanted.
     """
 
     process_id: int
@@ -309,7 +309,7 @@ class EngineSpec:
     arguments: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     remote: RemoteTarget | None = None
-    artifact: Artifact | None = None
+    artifacts: tuple[Artifact, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,8 +31,8 @@ class StageNotDeployable(Conflict):
 
     default_code = "stage_not_deployable"
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, param="model_version")
+    def __init__(self, message: str, *, param: str) -> None:
+        super().__init__(message, param=param)
 
 
 class VerificationRefused(Conflict):

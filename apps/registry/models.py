@@ -69,6 +69,10 @@ class ModelVersion(TimestampedModel):
     # before this was kept; then the files say it, where they are at hand.
     shape = models.JSONField(null=True, editable=False)
     chat_template = models.TextField(null=True, editable=False)  # noqa: DJ001 - empty says none
+    # Empty: in the same way, or the files say none.
+    vocabulary_sha256 = models.CharField(
+        max_length=64, blank=True, default="", db_default="", editable=False
+    )
     # Processes of before a migration insert without these, hence the database's own defaults.
     stage = models.CharField(
         max_length=8,

@@ -28,6 +28,7 @@ from apps.registry.models import (
 from apps.registry.progress import import_progress, verification_progress
 from apps.registry.shapes import shape_read
 from apps.registry.types import Comparison, ModelShape, VerificationStatus
+from apps.registry.vocabularies import vocabulary_sha256
 from apps.registry.wording import figure_lines, figure_texts
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "import_jobs",
     "import_jobs_of",
     "import_progress",
+    "is_vocabulary_shared",
     "model_card_in",
     "model_shape",
     "model_version_get",
@@ -66,6 +68,7 @@ __all__ = [
 
 _TEMPLATE_MOST_BYTES: Final = 64 * 1024
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
+TOKENIZER: Final = "tokenizer.json"
 
 
 def model_version_latest(name: str) -> ModelVersion | None:
@@ -217,3 +220,20 @@ def model_shape(version: ModelVersion) -> ModelShape | None:
         return ModelShape(**version.shape)
     directory = version_dir(version)
     return None if directory is None else shape_read(directory / "config.json")
+
+
+def is_vocabulary_shared(left: ModelVersion, right: ModelVersion) -> bool | None:
+    """Return whether each id is the same token to both; None where nobody knows."""
+    files = [each.manifest.get("files", {}).get(TOKENIZER, {}) for each in (left, right)]
+    hashes = [file.get("sha256") for file in files]
+    if hashes[0] and hashes[0] == hashes[1]:
+        return True
+    of_left, of_right = _vocabulary_sha256(left), _vocabulary_sha256(right)
+    return of_left == of_right if of_left and of_right else None
+
+
+def _vocabulary_sha256(version: ModelVersion) -> str:
+    if version.vocabulary_sha256:
+        return version.vocabulary_sha256
+    directory = version_dir(version)
+    return "" if directory is None else vocabulary_sha256(directory / TOKENIZER)

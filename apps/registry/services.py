@@ -27,7 +27,7 @@ from apps.registry.import_jobs import (
 )
 from apps.registry.importing import run_conversion
 from apps.registry.models import ModelVersion, RegisteredModel
-from apps.registry.selectors import chat_template_in, model_card_in
+from apps.registry.selectors import TOKENIZER, chat_template_in, model_card_in
 from apps.registry.shapes import shape_read
 from apps.registry.storing import folder_drop, folder_keep, folder_upload
 from apps.registry.types import AlreadyImported, ConversionDone, ImportEvent, SourceIdentified
@@ -46,6 +46,7 @@ from apps.registry.versions import (
     model_version_describe,
     model_version_stage_move,
 )
+from apps.registry.vocabularies import vocabulary_sha256
 
 __all__ = [
     "deployable_check",
@@ -155,6 +156,7 @@ def _version(
         model_card=model_card_in(path),
         shape=None if shape is None else asdict(shape),
         chat_template=chat_template_in(path),
+        vocabulary_sha256=vocabulary_sha256(path / TOKENIZER),
         size_bytes=done.size_bytes,
         manifest=dict(done.manifest),
         manifest_sha256=done.manifest_sha256,

@@ -127,15 +127,16 @@ def model_version_delete(*, version: ModelVersion, actor: Actor) -> None:
 
 
 @transaction.atomic
-def deployable_check(version: ModelVersion) -> None:
-    """Hold the version's row, so that its stage stays, for the caller's transaction.
+def deployable_check(version: ModelVersion, *, param: str = "model_version") -> None:
+    """Hold the version's row, so that its stage stays, for the caller's transaction. param: the
+    field of a deployment that names it.
 
     Raises:
         StageNotDeployable: no deployment may be made or started of a version in its stage.
     """
     rows = ModelVersion.objects.select_for_update(of=("self",)).select_related("model")
     if refusal := stage_refusal(rows.get(pk=version.pk)):
-        raise StageNotDeployable(refusal)
+        raise StageNotDeployable(refusal, param=param)
 
 
 def version_lock(version: ModelVersion) -> ModelVersion:

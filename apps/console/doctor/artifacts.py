@@ -31,8 +31,13 @@ def look_at_node_cache() -> Iterator[Finding]:
     """Say whether what should run has room in it together, beside all that has to go then."""
     if remote_storage() is None:
         return
-    versions = {each.model_version_id: each.model_version for each in deployments_running()}
-    needed = sum(version.size_bytes for version in versions.values() if version is not None)
+    versions = {
+        version
+        for each in deployments_running()
+        for version in (each.model_version, each.draft_version)
+        if version is not None
+    }
+    needed = sum(version.size_bytes for version in versions)
     used = node_cache().used_bytes()
     bound, place = settings.NODE_CACHE_BYTES, Path(settings.NODE_CACHE_DIR)
     seen = f"{used / 1e9:.1f} of {bound / 1e9:.1f} GB in use at {place}"

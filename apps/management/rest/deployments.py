@@ -235,8 +235,10 @@ def _fields(ask: Ask, *, current: "Deployment | None") -> DeploymentFields:
     remote = sorted(wire.REMOTE_FIELDS & fields.keys())
     if remote:  # whose key a deployment uses is not for whoever was given a deployment
         ask.caller.require("deployments.view_remoteserver", param=remote[0])
-    if fields.get("model_version") is not None:
-        fields["model_version"] = _version(ask.caller, fields["model_version"], current=current)
+    for name in ("model_version", "draft_version"):
+        if fields.get(name) is not None:
+            is_now = None if current is None else getattr(current, name)
+            fields[name] = _version(ask.caller, fields[name], field=name, is_now=is_now)
     if fields.get("remote") is not None:
         server = remote_server_named(fields["remote"])
         if server is None:
@@ -245,12 +247,12 @@ def _fields(ask: Ask, *, current: "Deployment | None") -> DeploymentFields:
     return cast(DeploymentFields, fields)
 
 
-def _version(caller: Caller, text: str, *, current: "Deployment | None") -> Any:
-    """Return a version that they see, or that is deployed now."""
+def _version(caller: Caller, text: str, *, field: str, is_now: Any) -> Any:
+    """Return a version that they see, or that stands in the field now."""
     version = model_version_named(text)
-    is_now = version is not None and current is not None and version == current.model_version
-    if version is None or not (is_now or caller.access.may("registry.view_modelversion")):
-        raise _unknown("model_version", f"There is no version {text!r}.")
+    may_see = version == is_now or caller.access.may("registry.view_modelversion")
+    if version is None or not may_see:
+        raise _unknown(field, f"There is no version {text!r}.")
     return version
 
 

@@ -57,10 +57,18 @@ DiskBytes = Annotated[
         description="Of each replica, encrypted, for blocks that host memory evicts. Null: none.",
     ),
 ]
+DraftVersion = Annotated[
+    Name,
+    Meta(
+        description="A much smaller model with the same tokenizer, whose guesses the deployment's "
+        "own checks several at a time. Null: none."
+    ),
+]
 
 
 class DeploymentChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What is left out stays. ``model_version``: NAME:NUMBER, or NAME for its newest version."""
+    """What is left out stays. ``model_version`` and ``draft_version``: NAME:NUMBER, or NAME for its
+    newest version."""
 
     model_version: Name | UnsetType | None = UNSET
     desired_state: State | UnsetType = UNSET
@@ -79,6 +87,7 @@ class DeploymentChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     sleep_after_s: SleepAfter | UnsetType | None = UNSET
     host_kv_cache_bytes: HostBytes | UnsetType | None = UNSET
     disk_kv_cache_bytes: DiskBytes | UnsetType | None = UNSET
+    draft_version: DraftVersion | UnsetType | None = UNSET
     remote: Name | UnsetType | None = UNSET
     remote_model: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
     remote_task: RemoteTask | UnsetType = UNSET
@@ -108,6 +117,7 @@ class DesiredDeployment(msgspec.Struct, kw_only=True):
     sleep_after_s: int | None
     host_kv_cache_bytes: int | None
     disk_kv_cache_bytes: int | None
+    draft_version: str | None
     remote: str | None
     remote_model: str
     remote_task: str
@@ -188,6 +198,7 @@ def desired(row: "Deployment") -> DesiredDeployment:
         sleep_after_s=row.sleep_after_s,
         host_kv_cache_bytes=row.host_kv_cache_bytes,
         disk_kv_cache_bytes=row.disk_kv_cache_bytes,
+        draft_version=version_id_or_none(row.draft_version),
         remote=None if row.remote is None else row.remote.name,
         remote_model=row.remote_model,
         remote_task=row.remote_task,

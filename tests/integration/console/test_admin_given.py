@@ -117,6 +117,9 @@ def test_a_deployment_that_was_given_runs_no_other_model(bob: User, page: Client
     assert "model_version" in answer.context["adminform"].form.errors
     assert Deployment.objects.get().model_version_id == deployment.model_version_id
     form |= {"model_version": deployment.model_version_id, "min_replicas": 2, "max_replicas": 2}
+    answer = page.post(url_of(deployment), {**form, "draft_version": secret.pk})
+    assert list(answer.context["adminform"].form.errors) == ["draft_version"]
+    assert Deployment.objects.get().draft_version is None
     assert page.post(url_of(deployment), form).status_code == 302
     assert Deployment.objects.get().n_replicas == 2
 

@@ -43,6 +43,7 @@ def form(deployment: Deployment, **changed: object) -> dict[str, object]:
         "sleep_after_s": "",
         "host_kv_cache_bytes": "",
         "disk_kv_cache_bytes": "",
+        "draft_version": deployment.draft_version_id or "",
         "replicas-TOTAL_FORMS": 0,
         "replicas-INITIAL_FORMS": 0,
         **inline("deploymentuserobjectpermission_set"),

@@ -281,7 +281,7 @@ def test_the_command_sets_and_takes_away(machine: Device, capsys: Any) -> None:
     call_command("deploy", "set", "chat", *both)
     assert capsys.readouterr().out == (
         "chat: tensor_parallel 1, sleep_after_s 300, host_kv_cache_bytes 2147483648, "
-        "disk_kv_cache_bytes none.\n"
+        "disk_kv_cache_bytes none, draft_version none.\n"
     )
     neither = ("--sleep-after-s", "none", "--host-kv-cache-bytes", "none")
     call_command("deploy", "set", "chat", *neither)

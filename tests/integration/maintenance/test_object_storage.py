@@ -14,7 +14,7 @@ from apps.console.doctor import artifacts, host
 from apps.console.doctor.checks import CHECKS
 from apps.console.doctor.findings import looked
 from apps.registry.services import import_model
-from tests.factories import DeploymentFactory
+from tests.factories import DeploymentFactory, ModelVersionFactory
 from tests.integration.maintenance.telling import told
 from tests.object_storage import KEYS, ObjectStorage
 from tests.unit.convert.builders import llama_gguf
@@ -62,6 +62,7 @@ def test_the_doctor_reckons_the_node_cache(version: Any, settings: Any, tmp_path
     DeploymentFactory(model_version=version)
     DeploymentFactory(model_version=version)  # of the same files
     DeploymentFactory(elsewhere=True)
+    DeploymentFactory(model_version=ModelVersionFactory(size_bytes=0), draft_version=version)
     assert [status for _, status, _ in told(artifacts.look_at_node_cache())] == ["ok"]
     settings.NODE_CACHE_BYTES -= 10
     ((_, status, seen),) = told(artifacts.look_at_node_cache())

@@ -59,6 +59,7 @@ async def test_one_is_made_looked_at_and_listed(
         "sleep_after_s": None,
         "host_kv_cache_bytes": None,
         "disk_kv_cache_bytes": None,
+        "draft_version": None,
         "remote": None,
         "remote_model": "",
         "remote_task": "generate",
@@ -346,10 +347,12 @@ async def test_who_was_given_one_deployment_sees_and_changes_that_one(
         assert answer.status_code == expected, (method, path)
     # Nor does it lead to any other version.
     other = await database_hop(lambda: ModelVersionFactory(model__name="smollm2"))
-    switched = await anybody.patch("/deployments/mine", json={"model_version": f"smollm2:{1}"})
-    assert error_of(switched) == (400, "invalid_value", "model_version")
+    for field in ("model_version", "draft_version"):
+        switched = await anybody.patch("/deployments/mine", json={field: f"smollm2:{1}"})
+        assert error_of(switched) == (400, "invalid_value", field)
     row = await database_hop(stored, "mine")
     assert (row.desired_state, row.max_replicas) == ("stopped", 2)
+    assert row.draft_version_id is None
     assert row.model_version_id != other.pk
     assert [action for action, _ in await database_hop(events)] == [
         "deployment.updated",

@@ -25,6 +25,7 @@ from apps.registry.importing import ConversionLimits, run_conversion
 from apps.registry.models import ModelVersion, RegisteredModel
 from apps.registry.services import import_model
 from apps.registry.types import AlreadyImported, ImportEvent, ImportProgress, SourceIdentified
+from apps.registry.vocabularies import vocabulary_sha256
 from engine_service.models.manifest import hash_file, verify_manifest
 from tests.models import ROOT
 from tests.rows import all_of
@@ -72,6 +73,7 @@ def test_an_import_makes_files_rows_and_events(
     assert version.manifest == json.loads((directory / "manifest.json").read_text())
     assert version.manifest_sha256 == hash_file(directory / "manifest.json")
     assert version.size_bytes == sum(path.stat().st_size for path in directory.iterdir())
+    assert version.vocabulary_sha256 == vocabulary_sha256(directory / "tokenizer.json") != ""
     assert events[0] == SourceIdentified(name="tiny.gguf", sha256=version.source_sha256)
     assert ImportProgress(stage="convert", done=11, total=11) in events
     assert list(all_of(AuditEvent).order_by("pk").values_list("action", "actor_label")) == [

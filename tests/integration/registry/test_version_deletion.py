@@ -65,6 +65,11 @@ def in_use_by_a_deployment(version: ModelVersion) -> str:
     return "is still used by: chat."
 
 
+def in_use_as_a_draft_model(version: ModelVersion) -> str:
+    DeploymentFactory(name="chat", draft_version=version, desired_state="stopped")
+    return "is still used by: chat."
+
+
 def in_use_as_a_parent(version: ModelVersion) -> str:
     child = ModelVersionFactory(parent=version, lineage="fine_tuned")
     return f"is still used by: {child}."
@@ -82,7 +87,13 @@ def in_use_in_production(version: ModelVersion) -> str:
 
 @pytest.mark.parametrize(
     "used",
-    [in_use_by_a_deployment, in_use_as_a_parent, in_use_by_a_verification, in_use_in_production],
+    [
+        in_use_by_a_deployment,
+        in_use_as_a_draft_model,
+        in_use_as_a_parent,
+        in_use_by_a_verification,
+        in_use_in_production,
+    ],
 )
 def test_what_is_needed_stays(
     version: ModelVersion, places: Places, actor: Actor, used: Any

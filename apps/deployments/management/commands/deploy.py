@@ -1,7 +1,7 @@
 """``manage.py deploy list|start|stop|drain|restart|scale|set``: deployments without the admin."""
 
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -18,6 +18,10 @@ from apps.deployments.services import (
     deployment_update,
 )
 from apps.deployments.types import DeploymentFields
+from apps.registry.selectors import model_version_named
+
+if TYPE_CHECKING:
+    from apps.registry.models import ModelVersion
 
 _SERVICES = {
     "start": (deployment_start, "is told to run."),
@@ -30,6 +34,7 @@ _ENGINE_OPTIONS: Final = {
     "host_kv_cache_bytes": ("BYTES", "host memory for blocks that the GPU evicts, or none"),
     "disk_kv_cache_bytes": ("BYTES", "disk for those that host memory evicts, or none"),
 }
+_DRAFT: Final = "draft_version"
 _NONE: Final = "none"
 _LOOK_S: Final = 0.25
 
@@ -57,6 +62,11 @@ class Command(BaseCommand):
             engine.add_argument(
                 f"--{field.replace('_', '-')}", type=_number, metavar=metavar, help=text
             )
+        engine.add_argument(
+            "--draft-version",
+            metavar="NAME:NUMBER",
+            help="a much smaller model with the same tokenizer that guesses for this one, or none",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["verb"] == "list":
@@ -110,15 +120,18 @@ class Command(BaseCommand):
         )
 
     def _set(self, deployment: Deployment, options: dict[str, Any]) -> None:
-        given = {name: options[name] for name in _ENGINE_OPTIONS if options[name] is not None}
+        names = (*_ENGINE_OPTIONS, _DRAFT)
+        given = {name: options[name] for name in names if options[name] is not None}
         if not given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in _ENGINE_OPTIONS)
-            raise CommandError(f"give one of {names}")
+            known = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+            raise CommandError(f"give one of {known}")
         fields = {name: None if value == _NONE else value for name, value in given.items()}
+        if fields.get(_DRAFT) is not None:
+            fields[_DRAFT] = _version(given[_DRAFT])
         found = _updated(deployment, fields)
         said = ", ".join(
             f"{name} {_NONE if (value := getattr(found, name)) is None else value}"
-            for name in _ENGINE_OPTIONS
+            for name in names
         )
         self.stdout.write(f"{found}: {said}.")
 
@@ -126,6 +139,13 @@ class Command(BaseCommand):
 def _number(text: str) -> int | str:
     """Read a whole number, or ``none`` for what is to be empty. Raises ValueError."""
     return _NONE if text == _NONE else int(text)
+
+
+def _version(text: str) -> "ModelVersion":
+    version = model_version_named(text)
+    if version is None:
+        raise CommandError(f"{_DRAFT}: there is no version {text}; `versions` lists those that are")
+    return version
 
 
 def _updated(deployment: Deployment, fields: dict[str, Any]) -> Deployment:
@@ -149,9 +169,11 @@ def _line(deployment: Deployment) -> str:
         {str(device) for each in deployment.replicas.all() for device in each.devices.all()}
     )
     is_native = deployment.backend == Deployment.Backend.NATIVE
+    draft = deployment.draft_version
     return (
         f"{deployment.name:<24} {state.word:<13} {state.n_ready} of {state.n_replicas} ready, "
         f"{deployment.min_replicas} to {deployment.max_replicas}  {', '.join(places) or '-'}"
         f"{'' if is_native else f'  on {deployment.get_backend_display()}'}"
+        f"{'' if draft is None else f'  guessed for by {draft}'}"
         f"{'  ' + state.last_error if state.last_error else ''}"
     )

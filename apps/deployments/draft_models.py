@@ -1,0 +1,72 @@
+"""What an engine refuses of a draft model, said before it is started. The rules are those of
+``engine_service``: ``config.py``, and that both models have one vocabulary."""
+
+from typing import TYPE_CHECKING, Final
+
+from django.db.models import F, Q
+
+from apps.registry.selectors import is_vocabulary_shared
+
+if TYPE_CHECKING:
+    from apps.deployments.models import Deployment
+    from apps.registry.models import ModelVersion
+
+# What no row has beside a draft model.
+WITHOUT_OR_ALONE: Final = Q(draft_version__isnull=True) | (
+    Q(
+        remote__isnull=True,
+        backend="native",
+        tensor_parallel=1,
+        sleep_after_s__isnull=True,
+        host_kv_cache_bytes__isnull=True,
+    )
+    & ~Q(draft_version=F("model_version"))
+)
+
+
+def wrong_draft(deployment: "Deployment") -> dict[str, str]:
+    """Return what is wrong with its draft model, by field; nothing where it has none."""
+    draft = deployment.draft_version
+    text = "" if draft is None else _refusal(deployment, draft)
+    return {"draft_version": text} if text else {}
+
+
+def _refusal(deployment: "Deployment", draft: "ModelVersion") -> str:
+    target = deployment.model_version
+    if target is None:
+        return "A remote server sees to that itself."
+    if deployment.backend != "native":
+        return "nano-vllm does not have this: let our own engine run it."
+    if target.task == "embed":
+        return "An embedding model does not have this."
+    if draft.task == "embed":
+        return f"{draft} makes embeddings: it can guess no text."
+    if draft == target:
+        return "The model itself is no faster than it is: choose a much smaller one."
+    if without := _chosen_beside(deployment):
+        return f"A replica with a draft model has no {without}: take one of the two away."
+    return _other_vocabulary(target, draft)
+
+
+def _chosen_beside(deployment: "Deployment") -> str:
+    """Return what is chosen that does not go with a draft model; empty where nothing is."""
+    if deployment.tensor_parallel and deployment.tensor_parallel > 1:
+        return "several devices"
+    if deployment.sleep_after_s is not None:
+        return "sleep"
+    if deployment.host_kv_cache_bytes is not None:
+        return "cache below the GPU"
+    return ""
+
+
+def _other_vocabulary(target: "ModelVersion", draft: "ModelVersion") -> str:
+    match is_vocabulary_shared(target, draft):
+        case True:
+            return ""
+        case False:
+            return (
+                f"The tokens of {draft} are not those of {target}: choose a model of the same "
+                "family, with the same tokenizer."
+            )
+        case None:
+            return f"Nobody knows the tokens of {draft} or {target}: import them again."
