@@ -1,6 +1,7 @@
 """The draft model of a deployment: what is refused, what it claims, who sets it and where it is
 seen."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -26,6 +27,10 @@ from apps.deployments.services import (
 from apps.engines.models import Device
 from apps.registry.exceptions import StageNotDeployable
 from apps.registry.models import ModelVersion
+from engine_service.__main__ import parse_options
+from engine_service.backends.nanovllm.loading import _settled
+from engine_service.config import EngineConfig
+from engine_service.errors import ModelError
 from tests.factories import (
     DeploymentFactory,
     EngineProcessFactory,
@@ -198,6 +203,59 @@ def test_what_runs_a_retired_model_goes_on_without_its_draft_model(
     assert Deployment.objects.get().draft_version is None
 
 
+def test_what_goes_with_it_is_what_goes_with_it_in_an_engine(
+    target: ModelVersion, draft: ModelVersion
+) -> None:
+    """Over all that is right without one."""
+    target.architecture = "Qwen3ForCausalLM"  # which both backends run
+    n_taken = n_refused = 0
+    for device, backend, n, sleep, host, disk, quantization in itertools.product(
+        ("auto", "cpu", "cuda"), ("native", "nanovllm"), (1, 2), (None, 60), (None, GIB),
+        (None, GIB), ("none", "int8"),
+    ):  # fmt: skip
+        row = Deployment(
+            name="chat", model_version=target, device_class=device, backend=backend,
+            tensor_parallel=n, sleep_after_s=sleep, host_kv_cache_bytes=host,
+            disk_kv_cache_bytes=disk, quantization=quantization,
+        )  # fmt: skip
+        if refused(row):
+            continue
+        row.draft_version = draft
+        errors = refused(row)
+        assert errors in (set(), {"draft_version"})
+        assert bool(errors) != engine_takes(row), row.__dict__
+        n_taken, n_refused = n_taken + (not errors), n_refused + bool(errors)
+    assert (n_taken, n_refused) == (6, 15)
+
+
+def refused(row: Deployment) -> set[str]:
+    try:
+        row.clean()
+    except ValidationError as error:
+        return set(error.message_dict)
+    return set()
+
+
+def engine_takes(row: Deployment) -> bool:
+    sizes = {
+        "tensor_parallel": row.tensor_parallel,
+        "sleep_after_s": row.sleep_after_s,
+        "host_kv_cache_bytes": row.host_kv_cache_bytes or 0,
+        "disk_kv_cache_bytes": row.disk_kv_cache_bytes or 0,
+    }
+    try:
+        config = EngineConfig(
+            model_dir=Path("large"), draft_model_dir=Path("small"), device=row.device_class,
+            backend=row.backend, quantization=row.quantization,
+            kv_cache_dir=Path("kv") if row.disk_kv_cache_bytes else None, **sizes,
+        )  # fmt: skip
+        if row.backend == "nanovllm":
+            _settled(config)
+    except ModelError:
+        return False
+    return True
+
+
 def test_the_database_holds_what_is_never_right(target: ModelVersion, draft: ModelVersion) -> None:
     DeploymentFactory(model_version=target, draft_version=draft)
     rows = Deployment.objects.all()
@@ -265,6 +323,8 @@ def test_an_engine_is_told_where_it_is(
         *("--draft-model", str(models_dir / draft.path)),
     )
     assert spec.artifacts == ()
+    told = parse_options((*spec.arguments, "--socket", "s", "--epoch", "1")).engine
+    assert told.draft_model_dir == models_dir / draft.path
     deployment_update(deployment=deployment, actor=actor, draft_version=None)
     (after,) = reconcile(machine).specs
     assert "--draft-model" not in after.arguments

@@ -1,14 +1,16 @@
-"""Several devices, sleep and memory tiers of a deployment through the management API."""
+"""Draft model, several devices, sleep and memory tiers of a deployment through the management
+API."""
 
 from typing import Any
 
 import httpx
 import pytest
+from guardian.shortcuts import assign_perm
 
 from apps.core.hop import database_hop
 from apps.deployments.models import Deployment
 from tests.factories import DeploymentFactory, DeviceFactory, ModelVersionFactory, ReplicaFactory
-from tests.integration.management.conftest import error_of, events
+from tests.integration.management.conftest import error_of, events, headers_of, manager
 
 NEW = {"name": "chat", "model_version": "smollm2:1", "kv_cache_tokens": 4096}
 
@@ -88,3 +90,60 @@ async def test_what_is_wrong_is_refused_by_its_field(
     assert error_of(answer) == (status, code, param)
     assert not await database_hop(Deployment.objects.exists)
     assert await database_hop(events) == []
+
+
+async def test_a_draft_model_is_set_shown_and_taken_away(api: httpx.AsyncClient) -> None:
+    def make() -> None:
+        same = {"vocabulary_sha256": "ab" * 32}
+        target = ModelVersionFactory(model__name="large", **same)
+        DeploymentFactory(name="chat", model_version=target)
+        small = ModelVersionFactory(model__name="small", **same)
+        ModelVersionFactory(model=small.model, version=2, stage="retired", **same)
+        ModelVersionFactory(model__name="other", vocabulary_sha256="cd" * 32)
+
+    await database_hop(make)
+    changed = await api.patch("/deployments/chat", json={"draft_version": "small:1"})
+    assert changed.status_code == 200, changed.text
+    assert changed.json()["desired"]["draft_version"] == "small:1"
+    assert (await api.get("/deployments")).json()["data"] == [changed.json()]
+    for wrong, status, code in (
+        ("small", 409, "stage_not_deployable"),  # its newest version is retired
+        ("other", 400, "invalid_value"),
+        ("large:1", 400, "invalid_value"),
+        ("nothing", 400, "invalid_value"),
+        (1, 400, "invalid_type"),
+    ):
+        answer = await api.patch("/deployments/chat", json={"draft_version": wrong})
+        assert error_of(answer) == (status, code, "draft_version"), answer.text
+    assert (await database_hop(stored)).generation == 2
+    taken = await api.patch("/deployments/chat", json={"draft_version": None})
+    assert taken.json()["desired"]["draft_version"] is None
+    assert (await database_hop(stored)).generation == 3
+    assert await database_hop(events) == [("deployment.updated", "token")] * 2
+
+
+async def test_one_that_is_there_stays_for_who_sees_no_version(anybody: httpx.AsyncClient) -> None:
+    """Who was given a deployment may send back what they read of it."""
+
+    def give() -> Any:
+        same = {"vocabulary_sha256": "ab" * 32}
+        mine = DeploymentFactory(
+            name="mine",
+            model_version=ModelVersionFactory(model__name="large", **same),
+            draft_version=ModelVersionFactory(model__name="small", **same),
+        )
+        ModelVersionFactory(model__name="other", **same)
+        token = manager()
+        assign_perm("deployments.change_deployment", token.owner, mine)
+        return token
+
+    anybody.headers.update(headers_of(await database_hop(give)))
+    kept = await anybody.patch(
+        "/deployments/mine", json={"draft_version": "small:1", "max_replicas": 2}
+    )
+    assert kept.status_code == 200, kept.text
+    other = await anybody.patch("/deployments/mine", json={"draft_version": "other:1"})
+    assert error_of(other) == (400, "invalid_value", "draft_version")
+    assert kept.json()["desired"]["draft_version"] == "small:1"
+    row = await database_hop(lambda: Deployment.objects.get(name="mine"))
+    assert (row.max_replicas, row.generation) == (2, 1)

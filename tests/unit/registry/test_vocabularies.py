@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from apps.registry.vocabularies import vocabulary_sha256
-from engine_service.frontend import load_tokenizer
+from engine_service.tokenizer import load_tokenizer
 
 BPE = {"type": "BPE", "vocab": {"a": 0, "b": 1, "é": 2}, "merges": []}
 END = {
