@@ -70,6 +70,8 @@ class EmbeddingBackend:
             raise ModelError("tensor_parallel is not supported for an embedding model")
         if config.sleep_after_s is not None:
             raise ModelError("sleep_after_s is not supported for an embedding model")
+        if config.draft_model_dir is not None:
+            raise ModelError("draft_model_dir is not supported for an embedding model")
         if config.n_threads is not None:
             torch.set_num_threads(config.n_threads)
         self._config = EncoderConfig.from_dir(config.model_dir)

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from engine_service.backends.base import EngineRequest
+from engine_service.backends.embedding import EmbeddingBackend
 from engine_service.backends.native import NativeBackend
+from engine_service.config import EngineConfig
 from engine_service.errors import EngineError, ModelError
 from engine_service.protocol import SamplingParams
 from engine_service.runner.drafting import DraftingRunner
@@ -26,7 +28,7 @@ from tests.integration.engine.backend import (
     tokens,
 )
 from tests.masks import ListedMask
-from tests.models import random_llama_dir, random_model_dir, smollm2_dir
+from tests.models import random_bert_dir, random_llama_dir, random_model_dir, smollm2_dir
 
 KERNELS = (best_kernels(), "reference", "torch")
 
@@ -345,3 +347,9 @@ def test_a_model_with_another_tokenizer_is_refused(model_dir: Path) -> None:
 def test_a_draft_model_that_is_not_there_is_named(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json"):
         make_backend(model_dir, draft_model_dir=tmp_path)
+
+
+def test_an_embedding_model_refuses_one(model_dir: Path, tmp_path: Path) -> None:
+    config = EngineConfig(model_dir=random_bert_dir(tmp_path), draft_model_dir=model_dir)
+    with pytest.raises(ModelError, match="draft_model_dir is not supported for an embedding"):
+        EmbeddingBackend(config)
