@@ -20,7 +20,7 @@ import psycopg
 import pytest
 
 from apps.engines.client import EngineClient
-from apps.engines.types import EngineHealth
+from apps.engines.health import EngineHealth
 from tests.models import minilm_wheel, smollm2_wheel
 from tests.processes import ROOT
 from tests.waiting import wait_until

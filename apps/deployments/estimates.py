@@ -10,6 +10,9 @@ from apps.registry.types import ModelShape
 RUNTIME_BYTES: Final = 320 * 2**20
 # On a GPU: what the driver and compiled kernels take, and what an engine leaves beside its steps.
 GPU_RUNTIME_BYTES: Final = 1024 * 2**20
+# Of that, what is still there while it sleeps: the driver's context and the kernels. The rest goes
+# with the graphs, as do weights, cache and steps.
+GPU_ASLEEP_BYTES: Final = 512 * 2**20
 # The C library gives back blocks from this size on; of smaller ones it may keep what was freed,
 # until the engine has loaded and tells it not to.
 _GIVEN_BACK_FROM_BYTES: Final = 32 * 2**20

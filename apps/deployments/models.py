@@ -17,6 +17,7 @@ from apps.deployments.engine_options import (
     wrong_options,
     wrong_sizes,
 )
+from apps.deployments.estimates import GPU_ASLEEP_BYTES
 from apps.engines.types import EMBEDDING_DEVICES
 from apps.registry.types import Task as RegistryTask
 
@@ -206,7 +207,7 @@ class Deployment(TimestampedModel):
         blank=True,
         validators=[MinValueValidator(1), MaxValueValidator(604_800)],
         help_text="Without work for so long, an engine gives its GPU's memory back until the next "
-        "request. Placement keeps that memory for it. Empty: never.",
+        "request, which others that sleep may use meanwhile. Empty: never.",
     )
     host_kv_cache_bytes = models.PositiveBigIntegerField(
         "host memory for the cache, bytes",
@@ -292,6 +293,12 @@ class Deployment(TimestampedModel):
         if self.model_version is not None:
             return self.max_model_len or self.model_version.context_length
         return self.max_model_len or 0
+
+    @property
+    def asleep_bytes(self) -> int | None:
+        """What a replica that sleeps keeps of its GPU; the rest of what it needs is shared with
+        others that sleep there. None: it never sleeps, and shares nothing."""
+        return None if self.sleep_after_s is None else GPU_ASLEEP_BYTES
 
     def clean(self) -> None:
         """Refuse what an engine would refuse at its start, while somebody is there to read it."""

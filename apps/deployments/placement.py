@@ -25,9 +25,9 @@ class Claim:
     key: tells it from others. n_bytes: what it needs in all, on each of ``n_devices`` devices of
     one kind and one node. kinds: of the devices that it may be on, the best first. beside: what it
     needs on that node besides, by kind, none of them its own. device_ids: where it is, or was last.
-    held_bytes: what its processes hold now, by device or disk. is_kept: they go on, so that it
-    stays whatever fits. is_extra: it comes behind all that are not, as replicas beyond a
-    deployment's fewest do.
+    held_bytes: what its processes hold now, by device or disk. asleep_bytes: what it keeps of each
+    device while it sleeps; None: it never does. is_kept: they go on, so that it stays whatever
+    fits. is_extra: it comes behind all that are not, as replicas beyond a deployment's fewest do.
     """
 
     key: int
@@ -37,17 +37,20 @@ class Claim:
     beside: Mapping[str, int] = field(default_factory=dict)
     device_ids: tuple[int, ...] = ()
     held_bytes: Mapping[int, int] = field(default_factory=dict)
+    asleep_bytes: int | None = None
     is_kept: bool = False
     is_extra: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """n_bytes: what it needs in all, reserved on each of these devices."""
+    """n_bytes: what it needs in all, reserved on each of these devices. asleep_bytes: of that, what
+    is reserved for it alone; the rest it shares with others that sleep there. None: all is."""
 
     key: int
     device_ids: tuple[int, ...]
     n_bytes: int
+    asleep_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,10 @@ def place(rooms: Sequence[Room], claims: Collection[Claim]) -> list[Verdict]:
     then the largest first, each on the devices where the least is left (best-fit decreasing:
     Johnson, Near-optimal bin packing algorithms, MIT 1973). Those that are extra come last in all
     of that. Whoever is refused fits nowhere beside those that were placed.
+
+    Those that may sleep share a device: on each there is room for all that are always awake, for
+    what the sleepers keep asleep, and for the largest of them awake beside that. They come behind
+    those that are always awake, and share only where they would not all fit awake.
     """
     fleet = _Fleet(rooms)
     verdicts: dict[int, Verdict] = {}
@@ -92,6 +99,50 @@ def place(rooms: Sequence[Room], claims: Collection[Claim]) -> list[Verdict]:
     return [verdicts[key] for key in sorted(verdicts)]
 
 
+def room_for_sleepers(rooms: Iterable[Room], placed: Collection[Placed]) -> dict[int, int]:
+    """Return, by device with any, what those of them that are awake may have together there beyond
+    what each keeps asleep."""
+    left = {room.device_id: room.total_bytes for room in rooms}
+    shared = {
+        each for claim in placed if claim.asleep_bytes is not None for each in claim.device_ids
+    }
+    for claim in placed:
+        for device_id in claim.device_ids:
+            kept = claim.n_bytes if claim.asleep_bytes is None else claim.asleep_bytes
+            left[device_id] -= kept
+    return {device_id: n_bytes for device_id, n_bytes in left.items() if device_id in shared}
+
+
+@dataclass(frozen=True, slots=True)
+class _Sleepers:
+    """Those of a device together. asleep: what they keep in any case. awake: the most that one
+    needs beyond that, all_awake: that all need. held: of it all, what they hold now."""
+
+    asleep: int = 0
+    awake: int = 0
+    all_awake: int = 0
+    held: int = 0
+
+    def joined(self, n_bytes: int, *, asleep_bytes: int, held: int) -> "_Sleepers":
+        asleep = min(asleep_bytes, n_bytes)
+        return _Sleepers(
+            asleep=self.asleep + asleep,
+            awake=max(self.awake, n_bytes - asleep),
+            all_awake=self.all_awake + n_bytes - asleep,
+            held=self.held + held,
+        )
+
+    @property
+    def need(self) -> int:
+        return self.asleep + self.awake
+
+    @property
+    def growth(self) -> int:
+        """What has to be free for one to wake, others asleep; less than nothing where several are
+        awake, who then give back more than that one takes."""
+        return self.need - self.held
+
+
 @dataclass(frozen=True, slots=True)
 class _Site:
     """Where a claim could be. needs: what it needs there, by device or disk."""
@@ -101,13 +152,15 @@ class _Site:
 
 
 class _Fleet:
-    """The rooms, and what is left in each: of what is free, and of all that there is. That may be
-    less than nothing where what goes on took more than was thought, or others did."""
+    """The rooms, and what is left in each beside the always awake: of what is free, and of all that
+    there is. That may be less than nothing where what goes on took more than was thought, or others
+    did."""
 
     def __init__(self, rooms: Iterable[Room]) -> None:
         self._rooms = {room.device_id: room for room in rooms}
         self._free = {room.device_id: room.free_bytes for room in rooms}
         self._total = {room.device_id: room.total_bytes for room in rooms}
+        self._sleepers: defaultdict[int, _Sleepers] = defaultdict(_Sleepers)
         self._of_kind: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
         for room in sorted(rooms, key=lambda room: room.device_id):
             self._of_kind[room.node_id, room.kind].append(room.device_id)
@@ -127,9 +180,18 @@ class _Fleet:
 
     def take(self, claim: Claim, site: _Site) -> Placed:
         for room, n_bytes in site.needs.items():
-            self._free[room] -= max(0, n_bytes - claim.held_bytes.get(room, 0))
-            self._total[room] -= n_bytes
-        return Placed(key=claim.key, device_ids=site.device_ids, n_bytes=claim.n_bytes)
+            held = claim.held_bytes.get(room, 0)
+            if self._sleeps_in(claim, room):
+                self._sleepers[room] = self._joined(claim, room, held=min(held, n_bytes))
+            else:
+                self._free[room] -= max(0, n_bytes - held)
+                self._total[room] -= n_bytes
+        return Placed(
+            key=claim.key,
+            device_ids=site.device_ids,
+            n_bytes=claim.n_bytes,
+            asleep_bytes=claim.asleep_bytes,
+        )
 
     def settle(self, claim: Claim) -> Verdict:
         """Take the tightest devices that fit, of the best kind that has them."""
@@ -144,7 +206,7 @@ class _Fleet:
             if fitting:
                 return self.take(
                     claim,
-                    min(fitting, key=lambda site: (self._left(claim, site), site.device_ids)),
+                    min(fitting, key=lambda site: self._order(claim, site)),
                 )
             nearest = min(
                 (*sites, *([nearest] if nearest else [])),
@@ -162,9 +224,9 @@ class _Fleet:
         """Return the devices of a node that it would get: those that fit it tightest, and where
         they are too few those where the least is missing. None where the node has too few."""
 
-        def order(device_id: int) -> tuple[int, int, int]:
+        def order(device_id: int) -> tuple[int, bool, int, int]:
             spare = self._spare(claim, device_id, claim.n_bytes)
-            return (max(0, -spare), spare, device_id)
+            return (max(0, -spare), self._must_share(claim, device_id), spare, device_id)
 
         found = sorted(self._of_kind[node_id, kind], key=order)
         if len(found) < claim.n_devices:
@@ -180,9 +242,12 @@ class _Fleet:
             needs[rooms[0]] = n_bytes
         return _Site(device_ids, needs)
 
-    def _left(self, claim: Claim, site: _Site) -> int:
-        """Return how much of its devices would be left."""
-        return sum(self._spare(claim, each, claim.n_bytes) for each in site.device_ids)
+    def _order(self, claim: Claim, site: _Site) -> tuple[bool, int, tuple[int, ...]]:
+        """Return what says how good a site is where it fits, the best first: whether it is by
+        turns, and how much of its devices would be left."""
+        must_share = any(self._must_share(claim, each) for each in site.device_ids)
+        left = sum(self._spare(claim, each, claim.n_bytes) for each in site.device_ids)
+        return (must_share, left, site.device_ids)
 
     def _missing(self, claim: Claim, site: _Site) -> dict[int, int]:
         """Return how much does not fit, by device or disk."""
@@ -192,9 +257,33 @@ class _Fleet:
 
     def _spare(self, claim: Claim, room: int, n_bytes: int) -> int:
         """Return what would be left there; less than nothing where it does not fit."""
-        growth = n_bytes - claim.held_bytes.get(room, 0)
-        return min(self._free[room] - growth, self._total[room] - n_bytes)
+        sleepers, held = self._sleepers[room], claim.held_bytes.get(room, 0)
+        if self._sleeps_in(claim, room):
+            sleepers, n_bytes, held = self._joined(claim, room, held=held), 0, 0
+        return min(
+            self._free[room] - (n_bytes - held) - sleepers.growth,
+            self._total[room] - n_bytes - sleepers.need,
+        )
+
+    def _must_share(self, claim: Claim, room: int) -> bool:
+        """Whether it, and all who sleep there already, could not be awake at once."""
+        if not self._sleeps_in(claim, room):
+            return False
+        sleepers = self._joined(claim, room, held=claim.held_bytes.get(room, 0))
+        n_bytes = sleepers.asleep + sleepers.all_awake
+        return n_bytes - sleepers.held > self._free[room] or n_bytes > self._total[room]
+
+    def _sleeps_in(self, claim: Claim, room: int) -> bool:
+        """Whether the room is a device of it, not beside that, which it gives back by sleeping."""
+        return claim.asleep_bytes is not None and self._rooms[room].kind in claim.kinds
+
+    def _joined(self, claim: Claim, room: int, *, held: int) -> _Sleepers:
+        assert claim.asleep_bytes is not None
+        return self._sleepers[room].joined(
+            claim.n_bytes, asleep_bytes=claim.asleep_bytes, held=held
+        )
 
 
-def _order(claim: Claim) -> tuple[bool, int, int]:
-    return (claim.is_extra, -claim.n_bytes * claim.n_devices, claim.key)
+def _order(claim: Claim) -> tuple[bool, bool, int, int]:
+    sleeps = claim.asleep_bytes is not None
+    return (claim.is_extra, sleeps, -claim.n_bytes * claim.n_devices, claim.key)

@@ -20,10 +20,19 @@ from apps.deployments.needs import (
     n_processes_each,
     replica_estimate,
 )
-from apps.deployments.placement import Claim, Refused, Room, Verdict, place
+from apps.deployments.placement import (
+    Claim,
+    Placed,
+    Refused,
+    Room,
+    Verdict,
+    place,
+    room_for_sleepers,
+)
 from apps.deployments.selectors import deployments_all, replicas_of
 from apps.deployments.types import Fit
 from apps.engines.selectors import devices_seen
+from apps.engines.types import Share, Sharing
 
 if TYPE_CHECKING:
     from apps.engines.models import Device
@@ -129,6 +138,24 @@ def placed(
     return place(rooms, claims)
 
 
+def sharing_of(verdicts: Mapping[int, Verdict], *, devices: Collection["Device"]) -> Sharing:
+    """Say, by the rows of their slots, who is on devices where some sleep."""
+    found = {key: each for key, each in verdicts.items() if isinstance(each, Placed)}
+    room_bytes = room_for_sleepers([_room(each) for each in devices], [*found.values()])
+    return Sharing(
+        shares={
+            process_id: Share(
+                device_ids=each.device_ids,
+                n_bytes=max(0, each.n_bytes - (each.asleep_bytes or 0)),
+                sleeps=each.asleep_bytes is not None,
+            )
+            for process_id, each in found.items()
+            if room_bytes.keys() & {*each.device_ids}
+        },
+        room_bytes=room_bytes,
+    )
+
+
 def _room(device: "Device") -> Room:
     """Return what engines may have of it: of a GPU, nine tenths, as they themselves see to."""
     is_gpu = device.kind == device.Kind.CUDA
@@ -185,7 +212,8 @@ def _needs_text(deployment: Deployment, *, devices: Iterable["Device"]) -> str:
         f"{filesizeformat(parts.weights)} of weights, "
         f"{filesizeformat(parts.kv_cache)} of KV cache, {filesizeformat(parts.steps)} for steps, "
         f"{filesizeformat(parts.runtime)} for the process, {filesizeformat(parts.loading)} while "
-        f"it loads{_draft_text(parts.draft)}{_beside_text(beside(deployment, devices=devices))}."
+        f"it loads{_draft_text(parts.draft)}{_beside_text(beside(deployment, devices=devices))}"
+        f"{_asleep_text(deployment)}."
     )
 
 
@@ -209,6 +237,13 @@ def _beside_text(needs: Mapping[str, int]) -> str:
     return f", and beside that {' and '.join(words)}" if words else ""
 
 
+def _asleep_text(deployment: Deployment) -> str:
+    if deployment.asleep_bytes is None:
+        return ""
+    kept = filesizeformat(deployment.asleep_bytes)
+    return f"; {kept} of it while it sleeps, and the rest is shared by those that sleep on its GPU"
+
+
 def _claim(
     wanted: Wanted,
     *,
@@ -227,6 +262,7 @@ def _claim(
         beside=beside(deployment, devices=devices, replica=replica),
         device_ids=() if replica is None else tuple(each.pk for each in replica.devices.all()),
         held_bytes={} if replica is None else held_by(replica, devices=devices),
+        asleep_bytes=deployment.asleep_bytes,
         is_kept=(
             replica is not None
             and replica.placed_generation == deployment.generation

@@ -13,7 +13,7 @@ from apps.audit.types import SYSTEM
 from apps.deployments.models import Deployment, Replica
 from apps.deployments.needs import n_processes_each, replica_estimate
 from apps.deployments.placement import Placed, Refused
-from apps.deployments.placing import Wanted, placed, refusal_text
+from apps.deployments.placing import Wanted, placed, refusal_text, sharing_of
 from apps.deployments.selectors import deployments_all, remote_target
 from apps.deployments.types import Reconciled, Scalable
 from apps.engines.selectors import EngineState, devices_of, engine_processes
@@ -23,7 +23,7 @@ from apps.engines.services import (
     kv_cache_dir,
     node_cache,
 )
-from apps.engines.types import EngineSpec
+from apps.engines.types import EngineSpec, Sharing
 from apps.registry.selectors import artifact_of, version_dir
 from apps.registry.types import Artifact
 
@@ -75,8 +75,9 @@ def replicas_reconcile(
         for deployment in running
     }
     replicas = [replica for found in complete.values() for replica in found]
+    sharing = Sharing()
     if node_id is not None:
-        _place(replicas, devices=devices_of(node_id), occupied=occupied)
+        sharing = _place(replicas, devices=devices_of(node_id), occupied=occupied)
     fitting = [replica for replica in replicas if not replica.refusal]
     return Reconciled(
         specs=tuple(_engine_spec(replica) for replica in fitting),
@@ -87,6 +88,7 @@ def replicas_reconcile(
         ),
         leaving=frozenset(leaving),
         is_short=len(fitting) < len(replicas),
+        sharing=sharing,
     )
 
 
@@ -150,7 +152,7 @@ def _replicas_complete(
 
 def _place(
     replicas: Collection[Replica], *, devices: Collection["Device"], occupied: Collection[int]
-) -> None:
+) -> Sharing:
     """Write to each replica that runs here where it goes, or why it does not."""
     here = [each for each in replicas if each.deployment.model_version_id is not None]
     by_id = {device.pk: device for device in devices}
@@ -173,6 +175,10 @@ def _place(
         else:
             found = [by_id[device_id] for device_id in verdict.device_ids]
             _settle(replica, verdict, devices=found, occupied=occupied)
+    by_process = {
+        replica.engine_process_id: verdict for replica, verdict in zip(here, verdicts, strict=True)
+    }
+    return sharing_of(by_process, devices=devices)
 
 
 def _settle(

@@ -1,9 +1,9 @@
 """What the room hands to others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
-from apps.engines.types import EngineSpec, RemoteTarget
+from apps.engines.types import EngineSpec, RemoteTarget, Sharing
 
 if TYPE_CHECKING:
     from apps.deployments.models import RemoteServer
@@ -62,12 +62,13 @@ class Scalable:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciled:
     """What the engine agent is to do. leaving: processes that run on until they are idle, then go.
-    is_short: a replica fits nowhere, and may later."""
+    is_short: a replica fits nowhere, and may later. sharing: who may be awake only by turns."""
 
     specs: tuple[EngineSpec, ...]
     scalable: tuple[Scalable, ...]
     leaving: frozenset[int]
     is_short: bool
+    sharing: Sharing = field(default_factory=Sharing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

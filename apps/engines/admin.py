@@ -18,7 +18,7 @@ from apps.audit.selectors import actor_of
 from apps.core.admin import ReadOnlyAdmin, ReadOnlyInline, action, dialog_redirect, display
 from apps.core.scoped_admin import TenantScoped
 from apps.engines.models import Device, EngineProcess, Node, QuarantinedRequest
-from apps.engines.selectors import engine_log_tail
+from apps.engines.selectors import engine_log_tail, reserved_of
 from apps.engines.services import quarantine_lift
 from apps.engines.types import STATE_LABELS
 
@@ -160,7 +160,7 @@ class DeviceInline(ReadOnlyInline):
 
     model = Device
     show_change_link = False
-    fields = ("uid", "name", "kind", "memory", "auto_dtype", "serves")
+    fields = ("uid", "name", "kind", "memory", "reserved", "auto_dtype", "serves")
     readonly_fields = fields
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Device]:
@@ -170,6 +170,14 @@ class DeviceInline(ReadOnlyInline):
     @display(description="Free")
     def memory(self, device: Device) -> str:
         return _free(device)
+
+    @display(description="Kept for replicas")
+    def reserved(self, device: Device) -> str:
+        found = reserved_of(device)
+        if not found.n_sharing:
+            return filesizeformat(found.own_bytes)
+        own, shared = filesizeformat(found.own_bytes), filesizeformat(found.shared_bytes)
+        return f"{own}, and {shared} for whoever is awake of the {found.n_sharing} that sleep"
 
     @display(description="Replicas")
     def serves(self, device: Any) -> str:

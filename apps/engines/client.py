@@ -16,6 +16,7 @@ from apps.engines.exceptions import (
     EngineOverloaded,
     EngineUnresponsive,
 )
+from apps.engines.health import EngineHealth
 from apps.engines.stream import EngineStream
 from apps.engines.translation import (
     MeasuredInputs,
@@ -30,7 +31,6 @@ from apps.engines.translation import (
 )
 from apps.engines.types import (
     EmbeddingResult,
-    EngineHealth,
     EngineInfo,
     PreparedRequest,
     TokenizedPrompt,

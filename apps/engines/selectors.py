@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from django.conf import settings
 from django.db.models import QuerySet
@@ -22,7 +22,7 @@ from apps.engines.models import (
     Suspicion,
 )
 from apps.engines.paths import run_dir_of, sockets_in
-from apps.engines.types import Quarantine
+from apps.engines.types import Quarantine, Reserved
 
 EngineState = EngineProcess.State
 DeviceKind = Device.Kind
@@ -60,6 +60,22 @@ def devices_of(node_id: int) -> list[Device]:
 def nodes_described() -> "QuerySet[Node]":
     """Return the machines by name, each with its devices and the replicas that are there."""
     return Node.objects.prefetch_related("devices__replicas__deployment").order_by("name")
+
+
+def reserved_of(device: Any) -> Reserved:
+    """Return what of it is kept for the replicas that are there, which come with their deployments:
+    rooms above know of these. No query."""
+    claims = [
+        (replica.estimated_bytes or 0, replica.deployment.asleep_bytes)
+        for replica in device.replicas.all()
+    ]
+    sleeping = [(n_bytes, min(n_bytes, kept)) for n_bytes, kept in claims if kept is not None]
+    return Reserved(
+        own_bytes=sum(n_bytes for n_bytes, kept in claims if kept is None)
+        + sum(kept for _, kept in sleeping),
+        shared_bytes=max((n_bytes - kept for n_bytes, kept in sleeping), default=0),
+        n_sharing=len(sleeping),
+    )
 
 
 def engine_log_tail(process: EngineProcess, *, n_lines: int = 200) -> list[str]:

@@ -17,13 +17,13 @@ from typing import Any, Final
 from apps.core.files import log_open, log_tail
 from apps.engines.client import EngineClient
 from apps.engines.exceptions import EngineClientError, FilesError
+from apps.engines.health import EngineHealth
 from apps.engines.holding import files_hold
 from apps.engines.node_cache import Hold, NodeCache
 from apps.engines.paths import AgentPaths, socket_exists, socket_remove
 from apps.engines.policy import EXIT_CONFIG, Action, Lifecycle, State, Timings
 from apps.engines.types import (
     CrashSeen,
-    EngineHealth,
     EngineInfo,
     EngineObservation,
     EngineSpec,

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 import msgspec
 
 from apps.engines.exceptions import EngineClientError, EngineRequestError, engine_client_error
+from apps.engines.health import EngineHealth, StepStats, TierStats
 from apps.engines.types import (
     AnswerDelta,
-    EngineHealth,
     EngineInfo,
     GenerationResult,
-    StepStats,
-    TierStats,
     TokenLogprob,
     ToolCallDelta,
 )

@@ -59,90 +59,6 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """Of values in the unit that the field's name says."""
-
-    median: float
-    worst: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepStats:
-    """The last ``n_steps`` steps of an engine, and what their parts took. wait_ms: how long the
-    latest admitted requests had queued."""
-
-    n_steps: int
-    step_ms: Spread
-    schedule_ms: Spread
-    forward_ms: Spread
-    sample_ms: Spread
-    update_ms: Spread
-    wait_ms: Spread
-    mean_sequences: float
-    mean_decode_tokens: float
-    mean_prefill_tokens: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TierStats:
-    """What an engine keeps of its prefix cache below the KV pool, in host memory and on disk.
-
-    Of blocks since its start: n_host_hits, n_disk_hits came back from there. n_dropped found no
-    room, or no disk that took them; n_unreadable were not on disk as they had been written.
-    """
-
-    host_bytes: int
-    host_bytes_total: int
-    disk_bytes: int
-    disk_bytes_total: int
-    n_host_hits: int
-    n_disk_hits: int
-    n_spilled: int
-    n_written: int
-    n_host_evictions: int
-    n_disk_evictions: int
-    n_dropped: int
-    n_unreadable: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineHealth:
-    """A round trip through the step loop: counters since start unless the name says otherwise.
-
-    n_blocks_free counts blocks that no sequence holds, those kept by the prefix cache included.
-    n_drafted_tokens were guessed and computed, n_accepted_tokens of them were right.
-    oldest_wait_ms: of those that wait now, batches' left out, how long the first has.
-    is_asleep: without work, its memory on the GPU is given back; a request wakes it.
-    """
-
-    epoch: int
-    draining: bool
-    round_trip_s: float
-    n_running: int
-    n_waiting: int
-    n_blocks_total: int
-    n_blocks_free: int
-    n_blocks_cached: int
-    n_steps: int
-    n_preemptions: int
-    n_prompt_tokens: int
-    n_cached_tokens: int
-    n_completion_tokens: int
-    n_finished: int
-    n_aborted: int
-    n_failed: int
-    n_drafted_tokens: int
-    n_accepted_tokens: int
-    last_step_ms: float
-    uptime_s: float
-    rss_bytes: int
-    steps: StepStats | None
-    oldest_wait_ms: float = 0.0
-    tiers: TierStats | None = None
-    is_asleep: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRequest:
     """``max_new_tokens``: what the client asked for, or what the context leaves."""
 
@@ -333,6 +249,35 @@ class EngineObservation:
     tries_again_at: datetime | None = None
     n_fetched_bytes: int | None = None
     n_fetch_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What an engine has of devices where some sleep. n_bytes: what it takes of each to be awake,
+    beyond what it keeps of it asleep. sleeps: else it is awake for as long as it lives."""
+
+    device_ids: tuple[int, ...]
+    n_bytes: int
+    sleeps: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """Who shares devices, by the rows of their slots, and by device what those that sleep there may
+    have awake together."""
+
+    shares: Mapping[int, Share] = field(default_factory=dict)
+    room_bytes: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserved:
+    """Of a device's memory, in bytes. own: for single replicas, whatever the others do. shared:
+    for whoever is awake of the ``n_sharing`` that sleep there."""
+
+    own_bytes: int
+    shared_bytes: int
+    n_sharing: int
 
 
 DeviceKind = Literal["cpu", "cuda", "disk"]

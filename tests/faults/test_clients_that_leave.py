@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from apps.engines.types import EngineHealth
+from apps.engines.health import EngineHealth
 from tests.faults.streaming import connection, long_answer, read_stream
 from tests.serve import RunningProduct
 from tests.waiting import wait_until_async

@@ -5,14 +5,15 @@ from typing import Any
 
 import msgspec
 
-from apps.engines.selectors import NODE_SILENT_AFTER_S
+from apps.engines.selectors import NODE_SILENT_AFTER_S, reserved_of
 from apps.management.wire.common import ManagedPage, seconds
 
 
 class DeviceObject(msgspec.Struct, kw_only=True):
     """What computes there, ``cpu`` or ``cuda``, or the ``disk`` that engines may use.
-    ``free_bytes``: what nobody held when its agent last looked. ``replicas``: as
-    DEPLOYMENT/INDEX."""
+    ``free_bytes``: what nobody held when its agent last looked. ``reserved_bytes``: kept for single
+    replicas; ``shared_bytes``: beside that, for whoever is awake of the ``n_sharing`` that sleep
+    there. ``replicas``: as DEPLOYMENT/INDEX."""
 
     id: str
     object: str = "device"
@@ -21,6 +22,9 @@ class DeviceObject(msgspec.Struct, kw_only=True):
     name: str
     total_bytes: int
     free_bytes: int
+    reserved_bytes: int
+    shared_bytes: int
+    n_sharing: int
     auto_dtype: str
     replicas: tuple[str, ...]
 
@@ -47,17 +51,22 @@ def node_object(row: Any, *, now: datetime) -> NodeObject:
         n_cores=row.n_cores,
         seen_at=seconds(row.seen_at),
         is_seen=now - row.seen_at <= timedelta(seconds=NODE_SILENT_AFTER_S),
-        devices=tuple(
-            DeviceObject(
-                id=f"{row.name}/{device.uid}",
-                kind=device.kind,
-                index=device.index,
-                name=device.name,
-                total_bytes=device.total_bytes,
-                free_bytes=device.free_bytes,
-                auto_dtype=device.auto_dtype,
-                replicas=tuple(sorted(str(replica) for replica in device.replicas.all())),
-            )
-            for device in row.devices.all()
-        ),
+        devices=tuple(_device(device, node_name=row.name) for device in row.devices.all()),
+    )
+
+
+def _device(row: Any, *, node_name: str) -> DeviceObject:
+    reserved = reserved_of(row)
+    return DeviceObject(
+        id=f"{node_name}/{row.uid}",
+        kind=row.kind,
+        index=row.index,
+        name=row.name,
+        total_bytes=row.total_bytes,
+        free_bytes=row.free_bytes,
+        reserved_bytes=reserved.own_bytes,
+        shared_bytes=reserved.shared_bytes,
+        n_sharing=reserved.n_sharing,
+        auto_dtype=row.auto_dtype,
+        replicas=tuple(sorted(str(replica) for replica in row.replicas.all())),
     )

@@ -9,12 +9,15 @@ from django.utils import timezone
 
 from apps.audit.types import Actor
 from apps.deployments.models import Deployment, Replica
+from apps.deployments.placing import needs_text
 from apps.deployments.services import (
     deployment_create,
+    deployment_delete,
     deployment_restart,
     deployment_update,
 )
 from apps.engines.models import Device, EngineProcess
+from apps.engines.selectors import reserved_of
 from engine_service.__main__ import parse_options
 from tests.integration.deployments.machine import (
     GIB,
@@ -120,22 +123,41 @@ def test_what_no_machine_is_known_to_have_is_said(machine: Device, actor: Actor)
     deployment_create(actor=actor, name="plain", model_version=shaped(), device_class="cuda")
 
 
-def test_one_that_sleeps_keeps_its_place_and_needs_its_weights_on_the_host(
+def test_those_that_sleep_share_a_gpu_and_need_their_weights_on_the_host(
     machine: Device, actor: Actor
 ) -> None:
     sizes = {"kv_cache_tokens": 700_000, "max_model_len": 4096}  # 5.3 GiB of 7.2
     model = shaped()
     for name in ("a", "b"):
         deployment_create(actor=actor, name=name, model_version=model, **SLEEP, **sizes)
-    found = reconcile(machine).specs
-    assert found[0].arguments[-2:] == ("--sleep-after-s", "300")
-    assert parse_options((*found[0].arguments, "--socket", "s", "--epoch", "1"))
+    found = reconcile(machine)
+    assert found.specs[0].arguments[-2:] == ("--sleep-after-s", "300")
+    assert parse_options((*found.specs[0].arguments, "--socket", "s", "--epoch", "1"))
+    gpus = {replica.devices.get().uid: replica for replica in Replica.objects.all()}
+    assert set(gpus) == {"GPU-0", "GPU-1"}, "each has one of its own while there is"
     asleep = {"stats": {"is_asleep": True}, "ready_at": timezone.now()}
     EngineProcess.objects.update(state="ready", pid=1, info={"dtype": "bfloat16"}, **asleep)
     # Both GPUs look free, and neither is: whoever sleeps there may wake.
     with pytest.raises(ValidationError, match="are missing on box/GPU"):
-        deployment_create(actor=actor, name="c", model_version=model, **SLEEP, **sizes)
+        deployment_create(actor=actor, name="c", model_version=model, device_class="cuda", **sizes)
     assert Deployment.objects.count() == 2
+    c = deployment_create(actor=actor, name="c", model_version=model, **SLEEP, **sizes)
+    occupied = {each.process_id for each in found.specs}
+    sharing = reconcile(machine, occupied=occupied).sharing
+    third = Replica.objects.get(deployment=c)
+    gpu = third.devices.get()
+    assert third.estimated_bytes is not None
+    awake_bytes = third.estimated_bytes - 512 * MIB
+    share = sharing.shares[third.engine_process_id]
+    assert (share.device_ids, share.n_bytes, share.sleeps) == ((gpu.pk,), awake_bytes, True)
+    room = 8 * GIB - 8 * GIB // 10
+    assert sharing.room_bytes[gpu.pk] == room - 2 * 512 * MIB
+    reserved = reserved_of(gpu)
+    assert (reserved.own_bytes, reserved.n_sharing) == (2 * 512 * MIB, 2)
+    assert reserved.shared_bytes == awake_bytes
+    said = needs_text(c, now=timezone.now())
+    assert "512.0\xa0MB of it while it sleeps, and the rest is shared" in said
+    deployment_delete(deployment=c, actor=actor)
     Device.objects.filter(kind="cpu").update(free_bytes=1)
     with pytest.raises(ValidationError, match=r"of host memory, and .* are missing on box/cpu"):
         deployment_create(actor=actor, name="d", model_version=model, **SLEEP)

@@ -201,15 +201,23 @@ async def test_who_may_not_approve_does_not(anybody: httpx.AsyncClient, version:
 async def test_machines_say_what_is_free(api: httpx.AsyncClient) -> None:
     def make() -> None:
         device = DeviceFactory(node__name="a", free_bytes=5, total_bytes=9)
-        ReplicaFactory(deployment=DeploymentFactory(name="chat"), index=0, devices=[device])
+        chat = DeploymentFactory(name="chat")
+        ReplicaFactory(deployment=chat, index=0, devices=[device], estimated_bytes=3)
+        gpu = DeviceFactory(node=device.node, kind="cuda", uid="GPU-0")
+        for name, n_bytes in (("x", 2**30), ("y", 2**31)):
+            sleeper = DeploymentFactory(name=name, device_class="cuda", sleep_after_s=9)
+            ReplicaFactory(deployment=sleeper, index=0, devices=[gpu], estimated_bytes=n_bytes)
         NodeFactory(name="b", seen_at=timezone.now() - timedelta(hours=1))
 
     await database_hop(make)
     first, second = (await api.get("/nodes")).json()["data"]
     assert (first["id"], first["is_seen"], first["n_cores"]) == ("a", True, 8)
-    (device,) = first["devices"]
+    device, gpu = first["devices"]
     assert (device["id"], device["free_bytes"], device["total_bytes"]) == ("a/cpu", 5, 9)
     assert device["replicas"] == ["chat/0"]
+    names = ("reserved_bytes", "shared_bytes", "n_sharing")
+    assert [device[name] for name in names] == [3, 0, 0]
+    assert [gpu[name] for name in names] == [2**30, 2**31 - 2**29, 2]
     assert (second["id"], second["is_seen"], second["devices"]) == ("b", False, [])
     assert (await api.get("/nodes/a")).json() == first
     assert (await api.get("/nodes/c")).status_code == 404
