@@ -23,6 +23,9 @@ from engine_service.protocol import EngineStats
 
 MAX_FAILED_STEPS_IN_A_ROW = 5
 _RETRY_AFTER_S = 1.0
+# Who shares a device hears of its agent more often; after such a silence it is on its own.
+_AGENT_SILENT_S = 30.0
+_LOOK_S = 1.0
 _STATM = Path("/proc/self/statm")
 _PAGE_BYTES = 4096
 
@@ -36,7 +39,7 @@ PurgeCallback = Callable[[int], None]
 class _Inbox:
     requests: list[EngineRequest | EmbeddingRequest] = field(default_factory=list)
     aborts: list[tuple[int, int | None]] = field(default_factory=list)
-    pings: list[StatsCallback] = field(default_factory=list)
+    pings: list[tuple[StatsCallback, bool | None]] = field(default_factory=list)
     purges: list[tuple[str, PurgeCallback]] = field(default_factory=list)
 
     def is_empty(self) -> bool:
@@ -73,6 +76,7 @@ class Engine:
         self._sleep_after_s = sleep_after_s
         self._worked_at_s = time.monotonic()
         self._is_at_rest = False
+        self._withheld_at_s: float | None = None
         self._started_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine-step", daemon=True)
 
@@ -105,10 +109,11 @@ class Engine:
             self._inbox.aborts.append((key, choice))
             self._news.notify()
 
-    def ping(self, callback: StatsCallback) -> None:
-        """Have the step thread call ``callback`` with the engine's counters."""
+    def ping(self, callback: StatsCallback, *, may_hold_memory: bool | None = None) -> None:
+        """Have the step thread call ``callback`` with the engine's counters, once the backend knows
+        whether it may hold its device's memory; None says nothing of that."""
         with self._news:
-            self._inbox.pings.append(callback)
+            self._inbox.pings.append((callback, may_hold_memory))
             self._news.notify()
 
     def purge(self, tag: str, callback: PurgeCallback) -> None:
@@ -132,6 +137,7 @@ class Engine:
         try:
             while (inbox := self._next_inbox()) is not None:
                 outputs = self._accept(inbox)
+                self._mind_silence()
                 outputs += self._step()
                 if outputs:
                     self._on_outputs(outputs)
@@ -151,7 +157,7 @@ class Engine:
         """Wait until there is something to do, be it to rest; None when the engine stops."""
         with self._news:
             while self._inbox.is_empty() and not self._is_stopping and not self._backend.has_work():
-                if not self._news.wait(self._rests_in_s()):
+                if not self._news.wait(self._looks_in_s()):
                     break
             if self._is_stopping:
                 return None
@@ -172,9 +178,20 @@ class Engine:
             self._backend.abort(key, choice=choice)
         for tag, purged in inbox.purges:
             purged(self._backend.purge(tag))
-        for callback in inbox.pings:
+        for callback, may_hold_memory in inbox.pings:
+            if may_hold_memory is not None:
+                self._withheld_at_s = None if may_hold_memory else time.monotonic()
+                self._backend.lend(may_hold=may_hold_memory)
             callback(self._stats())
         return refused
+
+    def _mind_silence(self) -> None:
+        """Whoever said that others have the memory, and is not heard of any more, is gone."""
+        since_s = self._withheld_at_s
+        if since_s is not None and time.monotonic() - since_s >= _AGENT_SILENT_S:
+            logger.warning("the agent is silent: the device's memory is taken where it is free")
+            self._withheld_at_s = None
+            self._backend.lend(may_hold=True)
 
     def _step(self) -> Sequence[SequenceOutput]:
         if not self._backend.has_work():
@@ -199,6 +216,13 @@ class Engine:
             return self._backend.fail_running(EngineError(f"the step failed: {error}"))
         self._n_failed_in_a_row = 0
         return outputs
+
+    def _looks_in_s(self) -> float | None:
+        """Return when there may be something to do though nothing comes; None: never."""
+        rests_in_s = self._rests_in_s()
+        if self._withheld_at_s is None:
+            return rests_in_s
+        return _LOOK_S if rests_in_s is None else min(rests_in_s, _LOOK_S)
 
     def _rests_in_s(self) -> float | None:
         """Return how long the backend may still be without work; None: for ever."""

@@ -121,7 +121,7 @@ class Reconciler:
             node_id=self._node_id,
             idle_at=self._scaler.idle_at,
         )
-        self.agent.desired_set(self._reconciled.specs)
+        self.agent.desired_set(self._reconciled.specs, sharing=self._reconciled.sharing)
         self._stamp, self._reconciled_at = stamp, now
         self._occupied = frozenset(self.agent.occupied)
 

@@ -11,7 +11,8 @@ from apps.engines.paths import AgentPaths
 from apps.engines.policy import State, Timings
 from apps.engines.remote.watch import RemoteWatch
 from apps.engines.supervisor import Supervisor
-from apps.engines.types import CrashSeen, EngineObservation, EngineSpec, TakeEpoch
+from apps.engines.turns import Turns
+from apps.engines.types import CrashSeen, EngineObservation, EngineSpec, Sharing, TakeEpoch
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class EngineAgent:
         self._timings = timings
         self._cache = cache
         self._desired: dict[int, EngineSpec] = {}
+        self._sharing = Sharing()
+        self._turns = Turns(turn_s=timings.turn_s)
         self._supervisors: dict[int, Supervisor | RemoteWatch] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._last_words: list[EngineObservation] = []
@@ -50,9 +53,19 @@ class EngineAgent:
         """Slots that have, or soon will have, a process."""
         return self._supervisors.keys() | self._desired.keys()
 
-    def desired_set(self, specs: Iterable[EngineSpec]) -> None:
-        """Take a new desired set: start, stop and replace processes until it is met."""
+    def desired_set(self, specs: Iterable[EngineSpec], *, sharing: Sharing | None = None) -> None:
+        """Take a new desired set: start, stop and replace processes until it is met. sharing: who
+        of them share devices; None: nobody does."""
         self._desired = {spec.process_id: spec for spec in specs}
+        self._sharing = sharing or Sharing()
+        self._turns.share(
+            self._sharing,
+            going_on=[
+                process_id
+                for process_id, supervisor in self._supervisors.items()
+                if self._desired.get(process_id) == supervisor.spec
+            ],
+        )
         self._reconcile()
 
     def observations(self) -> Sequence[EngineObservation]:
@@ -115,14 +128,21 @@ class EngineAgent:
                 on_change=self.changed.set,
                 timings=self._timings,
             )
-        return Supervisor(
+        turn = self._turns.begin(
+            spec.process_id,
+            share=self._sharing.shares.get(spec.process_id),
+            changed=lambda: supervisor.turn_changed(),
+        )
+        supervisor = Supervisor(
             spec,
             paths=self._paths,
             take_epoch=self._take_epoch,
             on_change=self.changed.set,
             timings=self._timings,
+            turn=turn,
             cache=self._cache,
         )
+        return supervisor
 
     def _crashes_take(self, supervisor: Supervisor | RemoteWatch) -> None:
         if isinstance(supervisor, Supervisor):
@@ -133,6 +153,7 @@ class EngineAgent:
         task = self._tasks.pop(process_id)
         supervisor = self._supervisors.pop(process_id)
         self._crashes_take(supervisor)
+        self._turns.end(process_id)
         self._last_words.append(supervisor.observation())
         self._told_at.pop(process_id, None)
         self.changed.set()

@@ -245,11 +245,15 @@ class EngineClient:
         """Tell the engine to drop a request, in whatever state it is; never waits or raises."""
         self._send(protocol.Abort(request_id=request_id))
 
-    async def ping(self, timeout_s: float) -> EngineHealth:
-        """Make a round trip through the step loop. Raises EngineUnresponsive, EngineDead."""
+    async def ping(self, timeout_s: float, *, may_hold_memory: bool | None = None) -> EngineHealth:
+        """Make a round trip through the step loop. Raises EngineUnresponsive, EngineDead.
+
+        may_hold_memory: for the agent alone, which tells an engine whose turn it is with the memory
+        of a device that it shares.
+        """
         nonce = next(self._nonces)
         sent_at = time.monotonic()
-        frame = protocol.encode_frame(protocol.Ping(nonce=nonce))
+        frame = protocol.encode_frame(protocol.Ping(nonce=nonce, may_hold_memory=may_hold_memory))
         pong = await self._ask(
             self._pings, nonce, frame, timeout_s=timeout_s, what="answer by its step loop"
         )

@@ -57,7 +57,8 @@ class EngineHealth:
     n_blocks_free counts blocks that no sequence holds, those kept by the prefix cache included.
     n_drafted_tokens were guessed and computed, n_accepted_tokens of them were right.
     oldest_wait_ms: of those that wait now, batches' left out, how long the first has.
-    is_asleep: without work, its memory on the GPU is given back; a request wakes it.
+    is_asleep: without work, its memory on the GPU is given back; a request wakes it. is_given_back:
+    all of it is. waits_for_memory: requests wait for it, and others that share the GPU have it.
     """
 
     epoch: int
@@ -85,3 +86,5 @@ class EngineHealth:
     oldest_wait_ms: float = 0.0
     tiers: TierStats | None = None
     is_asleep: bool = False
+    is_given_back: bool = False
+    waits_for_memory: bool = False

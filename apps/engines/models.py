@@ -13,6 +13,7 @@ class EngineProcess(TimestampedModel):
 
     class State(models.TextChoices):
         FETCHING = "fetching", "Fetching"
+        WAITING = "waiting", "Waiting for memory"
         STARTING = "starting", "Starting"
         READY = "ready", "Ready"
         UNRESPONSIVE = "unresponsive", "Unresponsive"
@@ -54,9 +55,11 @@ class EngineProcess(TimestampedModel):
 
     @property
     def state_said(self) -> str:
-        """Its state, in a word; one that is ready may sleep until a request comes."""
+        """Its state, in a word; one that is ready may sleep until a request comes, and then until
+        others give it the memory that they share."""
         if self.state == self.State.READY and self.stats.get("is_asleep"):
-            return "Asleep"
+            is_waiting = self.stats.get("waits_for_memory")
+            return self.State.WAITING.label if is_waiting else "Asleep"
         return self.get_state_display()
 
     @property

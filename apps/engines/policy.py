@@ -31,7 +31,9 @@ class Timings:
     """tick_s: the longest time between two decisions; longer gaps mean that the agent itself slept
     and are not held against the engine. stop_grace_s covers the engine's own drain.
     breaker_crashes: after so many in a row, none of which came after ``healthy_after_s`` of work,
-    the engine is left alone for breaker_pause_s; then one start decides."""
+    the engine is left alone for breaker_pause_s; then one start decides. turn_s: of an engine that
+    shares a device, while another waits for it; shared_ping_every_s: of such engines, so that they
+    take turns without delay."""
 
     tick_s: float = 0.5
     ping_every_s: float = 1.0
@@ -44,6 +46,8 @@ class Timings:
     healthy_after_s: float = 60.0
     breaker_crashes: int = 5
     breaker_pause_s: float = 600.0
+    turn_s: float = 10.0
+    shared_ping_every_s: float = 0.2
 
 
 class Lifecycle:
@@ -138,6 +142,10 @@ class Lifecycle:
         else:
             self._back_off(now)
 
+    def waits_for_memory(self) -> None:
+        """It is due, and others have the memory that it needs to start."""
+        self.state = State.WAITING
+
     def spawned(self, now: float) -> None:
         self.state = State.STARTING
         self._spawned_at = now
@@ -188,7 +196,8 @@ class Lifecycle:
             return Action.NONE
         is_fetched = self.state is State.FETCHING and not self._needs_files
         is_due = self.state in _WAITING and now >= self._resume_at
-        if is_fetched or is_due or self.state is State.STOPPED:
+        is_next = self.state in (State.STOPPED, State.WAITING)
+        if is_fetched or is_due or is_next:
             return Action.FETCH if self._needs_files else Action.SPAWN
         return Action.NONE
 

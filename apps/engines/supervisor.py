@@ -22,6 +22,7 @@ from apps.engines.holding import files_hold
 from apps.engines.node_cache import Hold, NodeCache
 from apps.engines.paths import AgentPaths, socket_exists, socket_remove
 from apps.engines.policy import EXIT_CONFIG, Action, Lifecycle, State, Timings
+from apps.engines.turns import Turn
 from apps.engines.types import (
     CrashSeen,
     EngineInfo,
@@ -44,6 +45,7 @@ class Supervisor:
     take_epoch: counts the start durably before the process is made. on_change: called whenever
     ``observation`` would say something new; ``is_changed`` tells a change of state from news.
     cache: where a spec's artifacts are held, from before the first start until ``run`` returns.
+    turn: with the memory of what it shares; whoever made it calls ``turn_changed`` where it did.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Supervisor:
         take_epoch: TakeEpoch,
         on_change: Callable[[], None],
         timings: Timings,
+        turn: Turn,
         cache: NodeCache | None = None,
     ) -> None:
         self.spec = spec
@@ -67,6 +70,9 @@ class Supervisor:
         self._cache = cache
         self._holds: tuple[Hold, ...] = ()
         self._fetched: tuple[int, int] | None = None
+        self._turn = turn
+        self._was_told = False
+        self._turned = asyncio.Event()
         self._wake = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,6 +91,11 @@ class Supervisor:
     def stop(self) -> None:
         """Let the engine drain and end; ``run`` then returns. Idempotent."""
         self._life.stop()
+        self._wake.set()
+
+    def turn_changed(self) -> None:
+        """Have the engine told at once."""
+        self._turned.set()
         self._wake.set()
 
     def kill(self) -> None:
@@ -143,7 +154,7 @@ class Supervisor:
                 self._task(self._fetch())
                 self._changed()
             case Action.SPAWN:
-                await self._spawn()
+                await self._start()
             case Action.TERMINATE:
                 logger.info("Stopping engine %s", self.spec.name)
                 self._signal(signal.SIGTERM)
@@ -180,6 +191,15 @@ class Supervisor:
         self._fetched = (done, total)
         self.has_news = True
 
+    async def _start(self) -> None:
+        """Start it, or have it wait until there is memory for it to be awake."""
+        if self._turn.may_start():
+            await self._spawn()
+        elif self._life.state is not State.WAITING:
+            logger.info("Engine %s waits for memory", self.spec.name)
+            self._life.waits_for_memory()
+            self._changed()
+
     async def _spawn(self) -> None:
         try:
             self._epoch = await self._take_epoch(self.spec.process_id)
@@ -189,8 +209,10 @@ class Supervisor:
             logger.exception("Engine %s cannot be started", self.spec.name)
             self._socket = None
             self._life.spawn_failed(time.monotonic(), reason=f"cannot be started: {error}")
+            self._turn.ended()
             self._changed()
             return
+        self._was_told = False
         self._life.spawned(time.monotonic())
         self._started_at = datetime.now(UTC)
         self._ready_at = self._last_pong_at = self._info = self._health = None
@@ -237,18 +259,33 @@ class Supervisor:
     async def _ping_on(self, client: EngineClient) -> None:
         timings = self._life.timings
         while True:
-            self._health = await client.ping(timings.ping_deadline_s)
+            told = self._to_tell()
+            self._turned.clear()
+            was = self._health
+            self._health = await client.ping(timings.ping_deadline_s, may_hold_memory=told)
+            self._turn.seen(self._health, told=told)
             before = self._life.state
             self._life.ponged(time.monotonic(), draining=self._health.draining)
             self._last_pong_at = datetime.now(UTC)
             if before is State.STARTING and self._life.state is State.READY:
                 self._ready_at = self._last_pong_at
                 logger.info("Engine %s is ready", self.spec.name)
-            if before is not self._life.state:
+            if before is not self._life.state or _slept_or_woke(was, self._health):
                 self._changed()
             else:
                 self.has_news = True
-            await asyncio.sleep(timings.ping_every_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(
+                    timings.shared_ping_every_s if self._turn.is_contended else timings.ping_every_s
+                ):
+                    await self._turned.wait()
+
+    def _to_tell(self) -> bool | None:
+        """Return what it is told of its turn; nothing where it never shared any memory."""
+        if self._turn.takes_turns or self._was_told:
+            self._was_told = True
+            return self._turn.may_hold
+        return None
 
     async def _reap(
         self, process: asyncio.subprocess.Process, socket: Path, watch: asyncio.Task[None]
@@ -257,6 +294,7 @@ class Supervisor:
         watch.cancel()
         socket_remove(socket)
         self._process = self._socket = self._health = None
+        self._turn.ended()
         reason = _reason(code, self.log_path)
         if self._life.is_crash(code):
             self.crashes.append(self._crash(reason))
@@ -299,6 +337,14 @@ def _reason(code: int, log: Path) -> str:
         return f"killed by {signal.Signals(-code).name}"
     last_line = next(iter(log_tail(log, n_lines=1)), "")
     return f"exit code {code}: {last_line}"[:1000]
+
+
+def _slept_or_woke(was: EngineHealth | None, health: EngineHealth) -> bool:
+    """Whether it fell asleep, woke or began to wait for memory since."""
+    if was is None:
+        return False
+    before = (was.is_asleep, was.waits_for_memory)
+    return before != (health.is_asleep, health.waits_for_memory)
 
 
 def _stats(health: EngineHealth | None) -> dict[str, Any]:

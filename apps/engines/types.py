@@ -23,6 +23,7 @@ STATE_LABELS: Final = {
     "Starting": "info",
     "Ready": "success",
     "Asleep": "success",
+    "Waiting for memory": "info",
     "Unresponsive": "danger",
     "Backing off": "warning",
     "Crash loop": "danger",

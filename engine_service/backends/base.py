@@ -155,5 +155,13 @@ class Backend(Protocol):
         last output is Overloaded.
         """
 
+    def lend(self, *, may_hold: bool) -> None:
+        """Say whether it may have its device's memory, as it may until told otherwise.
+
+        Where not, what has begun is finished, ``step`` then gives the memory back, and what waits
+        goes on waiting: so long that it is refused as Overloaded at some time. Where it may again,
+        ``step`` takes the memory for whatever waits.
+        """
+
     def stats(self) -> EngineStats:
         """Counters now; the loop adds uptime and memory."""

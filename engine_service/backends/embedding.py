@@ -147,6 +147,9 @@ class EmbeddingBackend:
     def purge(self, tag: str) -> int:
         return 0  # nothing of a text is kept once it is read
 
+    def lend(self, *, may_hold: bool) -> None:
+        """Its memory is the processor's, and nobody's turn."""
+
     def rest(self) -> bool:
         """Its memory is the processor's, and stays."""
         return False

@@ -16,10 +16,10 @@ from engine_service.backends.base import (
     SequenceOutput,
 )
 from engine_service.backends.step_log import StepLog, StepRecord, TraceWriter
+from engine_service.backends.turn import MemoryTurn, has_begun, not_begun
 from engine_service.config import EngineConfig, ModelConfig
 from engine_service.errors import EngineError, EngineLost, Overloaded, WrongTask
 from engine_service.protocol import EngineStats, TokenLogprob
-from engine_service.runner.device_memory import DeviceMemory
 from engine_service.runner.draft_loading import load_both
 from engine_service.runner.model_runner import Answer, Flight, StepResult
 from engine_service.scheduling.batch import Advance, Batch
@@ -90,6 +90,7 @@ class NativeBackend:
             make_proposer=PromptLookup if looks_up else None,
             draft_model=loaded.draft_model,
         )
+        self._turn = MemoryTurn(loaded.memory, forget=self._scheduler.blocks.forget_all)
         self._rng = rng or random.SystemRandom()
         self._live: dict[int, Sequence] = {}
         self._outputs: list[SequenceOutput] = []
@@ -131,7 +132,12 @@ class NativeBackend:
             self._counters.n_aborted += 1
 
     def has_work(self) -> bool:
-        return bool(self._live or self._outputs or self._flight)
+        if self._outputs or self._flight:
+            return True
+        live = self._live.values()
+        if self._turn.may_hold or has_begun(live):
+            return bool(live)
+        return self._turn.has_to_give or bool(self._turn.overdue(live))
 
     def step(self) -> SequenceOf[SequenceOutput]:
         """Launch what comes next, then take the tokens of what was launched before.
@@ -141,10 +147,10 @@ class NativeBackend:
         be, because it depends on the values of those tokens, they are waited for first. Guesses do:
         they are of what comes behind the newest token.
 
-        Where its memory was given back, a step takes a part of it again instead.
+        Where its memory was given back, a step takes a part of it again instead; where it is to be
+        given back, and nothing has begun that needs it, a step gives back a part.
         """
-        if self._memory is not None and not self._memory.is_there:
-            self._wake(self._memory)
+        if not self._is_ready():
             return self._take_outputs()
         if self._flight is not None and not self._may_overlap(self._flight):
             self._land()
@@ -186,13 +192,11 @@ class NativeBackend:
         return n_below + len(blocks)
 
     def rest(self) -> bool:
-        if self._memory is None or self._memory.is_given_back:
-            return False
-        if self._memory.save_next():
-            return True
-        self._scheduler.blocks.forget_all()
-        self._memory.give_back()
-        return False
+        return self._turn.rest()
+
+    def lend(self, *, may_hold: bool) -> None:
+        self._turn.tell(may_hold=may_hold)
+        self._scheduler.hold_back(is_held=not self._turn.may_hold)
 
     def stats(self) -> EngineStats:
         counters = self._counters
@@ -218,18 +222,36 @@ class NativeBackend:
             steps=self._log.stats(waits_s=self._scheduler.waits_s),
             oldest_wait_ms=self._scheduler.oldest_wait_s() * 1000.0,
             tiers=None if blocks.tiers is None else blocks.tiers.stats(),
-            is_asleep=self._memory is not None and not self._memory.is_there,
+            is_asleep=not self._turn.is_there,
+            is_given_back=self._turn.is_given_back,
+            waits_for_memory=not self._turn.may_hold and bool(not_begun(self._live.values())),
         )
 
-    def _wake(self, memory: DeviceMemory) -> None:
-        if not self._live:  # all that was wanted was aborted
-            return
+    def _is_ready(self) -> bool:
+        """Return whether there is a step to compute, having done a part of what has to be done to
+        the memory where there is not."""
+        if self._turn.may_hold:
+            is_there = self._turn.is_there
+            if not is_there and self._live:  # else all that was wanted was aborted
+                self._wake()
+            return is_there
+        for sequence, error in self._turn.overdue(self._live.values()):
+            self._refuse(sequence, error)
+        if self._flight is not None or has_begun(self._live.values()):
+            return True
+        self._turn.give_next()
+        return False
+
+    def _wake(self) -> None:
         try:
-            memory.take_next()
+            self._turn.take_next()
         except Overloaded as error:
             for sequence in tuple(self._live.values()):
-                self._scheduler.remove_family(sequence)
-                self._report_failed(sequence, error=error)
+                self._refuse(sequence, error)
+
+    def _refuse(self, sequence: Sequence, error: EngineError) -> None:
+        self._scheduler.remove_family(sequence)
+        self._report_failed(sequence, error=error)
 
     def _may_overlap(self, flight: Flight) -> bool:
         return flight.is_assumable and self._scheduler.speculation.may_assume

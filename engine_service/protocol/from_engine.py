@@ -236,7 +236,8 @@ class EngineStats(Value, frozen=True):
     oldest_wait_ms: of those that wait now to be computed for the first time, how long the first has
     waited; those below the usual priority, which are batches', are left out.
     tiers: None where nothing is kept below the KV pool.
-    is_asleep: its memory on the GPU is given back, or not all taken again yet.
+    is_asleep: its memory on the GPU is given back, or not all taken again yet. is_given_back: none
+    of it is taken. waits_for_memory: requests wait for it, and it is not this engine's turn.
     """
 
     n_running: int = 0
@@ -261,6 +262,8 @@ class EngineStats(Value, frozen=True):
     oldest_wait_ms: float = 0.0
     tiers: TierStats | None = None
     is_asleep: bool = False
+    is_given_back: bool = False
+    waits_for_memory: bool = False
 
 
 class Pong(Message, frozen=True):

@@ -93,9 +93,16 @@ class Abort(Message, frozen=True):
 
 
 class Ping(Message, frozen=True):
-    """Answered by the step thread, so that a ``Pong`` proves that the step loop turns."""
+    """Answered by the step thread, so that a ``Pong`` proves that the step loop turns.
+
+    may_hold_memory: whose turn it is on a device that several engines share, told by the agent and
+    nobody else. False: what has begun is finished, nothing new begins, and then the memory is given
+    back. True: it may be taken. None says nothing. What was told holds until something else is, or
+    for 30 s.
+    """
 
     nonce: int
+    may_hold_memory: bool | None = None
 
 
 class Purge(Message, frozen=True):

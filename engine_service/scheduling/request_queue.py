@@ -27,9 +27,13 @@ _MAX_IDLE_COUNTERS = 1024
 
 
 class RequestQueue:
-    """A bounded queue; what was preempted returns past the bounds if need be."""
+    """A bounded queue; what was preempted returns past the bounds if need be.
+
+    admits_new: else only what was preempted is to go on.
+    """
 
     def __init__(self, *, max_waiting: int, max_waiting_per_tenant: int) -> None:
+        self.admits_new = True
         self._max_waiting = max_waiting
         self._max_waiting_per_tenant = max_waiting_per_tenant
         self._counters: dict[str, float] = {}
@@ -94,6 +98,12 @@ class RequestQueue:
         if priority is None:
             raise IndexError("nothing waits")
         return self._classes[priority].head(first)
+
+    def next_up(self, *, first: AbstractSet[str]) -> Sequence | None:
+        """Return who may be admitted next, as ``head`` has it; None where nobody may."""
+        if self.admits_new:
+            return self.head(first=first) if len(self) else None
+        return self._preempted[0] if self._preempted else None
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands."""

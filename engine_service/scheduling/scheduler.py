@@ -117,14 +117,17 @@ class Scheduler:
         return len(self._waiting)
 
     def oldest_wait_s(self) -> float:
-        """Return how long the first has waited of those of the usual priority or above that were
-        never computed; 0 where none waits."""
+        """Return the longest wait of those of the usual priority or above; 0 where none waits."""
         arrived_at_s = self._waiting.oldest_arrival_s(min_priority=0)
         return 0.0 if arrived_at_s is None else self._clock() - arrived_at_s
 
     @property
     def running(self) -> tuple[Sequence, ...]:
         return tuple(self._running)
+
+    def hold_back(self, *, is_held: bool) -> None:
+        """Admit nobody new, or go on to do so."""
+        self._waiting.admits_new = not is_held
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence. Raises RequestError where it could never fit, and Overloaded where
@@ -165,7 +168,7 @@ class Scheduler:
         self._sharing.look(
             self._running, waiting=self._waiting.by_tenant, now_s=self._scheduled_at_s
         )
-        next_up = self._waiting.head(first=self._sharing.first) if self._waiting else None
+        next_up = self._waiting.next_up(first=self._sharing.first)
         turn = self._sharing.turn(self._running, next_up=next_up)
         rows = self._rows(turn)
         if not rows and turn != Turn():  # the prompt that the others stood aside for has no room
@@ -338,8 +341,8 @@ class Scheduler:
         """Admit while the next in the queue can be; who is admitted joins ``prefills`` by rank."""
         n_places = self._max_sequences - len(self._running)
         n_places -= sum(len(sequence.pending_forks) for sequence in prefills)
-        while self._waiting:
-            self.suspect = sequence = self._waiting.head(first=self._sharing.first)
+        while (sequence := self._waiting.next_up(first=self._sharing.first)) is not None:
+            self.suspect = sequence
             n_places -= 1 + len(sequence.pending_forks)
             if n_places < 0 or not self._sharing.may_enter(sequence, running=self._running):
                 break

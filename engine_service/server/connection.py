@@ -191,7 +191,7 @@ class Connection(asyncio.Protocol):
                 self._abort(message)
             case Ping():
                 if self._may_ask():
-                    self._service.ping(self, message.nonce)
+                    self._service.ping(self, message)
             case Purge():
                 if self._may_ask():
                     self._service.purge(self, message)

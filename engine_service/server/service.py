@@ -23,6 +23,7 @@ from engine_service.protocol import (
     PROTOCOL_VERSION,
     Embed,
     EngineStats,
+    Ping,
     Pong,
     Prepare,
     Purge,
@@ -53,7 +54,9 @@ class StepEngine(Protocol):
 
     def abort(self, key: int, *, choice: int | None = None) -> None: ...
 
-    def ping(self, callback: Callable[[EngineStats], None]) -> None: ...
+    def ping(
+        self, callback: Callable[[EngineStats], None], *, may_hold_memory: bool | None = None
+    ) -> None: ...
 
     def purge(self, tag: str, callback: Callable[[int], None]) -> None: ...
 
@@ -274,13 +277,13 @@ class EngineService:
             live.is_lost = True
             self.abort(key)
 
-    def ping(self, connection: Connection, nonce: int) -> None:
+    def ping(self, connection: Connection, message: Ping) -> None:
         """Send a round trip through the step thread."""
 
         def answered(stats: EngineStats) -> None:
-            self._call(self._pong, connection, nonce, stats)
+            self._call(self._pong, connection, message.nonce, stats)
 
-        self._need_engine().ping(answered)
+        self._need_engine().ping(answered, may_hold_memory=message.may_hold_memory)
 
     def _pong(self, connection: Connection, nonce: int, stats: EngineStats) -> None:
         draining = self._drain_s is not None

@@ -165,6 +165,9 @@ class NanoVllmBackend:
             self._runner.clear(free)
         return len(blocks)
 
+    def lend(self, *, may_hold: bool) -> None:
+        """nano-vllm shares its memory with nobody."""
+
     def rest(self) -> bool:
         """nano-vllm keeps its memory: ``sleep_after_s`` is refused."""
         return False
