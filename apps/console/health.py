@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 # The agent writes what it saw every two seconds; silence for this long means that it is gone.
 SILENT_AFTER_S: Final = 15.0
 SILENT: Final = "Silent"
+_WELL: Final = ("Ready", "Asleep", "Waiting for memory")
 
 _ENGINE_TONES: Final[dict[str, Tone]] = {
     "ready": "good",
     "fetching": "busy",
+    "waiting": "busy",
     "starting": "busy",
     "draining": "busy",
     "backing_off": "warn",
@@ -68,7 +70,11 @@ def deployment_card(
     )
     state = live_state(deployment)
     label, tone = state.word, LIVE_STATE_TONES[state.word]
-    if label == "Ready" and any(engine.label == SILENT for engine in engines):
+    if (
+        state.n_ready
+        and tone in ("good", "busy")
+        and any(engine.label == SILENT for engine in engines)
+    ):
         label, tone = SILENT, "warn"
     return DeploymentCard(
         pk=deployment.pk,

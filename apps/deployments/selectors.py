@@ -12,6 +12,9 @@ from apps.engines.selectors import EngineState, devices_described
 from apps.engines.types import RemoteTarget
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from apps.engines.models import EngineProcess
     from apps.rbac.models import User
 
 _MOST_REPLICAS: Final = 16
@@ -109,13 +112,15 @@ def live_state(deployment: Deployment) -> LiveState:
         is_alive = any(p.state != state.STOPPED for p in processes)
         word = ("Draining" if is_draining else "Stopping") if is_alive else "Stopped"
     elif n_ready >= deployment.n_replicas:
-        word = "Ready"
+        word = _word_of_ready(processes)
     elif n_ready:
         word = "Degraded"
     elif refusals:
         word = "Does not fit"
     elif failing:
         word = "Failed" if failed else "Crash loop" if looping else "Failing"
+    elif any(process.state == state.WAITING for process in processes):
+        word = state.WAITING.label
     else:
         word = "Starting"
     return LiveState(
@@ -125,6 +130,15 @@ def live_state(deployment: Deployment) -> LiveState:
         n_restarts=max((process.n_restarts for process in processes), default=0),
         last_error=failing[0].last_error if failing else refusals[0] if refusals else "",
     )
+
+
+def _word_of_ready(processes: "Iterable[EngineProcess]") -> str:
+    """Say what those do that are ready: the word of all of them, where they sleep."""
+    words = {each.state_said for each in processes if each.state == EngineState.READY}
+    waiting = str(EngineState.WAITING.label)
+    if words == {"Asleep"}:
+        return "Asleep"
+    return waiting if words in ({waiting}, {waiting, "Asleep"}) else "Ready"
 
 
 def deployments_with_replicas() -> list[Deployment]:

@@ -35,7 +35,8 @@ class ReplicaEndpoint:
 class LiveState:
     """What of a deployment runs, beside what should. ``word`` is one of the keys of
     ``LIVE_STATE_TONES``; Failing is tried again, a Crash loop after a long pause, Failed not, and
-    what does not fit as soon as it does."""
+    what does not fit as soon as it does. One that is Asleep wakes for a request, and what waits for
+    memory gets it from the others that sleep on its device."""
 
     word: str
     n_ready: int
@@ -85,6 +86,8 @@ class Fit:
 # How bad each state is, in the names of the console's badges.
 LIVE_STATE_TONES: Final[dict[str, Literal["good", "busy", "warn", "bad", "off"]]] = {
     "Ready": "good",
+    "Asleep": "good",
+    "Waiting for memory": "busy",
     "Degraded": "warn",
     "Starting": "busy",
     "Failing": "bad",

@@ -38,8 +38,26 @@ def test_an_engine_that_sleeps_is_said_to_and_counts_as_ready(state: str, said: 
     assert said in STATE_LABELS
     assert engine_card(engine, now=NOW).label == said
     if state == "ready":
-        assert _card(engine).label == "Ready"
+        assert (_card(engine).label, _card(engine).n_ready) == ("Asleep", 1)
         assert _card(engine).tone == engine_card(engine, now=NOW).tone == "good"
+        assert _card(engine, _engine(), n_replicas=2).label == "Ready"
+        assert _card(_engine(stats=engine.stats, pong_age_s=60)).label == "Silent"
+
+
+def test_an_engine_that_waits_for_memory_is_said_to() -> None:
+    """To start, or to wake for a request."""
+    asleep = STATS | {"is_asleep": True}
+    wakes = _engine(stats=asleep | {"waits_for_memory": True})
+    for engine in (_engine("waiting"), wakes):
+        assert engine.state_said == "Waiting for memory"
+        assert engine.state_said in STATE_LABELS
+        assert engine_card(engine, now=NOW).label == "Waiting for memory"
+        assert _card(engine).label == "Waiting for memory"
+        assert _card(engine).tone == "busy"
+    assert _card(wakes, _engine(stats=asleep), n_replicas=2).label == "Waiting for memory"
+    assert _card(wakes, _engine(), n_replicas=2).label == "Ready", "one is awake"
+    works_on = _engine(stats=STATS | {"is_asleep": False, "waits_for_memory": True})
+    assert works_on.state_said == "Ready"
 
 
 def _card(*engines: Any, desired: str = "running", n_replicas: int = 1, name: str = "d") -> Any:

@@ -136,6 +136,8 @@ async def _process_asked(process: "EngineProcess") -> Finding:
             return warning(
                 name, f"waits for its files: {process.fetch_said or 'asked for'}", "wait"
             )
+        if process.state == process.State.WAITING:
+            return warning(name, "waits for memory that others have on its GPU", "wait")
         seen = f"is {process.get_state_display().lower()}. {process.last_error}".strip()
         if process.state == process.State.STARTING:
             return warning(name, seen, "wait until it has loaded its model")

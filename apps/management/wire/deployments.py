@@ -126,15 +126,19 @@ class DesiredDeployment(msgspec.Struct, kw_only=True):
 class ReplicaObject(msgspec.Struct, kw_only=True):
     """``refusal``: why it does not run, where it fits nowhere; it names the missing bytes.
     ``devices``: all that it has, and ``device`` the first of them. ``estimated_bytes``: reserved on
-    each. ``is_asleep``: ready, and its GPU's memory is given back until a request comes."""
+    each; ``asleep_bytes``: of that, for it alone, and the rest for whoever is awake of those that
+    sleep there; null: all for it. ``is_asleep``: ready, and its GPU's memory is given back until a
+    request comes. ``waits_for_memory``: a request came, and others have the memory."""
 
     index: int
     engine: str
     state: str
     is_asleep: bool
+    waits_for_memory: bool
     device: str | None
     devices: tuple[str, ...]
     estimated_bytes: int | None
+    asleep_bytes: int | None
     memory_bytes: int | None
     n_running: int
     n_waiting: int
@@ -228,9 +232,11 @@ def _replica(row: "Replica") -> ReplicaObject:
         engine=process.name,
         state=process.state,
         is_asleep=bool(process.stats.get("is_asleep")),
+        waits_for_memory=process.state_said == process.State.WAITING.label,
         device=devices[0] if devices else None,
         devices=devices,
         estimated_bytes=row.estimated_bytes,
+        asleep_bytes=row.deployment.asleep_bytes,
         memory_bytes=process.stats.get("rss_bytes"),
         n_running=process.stats.get("n_running", 0),
         n_waiting=process.stats.get("n_waiting", 0),

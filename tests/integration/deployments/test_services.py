@@ -232,6 +232,8 @@ def test_endpoints_are_the_ready_replicas_of_running_deployments(
         ("running", [], "Starting", 0),
         ("running", [State.STARTING, State.STARTING], "Starting", 0),
         ("running", [State.READY, State.READY], "Ready", 2),
+        ("running", [State.WAITING, State.STARTING], "Waiting for memory", 0),
+        ("running", [State.WAITING, State.BACKING_OFF], "Failing", 0),
         ("running", [State.READY, State.BACKING_OFF], "Degraded", 1),
         ("running", [State.STARTING, State.BACKING_OFF], "Failing", 0),
         ("running", [State.BACKING_OFF, State.FAILED], "Failed", 0),

@@ -32,7 +32,31 @@ async def test_one_on_several_devices_says_which_and_that_it_sleeps(
     await database_hop(run)
     (replica,) = (await api.get("/deployments/chat")).json()["observed"]["replicas"]
     assert (replica["device"], replica["devices"]) == ("a/GPU-0", ["a/GPU-0", "a/GPU-1"])
-    assert replica["is_asleep"]
+    assert (replica["is_asleep"], replica["waits_for_memory"]) == (True, False)
+    assert replica["asleep_bytes"] is None
+
+
+async def test_one_that_shares_its_gpu_says_how_much_and_that_it_waits(
+    api: httpx.AsyncClient,
+) -> None:
+    def run() -> None:
+        gpu = DeviceFactory(node__name="a", kind="cuda", uid="GPU-0")
+        deployment = DeploymentFactory(name="chat", device_class="cuda", sleep_after_s=60)
+        replica = ReplicaFactory(index=0, deployment=deployment, devices=[gpu])
+        replica.engine_process.state = "ready"
+        replica.engine_process.stats = {"is_asleep": True, "waits_for_memory": True}
+        replica.engine_process.save()
+
+    await database_hop(run)
+    observed = (await api.get("/deployments/chat")).json()["observed"]
+    assert observed["state"] == "waiting_for_memory"
+    (replica,) = observed["replicas"]
+    assert (replica["state"], replica["is_asleep"], replica["waits_for_memory"]) == (
+        "ready",
+        True,
+        True,
+    )
+    assert replica["asleep_bytes"] == 512 * 2**20
 
 
 async def test_how_its_engines_run_is_set_and_taken_away(api: httpx.AsyncClient) -> None:

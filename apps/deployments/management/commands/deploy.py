@@ -171,7 +171,7 @@ def _line(deployment: Deployment) -> str:
     is_native = deployment.backend == Deployment.Backend.NATIVE
     draft = deployment.draft_version
     return (
-        f"{deployment.name:<24} {state.word:<13} {state.n_ready} of {state.n_replicas} ready, "
+        f"{deployment.name:<24} {state.word:<18} {state.n_ready} of {state.n_replicas} ready, "
         f"{deployment.min_replicas} to {deployment.max_replicas}  {', '.join(places) or '-'}"
         f"{'' if is_native else f'  on {deployment.get_backend_display()}'}"
         f"{'' if draft is None else f'  guessed for by {draft}'}"
