@@ -70,11 +70,7 @@ def deployment_card(
     )
     state = live_state(deployment)
     label, tone = state.word, LIVE_STATE_TONES[state.word]
-    if (
-        state.n_ready
-        and tone in ("good", "busy")
-        and any(engine.label == SILENT for engine in engines)
-    ):
+    if label in _WELL and any(engine.label == SILENT for engine in engines):
         label, tone = SILENT, "warn"
     return DeploymentCard(
         pk=deployment.pk,

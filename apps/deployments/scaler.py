@@ -78,7 +78,8 @@ def _load(seen: EngineObservation) -> ReplicaLoad:
         said_at_s=seen.last_pong_at.timestamp() if seen.last_pong_at is not None else 0.0,
         n_running=stats["n_running"],
         n_waiting=stats["n_waiting"],
-        oldest_wait_s=stats["oldest_wait_ms"] / 1000,
+        # Who waits for a wake waits for no replica more, which would have to start.
+        oldest_wait_s=0.0 if stats.get("is_asleep") else stats["oldest_wait_ms"] / 1000,
         n_tokens=stats["n_prompt_tokens"] - stats["n_cached_tokens"] + stats["n_completion_tokens"],
     )
 
