@@ -104,9 +104,10 @@ def _held_on(replica: Replica, device: "Device") -> int:
 
 
 def _held_beside(replica: Replica, device: "Device") -> int:
-    tiers = replica.engine_process.stats.get("tiers") or {}
+    stats = replica.engine_process.stats
+    tiers = stats.get("tiers") or {}
     if device.kind == device.Kind.CPU:
-        return int(tiers.get("host_bytes_total", 0))
+        return int(tiers.get("host_bytes_total", 0)) + int(stats.get("saved_bytes", 0))
     return int(tiers.get("disk_bytes", 0)) if device.kind == device.Kind.DISK else 0
 
 

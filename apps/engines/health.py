@@ -59,6 +59,7 @@ class EngineHealth:
     oldest_wait_ms: of those that wait now, batches' left out, how long the first has.
     is_asleep: without work, its memory on the GPU is given back; a request wakes it. is_given_back:
     all of it is. waits_for_memory: requests wait for it, and others that share the GPU have it.
+    saved_bytes: of host memory, where its weights are kept once it has slept.
     """
 
     epoch: int
@@ -88,3 +89,4 @@ class EngineHealth:
     is_asleep: bool = False
     is_given_back: bool = False
     waits_for_memory: bool = False
+    saved_bytes: int = 0

@@ -224,6 +224,7 @@ class NativeBackend:
             tiers=None if blocks.tiers is None else blocks.tiers.stats(),
             is_asleep=not self._turn.is_there,
             is_given_back=self._turn.is_given_back,
+            saved_bytes=self._turn.saved_bytes,
             waits_for_memory=not self._turn.may_hold and bool(not_begun(self._live.values())),
         )
 

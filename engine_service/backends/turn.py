@@ -49,6 +49,11 @@ class MemoryTurn:
         return self._memory is not None and self._memory.is_given_back
 
     @property
+    def saved_bytes(self) -> int:
+        """What the host keeps of it."""
+        return 0 if self._memory is None else self._memory.saved_bytes
+
+    @property
     def has_to_give(self) -> bool:
         """There is something that others should have, and giving it did not fail just now."""
         is_late = self._clock() >= self._tries_at_s

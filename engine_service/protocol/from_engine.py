@@ -238,6 +238,7 @@ class EngineStats(Value, frozen=True):
     tiers: None where nothing is kept below the KV pool.
     is_asleep: its memory on the GPU is given back, or not all taken again yet. is_given_back: none
     of it is taken. waits_for_memory: requests wait for it, and it is not this engine's turn.
+    saved_bytes: of host memory, where its weights are kept once it has slept.
     """
 
     n_running: int = 0
@@ -264,6 +265,7 @@ class EngineStats(Value, frozen=True):
     is_asleep: bool = False
     is_given_back: bool = False
     waits_for_memory: bool = False
+    saved_bytes: int = 0
 
 
 class Pong(Message, frozen=True):

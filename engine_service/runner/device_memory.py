@@ -76,6 +76,11 @@ class DeviceMemory:
         """None of it is there: not even a part that was taken again so far."""
         return not self.is_there and self._taking is None
 
+    @property
+    def saved_bytes(self) -> int:
+        """What the host keeps of it."""
+        return sum(piece.nbytes for piece in self._pieces)
+
     @torch.inference_mode()
     def save_next(self) -> bool:
         """Copy the next piece of the weights to the host; return whether one was lacking."""

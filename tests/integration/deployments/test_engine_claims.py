@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from apps.audit.types import Actor
 from apps.deployments.models import Deployment, Replica
+from apps.deployments.needs import replica_estimate
 from apps.deployments.placing import needs_text
 from apps.deployments.services import (
     deployment_create,
@@ -162,6 +163,11 @@ def test_those_that_sleep_share_a_gpu_and_need_their_weights_on_the_host(
     with pytest.raises(ValidationError, match=r"of host memory, and .* are missing on box/cpu"):
         deployment_create(actor=actor, name="d", model_version=model, **SLEEP)
     assert Deployment.objects.count() == 2
+    # What those that slept keep of the host is taken, and not kept free for them once more.
+    weights = replica_estimate(Deployment.objects.first(), devices=[machine]).weights
+    Device.objects.filter(kind="cpu").update(free_bytes=weights)
+    EngineProcess.objects.update(stats={"is_asleep": True, "saved_bytes": weights})
+    deployment_create(actor=actor, name="d", model_version=model, **SLEEP)
 
 
 def test_what_an_engine_has_of_a_gpu_is_not_reserved_twice(machine: Device, actor: Actor) -> None:

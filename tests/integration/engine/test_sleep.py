@@ -91,12 +91,16 @@ def test_the_same_tokens_after_waking_as_before(model_dir: Path, settings: dict[
     requests = [make_request(0), make_request(1, seed=3), make_request(2, n=2)]
     before = {key: tokens(found) for key, found in run(backend, *requests).items()}
     held = n_held_bytes(backend)
+    assert backend.stats().saved_bytes == 0
     assert fall_asleep(backend) > 3
+    saved = backend.stats().saved_bytes
+    assert saved > 0
     assert n_held_bytes(backend) == 0
     assert backend.stats().n_blocks_cached == 0
     for _ in range(2):  # the second time nothing is copied to the host any more
         assert {key: tokens(found) for key, found in run(backend, *requests).items()} == before
         assert n_held_bytes(backend) == held
+        assert backend.stats().saved_bytes == saved
         assert not backend.stats().is_asleep
         assert fall_asleep(backend) == 1
 
