@@ -216,11 +216,7 @@ class Scheduler:
                         sequence.token_ids.append(ASSUMED_TOKEN)
 
     def update(
-        self,
-        batch: Batch,
-        *,
-        token_ids: SequenceOf[SequenceOf[int]],
-        step_s: float | None = None,
+        self, batch: Batch, *, token_ids: SequenceOf[SequenceOf[int]], step_s: float | None = None
     ) -> list[Advance]:
         """Record that a batch was computed; ``token_ids`` are what each of ``batch.sampled`` got.
 

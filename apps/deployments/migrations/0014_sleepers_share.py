@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('deployments', '0012_devices_only'),
+        ('deployments', '0013_draft_version'),
     ]
 
     operations = [
