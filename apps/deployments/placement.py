@@ -26,8 +26,10 @@ class Claim:
     one kind and one node. kinds: of the devices that it may be on, the best first. beside: what it
     needs on that node besides, by kind, none of them its own. device_ids: where it is, or was last.
     held_bytes: what its processes hold now, by device or disk. asleep_bytes: what it keeps of each
-    device while it sleeps; None: it never does. is_kept: they go on, so that it stays whatever
-    fits. is_extra: it comes behind all that are not, as replicas beyond a deployment's fewest do.
+    device while it sleeps; None: it never does. group: of those that are to be awake together, such
+    as a deployment's replicas, which gain nothing by turns; None: it is alone. is_kept: they go on,
+    so that it stays whatever fits. is_extra: it comes behind all that are not, as replicas beyond a
+    deployment's fewest do.
     """
 
     key: int
@@ -38,6 +40,7 @@ class Claim:
     device_ids: tuple[int, ...] = ()
     held_bytes: Mapping[int, int] = field(default_factory=dict)
     asleep_bytes: int | None = None
+    group: int | None = None
     is_kept: bool = False
     is_extra: bool = False
 
@@ -76,8 +79,9 @@ def place(rooms: Sequence[Room], claims: Collection[Claim]) -> list[Verdict]:
     of that. Whoever is refused fits nowhere beside those that were placed.
 
     Those that may sleep share a device: on each there is room for all that are always awake, for
-    what the sleepers keep asleep, and for the largest of them awake beside that. They come behind
-    those that are always awake, and share only where they would not all fit awake.
+    what the sleepers keep asleep, and for the largest of them awake beside that, or the largest
+    group. They come behind those that are always awake, and share only where they would not all fit
+    awake.
     """
     fleet = _Fleet(rooms)
     verdicts: dict[int, Verdict] = {}
@@ -115,26 +119,32 @@ def room_for_sleepers(rooms: Iterable[Room], placed: Collection[Placed]) -> dict
 
 @dataclass(frozen=True, slots=True)
 class _Sleepers:
-    """Those of a device together. asleep: what they keep in any case. awake: the most that one
-    needs beyond that, all_awake: that all need. held: of it all, what they hold now."""
+    """Those of a device together. asleep: what they keep in any case. awake: what each group needs
+    beyond that. held: of it all, what they hold now."""
 
     asleep: int = 0
-    awake: int = 0
-    all_awake: int = 0
+    awake: Mapping[tuple[bool, int], int] = field(default_factory=dict)
     held: int = 0
 
-    def joined(self, n_bytes: int, *, asleep_bytes: int, held: int) -> "_Sleepers":
-        asleep = min(asleep_bytes, n_bytes)
+    def joined(self, claim: Claim, *, held: int) -> "_Sleepers":
+        asleep = min(claim.asleep_bytes or 0, claim.n_bytes)
+        is_alone = claim.group is None
+        group = (is_alone, claim.key if claim.group is None else claim.group)
+        awake = self.awake.get(group, 0) + claim.n_bytes - asleep
         return _Sleepers(
             asleep=self.asleep + asleep,
-            awake=max(self.awake, n_bytes - asleep),
-            all_awake=self.all_awake + n_bytes - asleep,
+            awake={**self.awake, group: awake},
             held=self.held + held,
         )
 
     @property
     def need(self) -> int:
-        return self.asleep + self.awake
+        return self.asleep + max(self.awake.values()) if self.awake else 0
+
+    @property
+    def need_awake(self) -> int:
+        """What all of them need at once."""
+        return self.asleep + sum(self.awake.values())
 
     @property
     def growth(self) -> int:
@@ -160,7 +170,7 @@ class _Fleet:
         self._rooms = {room.device_id: room for room in rooms}
         self._free = {room.device_id: room.free_bytes for room in rooms}
         self._total = {room.device_id: room.total_bytes for room in rooms}
-        self._sleepers: defaultdict[int, _Sleepers] = defaultdict(_Sleepers)
+        self._sleepers = dict.fromkeys(self._rooms, _Sleepers())
         self._of_kind: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
         for room in sorted(rooms, key=lambda room: room.device_id):
             self._of_kind[room.node_id, room.kind].append(room.device_id)
@@ -182,7 +192,7 @@ class _Fleet:
         for room, n_bytes in site.needs.items():
             held = claim.held_bytes.get(room, 0)
             if self._sleeps_in(claim, room):
-                self._sleepers[room] = self._joined(claim, room, held=min(held, n_bytes))
+                self._sleepers[room] = self._sleepers[room].joined(claim, held=min(held, n_bytes))
             else:
                 self._free[room] -= max(0, n_bytes - held)
                 self._total[room] -= n_bytes
@@ -259,7 +269,7 @@ class _Fleet:
         """Return what would be left there; less than nothing where it does not fit."""
         sleepers, held = self._sleepers[room], claim.held_bytes.get(room, 0)
         if self._sleeps_in(claim, room):
-            sleepers, n_bytes, held = self._joined(claim, room, held=held), 0, 0
+            sleepers, n_bytes, held = sleepers.joined(claim, held=held), 0, 0
         return min(
             self._free[room] - (n_bytes - held) - sleepers.growth,
             self._total[room] - n_bytes - sleepers.need,
@@ -269,19 +279,13 @@ class _Fleet:
         """Whether it, and all who sleep there already, could not be awake at once."""
         if not self._sleeps_in(claim, room):
             return False
-        sleepers = self._joined(claim, room, held=claim.held_bytes.get(room, 0))
-        n_bytes = sleepers.asleep + sleepers.all_awake
+        sleepers = self._sleepers[room].joined(claim, held=claim.held_bytes.get(room, 0))
+        n_bytes = sleepers.need_awake
         return n_bytes - sleepers.held > self._free[room] or n_bytes > self._total[room]
 
     def _sleeps_in(self, claim: Claim, room: int) -> bool:
         """Whether the room is a device of it, not beside that, which it gives back by sleeping."""
         return claim.asleep_bytes is not None and self._rooms[room].kind in claim.kinds
-
-    def _joined(self, claim: Claim, room: int, *, held: int) -> _Sleepers:
-        assert claim.asleep_bytes is not None
-        return self._sleepers[room].joined(
-            claim.n_bytes, asleep_bytes=claim.asleep_bytes, held=held
-        )
 
 
 def _order(claim: Claim) -> tuple[bool, bool, int, int]:

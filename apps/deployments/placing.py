@@ -263,6 +263,7 @@ def _claim(
         device_ids=() if replica is None else tuple(each.pk for each in replica.devices.all()),
         held_bytes={} if replica is None else held_by(replica, devices=devices),
         asleep_bytes=deployment.asleep_bytes,
+        group=deployment.pk,
         is_kept=(
             replica is not None
             and replica.placed_generation == deployment.generation

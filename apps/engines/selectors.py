@@ -1,5 +1,6 @@
 """Reads of engine processes as the agent last observed them."""
 
+from collections import Counter
 from collections.abc import Collection
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -65,16 +66,19 @@ def nodes_described() -> "QuerySet[Node]":
 def reserved_of(device: Any) -> Reserved:
     """Return what of it is kept for the replicas that are there, which come with their deployments:
     rooms above know of these. No query."""
-    claims = [
-        (replica.estimated_bytes or 0, replica.deployment.asleep_bytes)
-        for replica in device.replicas.all()
-    ]
-    sleeping = [(n_bytes, min(n_bytes, kept)) for n_bytes, kept in claims if kept is not None]
+    own_bytes, awake = 0, Counter[int]()
+    n_sharing = 0
+    for replica in device.replicas.all():
+        n_bytes, kept = replica.estimated_bytes or 0, replica.deployment.asleep_bytes
+        if kept is not None:
+            n_sharing += 1
+            awake[replica.deployment_id] += n_bytes - min(n_bytes, kept)
+            n_bytes = min(n_bytes, kept)
+        own_bytes += n_bytes
     return Reserved(
-        own_bytes=sum(n_bytes for n_bytes, kept in claims if kept is None)
-        + sum(kept for _, kept in sleeping),
-        shared_bytes=max((n_bytes - kept for n_bytes, kept in sleeping), default=0),
-        n_sharing=len(sleeping),
+        own_bytes=own_bytes,
+        shared_bytes=max(awake.values(), default=0),
+        n_sharing=n_sharing,
     )
 
 

@@ -68,9 +68,9 @@ class Turn:
         self._decide()
 
     def seen(self, health: EngineHealth, *, told: bool | None) -> None:
-        """Take in an engine's answer. told: what it was told when it was asked; one that was told
-        something else since is asked again."""
-        if told is not None and told != self.may_hold:
+        """Take in an engine's answer. told: what it was told when it was asked, None being as good
+        as leave; one that is to be told something else since is asked again."""
+        if self.may_hold != (told is not False):
             return
         now = self._clock()
         self.is_starting = False

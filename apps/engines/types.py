@@ -274,7 +274,7 @@ class Sharing:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserved:
     """Of a device's memory, in bytes. own: for single replicas, whatever the others do. shared:
-    for whoever is awake of the ``n_sharing`` that sleep there."""
+    for the deployment that is awake of those whose ``n_sharing`` replicas sleep there."""
 
     own_bytes: int
     shared_bytes: int

@@ -28,6 +28,7 @@ from apps.engines.services import node_record
 from apps.engines.types import DeviceReport, NodeReport
 from tests.factories import (
     DeploymentFactory,
+    DeviceFactory,
     EngineProcessFactory,
     ModelVersionFactory,
     ReplicaFactory,
@@ -193,12 +194,18 @@ def test_the_page_says_what_it_needs_and_the_list_that_it_does_not_fit(
 
 def test_nodes_are_shown_to_who_may_see_them(device: Device) -> None:
     url = reverse("admin:engines_node_change", args=[device.node_id])
-    ReplicaFactory(deployment__name="chat", index=0, devices=[device])
+    ReplicaFactory(deployment__name="chat", index=0, devices=[device], estimated_bytes=300 * MIB)
+    gpu = DeviceFactory(node=device.node, kind="cuda", uid="GPU-0")
+    for name, n_mib in (("x", 1000), ("y", 2000)):
+        sleeper = DeploymentFactory(name=name, device_class="cuda", sleep_after_s=9)
+        ReplicaFactory(deployment=sleeper, index=0, devices=[gpu], estimated_bytes=n_mib * MIB)
     assert staff("view_replica").get(url).status_code == 403
     client = staff("view_node", "view_device")
     html = client.get(url).content.decode()
     assert "chat/0" in html
     assert "1000.0\xa0MB of 16.0\xa0GB" in html
+    assert "300.0\xa0MB" in html
+    assert "1.0\xa0GB, and 1.5\xa0GB for whoever is awake of the 2 that sleep" in html
     assert client.post(url, {"name": "x"}).status_code == 403
     assert Node.objects.get().name == "box"
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from apps.engines.client import EngineClient
+from apps.engines.health import EngineHealth
 from apps.engines.policy import Timings
 from tests.integration.wire.harness import start, text_of
 from tests.models import random_llama_dir
@@ -54,3 +55,45 @@ async def test_it_sleeps_wakes_for_a_request_and_answers_each_ping_in_time(tmp_p
         wait_until("it to stop", lambda: engine.process.poll() is not None)
         assert engine.process.returncode == 0
         assert time.monotonic() - started_s < 5.0
+
+
+async def test_it_takes_memory_only_in_its_turn(tmp_path: Path) -> None:
+    """Told by the agent's pings; those of others say nothing, and neither does its silence."""
+    model_dir = random_llama_dir(tmp_path)
+    options = (*OPTIONS[:-1], "1000", "--kv-cache-tokens", "4096")
+    with running_engine(model_dir, tmp_path, *options) as engine:
+        agent, other = (
+            EngineClient(str(engine.socket_path), name=name) for name in ("agent", "other")
+        )
+        for client in (agent, other):
+            await client.connect()
+
+        async def start_and_read(request_id: str) -> str:
+            sampling = {"max_tokens": 20, "temperature": 0.0}
+            return await text_of(await start(other, request_id, text="the same", **sampling))
+
+        async def gives_back() -> bool:
+            return (await other.ping(5.0)).is_given_back
+
+        text = await start_and_read("r0")
+        assert not (await agent.ping(5.0, may_hold_memory=False)).waits_for_memory
+        await wait_until_async("it to give its memory back", gives_back)
+        await agent.close()
+        waiting = [asyncio.create_task(start_and_read(f"r{i}")) for i in (1, 2)]
+
+        async def waits() -> EngineHealth | None:
+            health = await other.ping(5.0)
+            return health if health.n_waiting == 2 else None
+
+        health = await wait_until_async("both to wait", waits)
+        assert health is not None
+        assert (health.waits_for_memory, health.is_given_back, health.n_running) == (True, True, 0)
+        again = EngineClient(str(engine.socket_path), name="agent")
+        await again.connect()
+        assert (await again.ping(5.0)).is_given_back
+        assert not any(task.done() for task in waiting)
+        await again.ping(5.0, may_hold_memory=True)
+        assert await asyncio.gather(*waiting) == [text] * 2
+        assert not (await other.ping(5.0)).is_given_back
+        for client in (again, other):
+            await client.close()

@@ -52,14 +52,15 @@ def random_claim(rng: random.Random, key: int, *, rooms: list[Room], size: int) 
         # What comes last and is to move holds nothing that others could have counted on.
         held_bytes=held if is_kept or not is_extra else {},
         asleep_bytes=rng.randint(0, size // 4) if sleeps else None,
+        group=rng.choice((None, None, 0, 1)),
         is_kept=is_kept,
         is_extra=is_extra,
     )
 
 
 def shortfall(room: Room, there: Iterable[Claim], *, coming: Claim | None = None) -> int:
-    """How much is missing on a device for all that are there, each sleeper awake in its turn while
-    the others sleep. coming: one of them, of which all that it holds counts."""
+    """How much is missing on a device for all that are there, each sleeper awake in its turn with
+    its group while the others sleep. coming: one of them, of which all that it holds counts."""
     found = [*there]
     worst = 0
     sleepers = [each for each in found if each.asleep_bytes is not None]
@@ -72,7 +73,9 @@ def shortfall(room: Room, there: Iterable[Claim], *, coming: Claim | None = None
     for awake in sleepers or [None]:
         needs = {
             each.key: each.n_bytes
-            if each is awake or each.asleep_bytes is None
+            if each is awake
+            or each.asleep_bytes is None
+            or (awake is not None and each.group is not None and each.group == awake.group)
             else min(each.asleep_bytes, each.n_bytes)
             for each in found
         }
@@ -185,6 +188,17 @@ def test_the_largest_awake_beside_what_all_keep_asleep() -> None:
     ]
     verdict = place([gpu(1, 89)], claims)[0]
     assert verdict == Refused(key=0, n_bytes=60, missing={1: 1})
+
+
+def test_a_group_is_awake_together() -> None:
+    pair = [sleeper(key, 45, group=7) for key in range(2)]
+    others = [sleeper(2, 80, group=8), sleeper(3, 90)]
+    assert all(isinstance(each, Placed) for each in place([gpu(1, 105)], [*pair, *others]))
+    third = sleeper(4, 45, group=7)
+    assert place([gpu(1, 105)], [*pair, third]) == [
+        *(Placed(key=key, device_ids=(1,), n_bytes=45, asleep_bytes=5) for key in range(2)),
+        Refused(key=4, n_bytes=45, missing={1: 30}),
+    ]
 
 
 def test_a_device_of_its_own_goes_before_one_to_share() -> None:

@@ -1,10 +1,12 @@
 import struct
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_service.protocol import (
+    HEADER,
     MAX_FRAME_BYTES,
     Abort,
     ChatMessage,
@@ -83,7 +85,7 @@ LOGPROBS = st.lists(
 TO_ENGINE = st.one_of(
     st.builds(Hello, protocol_version=COUNTS, client=TEXT),
     st.builds(Abort, request_id=TEXT),
-    st.builds(Ping, nonce=COUNTS),
+    st.builds(Ping, nonce=COUNTS, may_hold_memory=st.none() | st.booleans()),
     st.builds(Purge, nonce=COUNTS, tag=TEXT),
     st.builds(Start, request_id=TEXT, max_new_tokens=COUNTS),
     st.builds(Prepare, request_id=TEXT, prompt=PROMPTS, sampling=SAMPLING),
@@ -216,3 +218,21 @@ def test_unknown_fields_are_refused() -> None:
 def test_messages_of_the_other_direction_are_refused() -> None:
     with pytest.raises(FrameError):
         decode_to_engine(encode_frame(Pong(nonce=1, epoch=1, stats=EngineStats()))[4:])
+
+
+def test_who_shares_no_device_is_sent_what_an_older_peer_can_read() -> None:
+    assert msgspec.msgpack.decode(encode_frame(Ping(nonce=1))[HEADER.size :]) == {
+        "type": "ping",
+        "nonce": 1,
+    }
+    pong = msgspec.msgpack.decode(
+        encode_frame(Pong(nonce=1, epoch=1, stats=EngineStats()))[HEADER.size :]
+    )
+    assert pong["stats"] == {}
+
+
+@pytest.mark.parametrize("told", [1, "yes", []])
+def test_a_turn_is_yes_or_no(told: object) -> None:
+    body = msgspec.msgpack.encode({"type": "ping", "nonce": 1, "may_hold_memory": told})
+    with pytest.raises(FrameError):
+        decode_to_engine(body)
