@@ -22,6 +22,7 @@ from typing import Final, NoReturn, get_args
 
 from engine_service.backends.base import Backend
 from engine_service.config import (
+    AttentionName,
     BackendName,
     DTypeName,
     EngineConfig,
@@ -81,6 +82,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--backend", choices=get_args(BackendName), default="native")
     parser.add_argument("--dtype", choices=get_args(DTypeName), default="auto")
     parser.add_argument("--kernels", choices=get_args(KernelsName), default="auto")
+    parser.add_argument("--attention", choices=get_args(AttentionName), default="auto")
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="write every step, for chrome://tracing"
     )
@@ -131,6 +133,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
             backend=found.backend,
             dtype=found.dtype,
             kernels=found.kernels,
+            attention=found.attention,
             speculation=found.speculation,
             draft_model_dir=found.draft_model,
             quantization=found.quantization,

@@ -30,6 +30,8 @@ QuantizationName = Literal["none", "int8", "fp8"]
 QUANTIZATION_NAMES: Final = ("none", "int8", "fp8")
 KVCacheDTypeName = Literal["auto", "fp8"]
 KV_CACHE_DTYPE_NAMES: Final = ("auto", "fp8")
+AttentionName = Literal["auto", "triton", "flash-attn", "flashinfer"]
+ATTENTION_NAMES: Final = ("auto", "triton", "flash-attn", "flashinfer")
 BackendName = Literal["native", "nanovllm"]
 BACKEND_NAMES: Final = ("native", "nanovllm")
 
@@ -66,6 +68,8 @@ class EngineConfig:
     n_threads: None leaves the choice to torch.
     kernels: ``auto`` is triton on a GPU; else compiled where that can be, else reference, with a
         warning. ``torch`` is what triton's are compared with, on either.
+    attention: on a GPU ``auto`` measures the triton kernels and what libraries there are, and takes
+        the fastest; a library that is named is taken or is an error.
     quantization: ``int8`` and ``fp8`` halve the weights when loading. On a processor only the
         compiled kernels know ``int8``, and nothing ``fp8``, torch's aside, which know both.
     kv_cache_dtype: ``fp8`` stores K and V as float8_e4m3fn, cast as they are; only on a GPU.
@@ -100,6 +104,7 @@ class EngineConfig:
     n_threads: int | None = None
     kernels: KernelsName = "auto"
     instruction_set: str | None = None
+    attention: AttentionName = "auto"
     quantization: QuantizationName = "none"
     kv_cache_dtype: KVCacheDTypeName = "auto"
     host_kv_cache_bytes: int = 0
@@ -115,6 +120,7 @@ class EngineConfig:
             ("backend", BACKEND_NAMES),
             ("dtype", DTYPE_NAMES),
             ("kernels", KERNELS_NAMES),
+            ("attention", ATTENTION_NAMES),
             ("speculation", SPECULATION_NAMES),
             ("quantization", QUANTIZATION_NAMES),
             ("kv_cache_dtype", KV_CACHE_DTYPE_NAMES),
@@ -133,6 +139,7 @@ class EngineConfig:
             )
         if self.device == "cuda" and self.kernels in ("compiled", "reference"):
             raise ModelError(f"kernels {self.kernels} are the processor's; device is cuda")
+        self._check_attention()
         if not 0.0 < self.gpu_memory_fraction <= 1.0:
             raise ModelError(
                 f"gpu_memory_fraction must be above 0 and at most 1, not {self.gpu_memory_fraction}"
@@ -160,6 +167,17 @@ class EngineConfig:
                 f"max_batched_tokens ({self.max_batched_tokens}) must be at least max_sequences "
                 f"({self.max_sequences}), so that every sequence can decode in every step"
             )
+
+    def _check_attention(self) -> None:
+        if self.attention == "auto":
+            return
+        if self.kernels in ("compiled", "reference"):
+            raise ModelError(
+                f"attention {self.attention} is for a GPU; kernels {self.kernels} are the "
+                "processor's"
+            )
+        if self.attention == "triton" and self.kernels == "torch":
+            raise ModelError("attention triton is of the triton kernels; kernels is torch")
 
     def _check_tiers(self) -> None:
         for name in ("host_kv_cache_bytes", "disk_kv_cache_bytes"):

@@ -27,7 +27,7 @@ from benchmarks.gpu.workload import FULL, SMALL, workloads
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 RESULT: Final = ROOT / "benchmarks" / "results" / "gpu.json"
-PARTS: Final = ("roofline", "tests", "micro", "single", "engine", "peers", "product")
+PARTS: Final = ("roofline", "tests", "attention", "micro", "single", "engine", "peers", "product")
 BUDGET_S: Final = 570.0
 MIN_LEFT_S: Final = 5.0
 # The longest that each may take, whatever is left.
@@ -35,6 +35,7 @@ LIMITS_S: Final = {
     "model": 60.0,
     "roofline": 45.0,
     "tests": 150.0,
+    "attention": 90.0,
     "micro": 60.0,
     "ours": 150.0,
     "nano_vllm": 180.0,
@@ -89,6 +90,7 @@ class Check:
         return {
             "roofline": lambda: self._measure("roofline", module="rates"),
             "tests": self._tests,
+            "attention": lambda: self._measure("attention", module="attention"),
             "micro": lambda: self._measure("micro", module="micro"),
             ours: self._ours,
             "peers": self._peers,

@@ -15,6 +15,10 @@ MIN_PRODUCT_RATIO: Final = 0.95
 MAIN: Final = "nano-vllm"
 SINGLE: Final = "1 stream"
 
+_PARTS: Final = (
+    "roofline", "tests", "attention", "micro", "ours", "nano_vllm", "transformers", "product",
+)  # fmt: skip
+
 Figures = Mapping[str, Any]
 
 
@@ -132,7 +136,8 @@ def table(result: Figures) -> str:
         head = ("workload", "ours tok/s", "roofline", "ITL ms", "nano-vllm", "x", "transf.", "x")
         lines.append(_row(head))
         lines += [_workload_row(name, result) for name in result["workloads"]]
-    for name in ("roofline", "tests", "micro", "ours", "nano_vllm", "transformers", "product"):
+    lines += _attention_lines(result.get("attention", {}).get("chosen"))
+    for name in _PARTS:
         if fault := result.get(name, {}).get("failed"):
             lines.append(f"FAILED {name}: {fault}")
         elif reason := result.get(name, {}).get("left_out"):
@@ -143,6 +148,19 @@ def table(result: Figures) -> str:
         for verdict in result.get("verdicts", ())
     ]
     return "\n".join(lines)
+
+
+def _attention_lines(chosen: Figures | None) -> list[str]:
+    """Return what attends in each phase and what each candidate takes, and what is not used."""
+    if chosen is None:
+        return []
+    lines = []
+    for phase in ("decode", "prefill"):
+        times = chosen["times_us"].get(phase, {})
+        said = ", ".join(f"{name} {time_us:,.1f} us" for name, time_us in times.items())
+        found = said or "no library is here to compare with"
+        lines.append(f"attention chosen to {phase}: {chosen[phase]} ({found})")
+    return lines + [f"not used: {name}: {why}" for name, why in chosen["refused"].items()]
 
 
 def _machine_line(result: Figures) -> str:

@@ -64,6 +64,8 @@ class EmbeddingBackend:
             )
         if config.kv_cache_dtype != "auto":
             raise ModelError("kv_cache_dtype is not supported for an embedding model: it has none")
+        if config.attention != "auto":
+            raise ModelError("attention is not supported for an embedding model")
         if config.trace is not None:
             raise ModelError("trace is not supported for an embedding model")
         if config.tensor_parallel > 1:

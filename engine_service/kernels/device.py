@@ -7,6 +7,7 @@ Nothing here waits for the device or asks it for a value, so that all of it can 
 CUDA graph; what pads a graph's batch has a context of 0 tokens and slot -1.
 """
 
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,14 @@ from engine_service.kernels.quantization import QuantizedWeight, dequantize_weig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowsOnHost:
+    """What the host knows of ``PagedRows``."""
+
+    context_lens: SequenceOf[int]
+    query_starts: SequenceOf[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PagedRows:
     """Where the K and V of each row's context are.
 
@@ -26,13 +35,14 @@ class PagedRows:
     context_lens: int32 (n_rows,), tokens with K and V in the pool, the row's new ones included.
     query_starts: int32 (n_rows + 1,), where each row's new tokens begin among the queries; its new
     tokens are the last of its context. None where each row has one token.
-    max_query_len: most new tokens of a row.
+    max_query_len: most new tokens of a row. host: the same numbers, where rows have several tokens.
     """
 
     block_tables: Tensor
     context_lens: Tensor
     query_starts: Tensor | None = None
     max_query_len: int = 1
+    host: RowsOnHost | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from engine_service.kernels.device import DeviceKernels, TorchKernels
 from engine_service.kernels.quantization import GROUP
 from engine_service.models.registry import load_model
 from engine_service.models.shard import WHOLE, Shard
+from engine_service.runner.attention_choice import attention_of
 from engine_service.runner.collectives import Collectives, Member
 from engine_service.runner.decode_graphs import CudaGraphApi, DecodeGraphs, graph_sizes
 from engine_service.runner.device_memory import DeviceMemory
@@ -100,6 +101,16 @@ def load_part(
     max_rows = config.max_sequences
     # Each sequence may have guesses, which are drawn for, too.
     max_draws = config.max_batched_tokens
+    kv_dtype = _kv_dtype(config, dtype)
+    attention = attention_of(
+        config,
+        kernels,
+        model_config=shard.of(model_config),
+        max_len=max_len,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        device=device,
+    )
     model = DeviceModel(
         load_model(
             config.model_dir,
@@ -118,6 +129,7 @@ def load_part(
         max_blocks=max_blocks,
         reduce=None if member is None else member.collectives.reduce,
         is_quantized=config.quantization != "none",
+        attention=attention,
     )
     sampler = DeviceSampler(kernels, device=device)
     n_blocks = _make_pool(
@@ -125,7 +137,7 @@ def load_part(
         sampler,
         config=config,
         model_config=model_config,
-        dtype=_kv_dtype(config, dtype),
+        dtype=kv_dtype,
         member=member,
         leaving=leaving,
     )
@@ -194,7 +206,7 @@ def _loaded(
         )
     return LoadedModel(
         runner=runner,
-        kernels=part.model.kernels.name,
+        kernels=part.model.attention.named(part.model.kernels.name),
         dtype=part.dtype,
         device=str(part.model.device),
         n_blocks=part.n_blocks,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine_service.kernels.device import DeviceKernels, PagedRows, SamplingTensors
+from engine_service.kernels.device import DeviceKernels, PagedRows, RowsOnHost, SamplingTensors
+from engine_service.kernels.paged_attention import Attention
 from engine_service.kernels.quantization import Matrix
 from engine_service.layers.decoder import Decoder
 from engine_service.layers.linear import Linear
@@ -77,7 +78,8 @@ class DeviceModel:
     last_draws: int32 (max_draws,): the tokens that the last step drew, which the next one may take
     as its input. reduce: adds up what the ranks of a tensor-parallel group hold, after attention
     and after the feed-forward layer; None for a model that is whole. is_quantized: whether the
-    weights of its products were read in eight bits.
+    weights of its products were read in eight bits. attention: by default the kernels' own; steps
+    of few rows always have that.
     """
 
     def __init__(
@@ -92,16 +94,18 @@ class DeviceModel:
         max_blocks: int,
         reduce: Reduce | None = None,
         is_quantized: bool = False,
+        attention: Attention | None = None,
     ) -> None:
         self.kernels = kernels
+        self.attention = attention or Attention.of(kernels)
         self.device = device
         self._eps = eps
         self._reduce = reduce
         self._embedding = model.embedding.weight
         self._norm = model.norm.weight
         self._rotary = model.rotary.table.to(device)
-        attention = model.layers[0].attention
-        self._n_heads, self._head_dim = attention.n_heads, attention.head_dim
+        heads = model.layers[0].attention
+        self._n_heads, self._head_dim = heads.n_heads, heads.head_dim
         self._scale = self._head_dim**-0.5
         self._layers: SequenceOf[LayerWeights[Matrix]]
         self._head: Matrix
@@ -123,9 +127,9 @@ class DeviceModel:
                     head=head,
                     rotary=self._rotary,
                     eps=eps,
-                    n_heads=attention.n_heads,
-                    n_kv_heads=attention.n_kv_heads,
-                    head_dim=attention.head_dim,
+                    n_heads=heads.n_heads,
+                    n_kv_heads=heads.n_kv_heads,
+                    head_dim=heads.head_dim,
                 )
         self.max_rows = max_rows
         self.pool: KVPool | None = None
@@ -169,7 +173,7 @@ class DeviceModel:
             )
 
         def attend(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-            return self.kernels.decode_attention(
+            return self.attention.decode.decode_attention(
                 q, k_cache=k_cache, v_cache=v_cache, rows=rows, scale=self._scale
             )
 
@@ -208,6 +212,7 @@ class DeviceModel:
             context_lens=context_lens[n_single:],
             query_starts=query_starts[n_single:] - n_single,
             max_query_len=step.max_query_len,
+            host=_several_on_host(step),
         )
         x = self._embed(part["token_ids"], sources=part["sources"], n_single=n_single)
 
@@ -215,7 +220,7 @@ class DeviceModel:
             found = []
             if n_single:
                 found.append(
-                    self.kernels.decode_attention(
+                    self.attention.decode.decode_attention(
                         q[:n_single],
                         k_cache=k_cache,
                         v_cache=v_cache,
@@ -225,7 +230,7 @@ class DeviceModel:
                 )
             if n_single < step.n_rows:
                 found.append(
-                    self.kernels.prefill_attention(
+                    self.attention.prefill.prefill_attention(
                         q[n_single:],
                         k_cache=k_cache,
                         v_cache=v_cache,
@@ -311,6 +316,20 @@ class DeviceModel:
 
     def _reduced(self, x: Tensor) -> Tensor:
         return x if self._reduce is None else self._reduce(x)
+
+
+def _several_on_host(step: PackedStep) -> RowsOnHost:
+    """Return the numbers of the rows of several tokens, counted from the first of these."""
+    parts, n_single = step.sections(), step.n_single
+
+    def of_several(name: str) -> SequenceOf[int]:
+        start, length = parts[name]
+        return step.numbers[start + n_single : start + length]
+
+    return RowsOnHost(
+        context_lens=of_several("context_lens"),
+        query_starts=[place - n_single for place in of_several("query_starts")],
+    )
 
 
 def _sections(step: PackedStep, numbers: Tensor) -> dict[str, Tensor]:

@@ -69,6 +69,10 @@ def load(
         return load_on_device(config, model_config=model_config, leaving=leaving)
     if config.tensor_parallel > 1:
         raise ModelError("tensor_parallel is for GPUs; this engine computes on the processor")
+    if config.attention != "auto":
+        raise ModelError(
+            f"attention {config.attention} is for a GPU; this engine computes on the processor"
+        )
     if config.sleep_after_s is not None:
         raise ModelError(
             "sleep_after_s is for a GPU's kernels; this engine computes with the processor's, "

@@ -25,6 +25,7 @@ BLOCK_TOKENS: Final = 256
 # What it computes with cannot be anything else.
 _FIXED: Final[Mapping[str, object]] = {
     "kernels": "auto",
+    "attention": "auto",
     "instruction_set": None,
     "quantization": "none",
     "target_itl_s": None,

@@ -120,6 +120,22 @@ def test_the_table_names_what_failed() -> None:
     assert lines[-2:] == ["left out micro: no time", "FAILED nano_vllm: its 180 s ran out"]
 
 
+def test_the_table_says_what_attends() -> None:
+    chosen = {
+        "decode": "triton",
+        "prefill": "flashinfer",
+        "times_us": {"prefill": {"triton": 1200.0, "flashinfer": 800.5}},
+        "refused": {"flashinfer, decode": "ValueError: XQA needs SM90"},
+    }
+    result = a_result(attention={"chosen": chosen}, micro={})
+    result["derived"] = report.derive(result)
+    assert report.table(result).splitlines()[-3:] == [
+        "attention chosen to decode: triton (no library is here to compare with)",
+        "attention chosen to prefill: flashinfer (triton 1,200.0 us, flashinfer 800.5 us)",
+        "not used: flashinfer, decode: ValueError: XQA needs SM90",
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "counts"),
     [
