@@ -25,7 +25,11 @@ class Child:
 
 
 def child_options(
-    description: str | None, *, runs_model: bool = False, brings_peers: bool = False
+    description: str | None,
+    *,
+    runs_model: bool = False,
+    brings_peers: bool = False,
+    is_bounded: bool = False,
 ) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--output", type=Path, required=True)
@@ -36,6 +40,8 @@ def child_options(
         parser.add_argument("--workloads", nargs="+", required=True)
     if brings_peers:
         parser.add_argument("--peers", type=Path, required=True)
+    if is_bounded:
+        parser.add_argument("--limit-s", type=float, required=True)
     return parser.parse_args()
 
 

@@ -142,6 +142,11 @@ def table(result: Figures) -> str:
             lines.append(f"FAILED {name}: {fault}")
         elif reason := result.get(name, {}).get("left_out"):
             lines.append(f"left out {name}: {reason}")
+        lines += [
+            f"left out {name}, {workload}: {reason}"
+            for workload in result.get("workloads", ())
+            if (reason := result.get(name, {}).get(workload, {}).get("left_out"))
+        ]
     marks = {True: "met", False: "NOT MET", None: "not claimed"}
     lines += [
         f"{marks[verdict['is_met']]}: {verdict['what']}: {verdict['found']}"
