@@ -22,6 +22,8 @@ _QUANTIZED_BYTES: Final = {"int8": 1 + 4 / 32, "fp8": 1.0}
 _FLOAT32_BYTES: Final = 4
 # Logits, what sampling makes of them, and a copy to sort.
 _LOGIT_COPIES: Final = 4
+# As parts send them to each other, and in the order of the vocabulary; of the model's type.
+_GATHERED_COPIES: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,30 +93,30 @@ def estimate(
     if task == "embed":
         return _encoder(n_parameters, shape, sizes, width=width)
     shape = _part(shape, sizes.n_parts)
-    products, ends = _products(shape), shape.vocab_size * shape.hidden_size
+    products, embedding = _products(shape), shape.vocab_size * shape.hidden_size
+    head = -(-shape.vocab_size // sizes.n_parts) * shape.hidden_size
     packed = _QUANTIZED_BYTES.get(sizes.quantization, width)
     # The compiled kernels keep the head in an order of its own, also where it is the embedding.
-    weights = (shape.n_layers * sum(products) + ends) * packed + ends * width
+    weights = (shape.n_layers * sum(products) + head) * packed + embedding * width
     small = [n * width for n in products if n * width < _GIVEN_BACK_FROM_BYTES]
-    as_read = (shape.n_layers * sum(products) + ends) * width
+    as_read = (shape.n_layers * sum(products) + head) * width
+    n_logits = sizes.max_sequences * shape.vocab_size
+    gathered = _GATHERED_COPIES * width if sizes.n_parts > 1 else 0
     return Estimate(
         weights=round(weights),
         kv_cache=round(
             2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * width * sizes.kv_cache_tokens
         ),
         loading=round(max(shape.n_layers * sum(small), as_read - weights)),
-        steps=_FLOAT32_BYTES
-        * (
-            sizes.max_batched_tokens * _row(shape)
-            + sizes.max_sequences * shape.vocab_size * _LOGIT_COPIES
-        ),
+        steps=_FLOAT32_BYTES * (sizes.max_batched_tokens * _row(shape) + n_logits * _LOGIT_COPIES)
+        + round(n_logits * gathered),
         runtime=runtime,
     )
 
 
 def _part(shape: ModelShape, n_parts: int) -> ModelShape:
-    """Return the sizes of one of so many parts: fewer heads and inner values, a K/V head at least,
-    and all of the embedding and the head."""
+    """Return the sizes of one of so many parts: fewer heads and inner values, a K/V head at least.
+    Each has all of the embedding, and logits of the whole vocabulary."""
     return replace(
         shape,
         n_heads=shape.n_heads // n_parts,

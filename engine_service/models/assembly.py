@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from engine_service.config import ModelConfig
 from engine_service.layers.attention import Attention
@@ -38,12 +40,9 @@ def read_decoder(
             )
         )
     norm = _norm(config, weights, name="model.norm")
-    if config.tie_word_embeddings:
-        head = embedding
-        weights.finish(ignored=frozenset({"lm_head.weight"}))
-    else:
-        head = weights.take("lm_head.weight", shape=embedding_shape)
-        weights.finish(ignored=frozenset())
+    head = _head(config, weights, embedding=embedding)
+    is_tied = config.tie_word_embeddings
+    weights.finish(ignored=frozenset({"lm_head.weight"}) if is_tied else frozenset())
     return Decoder(
         embedding=Embedding(embedding),
         layers=layers,
@@ -105,6 +104,19 @@ def read_attention(
         q_norm=q_norm,
         k_norm=k_norm,
     )
+
+
+def _head(config: ModelConfig, weights: WeightReader, *, embedding: Tensor) -> Tensor:
+    """Return the rows of the reader's shard; a tied head is the embedding, or a view of its rows
+    where none is padded."""
+    shard, n_vocab = weights.shard, config.vocab_size
+    rows = shard.vocab_rows(n_vocab)
+    if config.tie_word_embeddings:
+        part = embedding if shard.n_ranks == 1 else embedding[rows]
+    else:
+        part = weights.take_stacked(Part("lm_head.weight", tuple(embedding.shape), rows))
+    n_padding = shard.n_vocab_rows(n_vocab) - len(part)
+    return functional.pad(part, (0, 0, 0, n_padding)) if n_padding else part
 
 
 def _norm(config: ModelConfig, weights: WeightReader, *, name: str) -> RMSNorm:

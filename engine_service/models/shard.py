@@ -15,8 +15,9 @@ class Shard:
 
     The projections of q, k, v, gate and up are cut by their rows, so that each rank computes some
     heads and some inner values; those behind them by their columns, so that each rank's products
-    are summands. Embedding, norms and head are whole everywhere. Where there are fewer K/V heads
-    than ranks, those whose query heads share one hold it each.
+    are summands. The head is cut by its rows, the vocabulary. Embedding and norms are whole
+    everywhere. Where there are fewer K/V heads than ranks, those whose query heads share one hold
+    it each.
     """
 
     rank: int = 0
@@ -66,6 +67,16 @@ class Shard:
         """Return this rank's part of ``size`` rows or columns, which its number divides."""
         n = size // self.n_ranks
         return slice(self.rank * n, (self.rank + 1) * n)
+
+    def n_vocab_rows(self, vocab_size: int) -> int:
+        """Return how many rows of the head each rank has, of which the last ones' may be padding:
+        what ranks gather is of one size."""
+        return -(-vocab_size // self.n_ranks)
+
+    def vocab_rows(self, vocab_size: int) -> slice:
+        """Return which tokens' rows of the head this rank has, padding left out."""
+        n = self.n_vocab_rows(vocab_size)
+        return slice(min(self.rank * n, vocab_size), min((self.rank + 1) * n, vocab_size))
 
     def kv_heads(self, n_kv_heads: int) -> slice:
         """Return the K/V heads that this rank's query heads attend to."""

@@ -12,6 +12,8 @@ from torch import Tensor, distributed
 from engine_service.errors import EngineLost
 from engine_service.models.shard import Shard
 
+# Its name until torch 2.12 was the other, and is deprecated since.
+_all_gather: Final = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)
 # Far more than any step takes. A rank that died is noticed at once and otherwise: by its socket.
 _TIMEOUT: Final = timedelta(seconds=60)
 
@@ -27,6 +29,7 @@ class Collectives:
     def __init__(self, shard: Shard, *, rendezvous: int, device: torch.device) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        self._n_ranks = shard.n_ranks
         is_cuda = device.type == "cuda"
         store = distributed.FileStore(  # type: ignore[attr-defined]  # torch forgot to export it
             f"/proc/self/fd/{rendezvous}", shard.n_ranks
@@ -52,6 +55,18 @@ class Collectives:
         except RuntimeError as error:
             raise EngineLost(f"the ranks cannot add up: {error}") from error
         return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return (n, n_ranks * m) on all ranks of what each has, (n, m): rank 0's columns first.
+        Raises EngineLost likewise."""
+        n_rows, n_columns = x.shape
+        found = x.new_empty(self._n_ranks * n_rows, n_columns)
+        if n_rows:
+            try:
+                _all_gather(found, x.contiguous())
+            except RuntimeError as error:
+                raise EngineLost(f"the ranks cannot put together: {error}") from error
+        return found.view(self._n_ranks, n_rows, n_columns).transpose(0, 1).flatten(1)
 
     def share(self, x: Tensor) -> None:
         """Have all ranks hold in ``x`` what rank 0 does. Raises EngineLost likewise."""

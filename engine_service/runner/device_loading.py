@@ -77,6 +77,7 @@ def load_on_device(
         ranks.close()
         raise
     steps = CommonSteps(part.steps, ranks=ranks)
+    part.model.ask_all = steps.logits
     return _loaded(part, steps=steps, config=config, ranks=ranks)
 
 
@@ -128,6 +129,7 @@ def load_part(
         max_draws=max_draws,
         max_blocks=max_blocks,
         reduce=None if member is None else member.collectives.reduce,
+        gather=None if member is None else member.collectives.gather,
         is_quantized=config.quantization != "none",
         attention=attention,
     )

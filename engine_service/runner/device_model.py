@@ -21,7 +21,7 @@ from engine_service.runner.few_rows import FewRows
 from engine_service.runner.layer_weights import LayerWeights
 from engine_service.runner.step_packing import PackedStep, draws_start
 
-Reduce = Callable[[Tensor], Tensor]
+Join = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,9 @@ class DeviceModel:
 
     last_draws: int32 (max_draws,): the tokens that the last step drew, which the next one may take
     as its input. reduce: adds up what the ranks of a tensor-parallel group hold, after attention
-    and after the feed-forward layer; None for a model that is whole. is_quantized: whether the
+    and after the feed-forward layer; gather: puts the columns of their logits side by side. None
+    for a model that is whole. ask_all: how rank 0 of a group that serves gets logits from all of
+    it. is_quantized: whether the
     weights of its products were read in eight bits. attention: by default the kernels' own; steps
     of few rows always have that.
     """
@@ -92,7 +94,8 @@ class DeviceModel:
         max_rows: int,
         max_draws: int,
         max_blocks: int,
-        reduce: Reduce | None = None,
+        reduce: Join | None = None,
+        gather: Join | None = None,
         is_quantized: bool = False,
         attention: Attention | None = None,
     ) -> None:
@@ -101,6 +104,8 @@ class DeviceModel:
         self.device = device
         self._eps = eps
         self._reduce = reduce
+        self._gather = gather
+        self.ask_all: Join | None = None
         self._embedding = model.embedding.weight
         self._norm = model.norm.weight
         self._rotary = model.rotary.table.to(device)
@@ -178,7 +183,7 @@ class DeviceModel:
             )
 
         x = self._forward(x, positions=positions, slots=slots, attend=attend)
-        return self.logits(x)
+        return self.all_logits(x)
 
     def decode_and_draw(self, n_rows: int, *, numbers: Tensor) -> Tensor:
         """Do so, and put into ``last_draws`` what is drawn by the numbers and temperatures of the
@@ -244,7 +249,25 @@ class DeviceModel:
         return x.index_select(0, part["logit_places"])
 
     def logits(self, normed: Tensor) -> Tensor:
-        return self._linear(normed, self._head)
+        """Return the logits (n, vocab) of normed states (n, hidden). Before a group serves, all of
+        its ranks are to do so at once."""
+        return self.all_logits(normed) if self.ask_all is None else self.ask_all(normed)
+
+    def all_logits(self, normed: Tensor) -> Tensor:
+        """Do so; all ranks of a group are at it, with the same states."""
+        part = self._linear(normed, self._head)
+        if self._gather is None:
+            return part
+        # Behind the vocabulary's last row stands what was padded.
+        return self._gather(part)[:, : len(self._embedding)]
+
+    @property
+    def hidden_size(self) -> int:
+        return self._embedding.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._embedding.dtype
 
     @property
     def max_few_rows(self) -> int:

@@ -73,6 +73,21 @@ class DeviceSteps:
         return self._model.decode_and_draw(step.n_rows, numbers=numbers)
 
     @torch.inference_mode()
+    def logits(self, normed: Tensor) -> Tensor:
+        """Return the logits of rank 0's normed states, (n, vocab) of (n, hidden), as all ranks of
+        the group do at once; of none nothing is exchanged."""
+        assert self._collectives is not None
+        normed = normed.contiguous()
+        if len(normed):
+            self._collectives.share(normed)
+        return self._model.all_logits(normed)
+
+    def join_logits(self, n_rows: int) -> None:
+        """Do another rank's part of that."""
+        model = self._model
+        self.logits(torch.empty(n_rows, model.hidden_size, dtype=model.dtype, device=model.device))
+
+    @torch.inference_mode()
     def clear(self, blocks: SequenceOf[int]) -> None:
         assert self._model.pool is not None
         self._model.pool.clear(blocks)

@@ -32,6 +32,7 @@ from engine_service.runner.rank_messages import (
     Copy,
     Failed,
     Loaded,
+    Logits,
     Pool,
     SetUp,
     Started,
@@ -109,6 +110,8 @@ def _do(message: ToRank, *, steps: DeviceSteps) -> None:
     match message:
         case Step():
             steps.compute(message.packed())
+        case Logits(n_rows):
+            steps.join_logits(n_rows)
         case Clear(blocks):
             steps.clear(blocks)
         case Copy(pairs):

@@ -54,6 +54,12 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         return PackedStep(**sizes, numbers=numbers)
 
 
+class Logits(msgspec.Struct, frozen=True, tag=True):
+    """Of so many states, which rank 0 shares next."""
+
+    n_rows: int
+
+
 class Clear(msgspec.Struct, frozen=True, tag=True):
     blocks: list[int]
 
@@ -64,7 +70,7 @@ class Copy(msgspec.Struct, frozen=True, tag=True):
     pairs: list[tuple[int, int]]
 
 
-ToRank = SetUp | Pool | Step | Clear | Copy
+ToRank = SetUp | Pool | Step | Logits | Clear | Copy
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):

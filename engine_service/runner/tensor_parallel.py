@@ -23,7 +23,7 @@ from torch import Tensor
 
 from engine_service.config import EngineConfig
 from engine_service.errors import EngineLost, ModelError
-from engine_service.runner.device_steps import Steps
+from engine_service.runner.device_steps import DeviceSteps
 from engine_service.runner.rank_channel import Channel, frame
 from engine_service.runner.rank_messages import (
     Clear,
@@ -31,6 +31,7 @@ from engine_service.runner.rank_messages import (
     Failed,
     FromRank,
     Loaded,
+    Logits,
     Pool,
     SetUp,
     Started,
@@ -148,7 +149,7 @@ class RankGroup:
 class CommonSteps:
     """Steps that all ranks compute, each its part."""
 
-    def __init__(self, steps: Steps, *, ranks: RankGroup) -> None:
+    def __init__(self, steps: DeviceSteps, *, ranks: RankGroup) -> None:
         self._steps = steps
         self._ranks = ranks
 
@@ -159,6 +160,16 @@ class CommonSteps:
             return self._steps.compute(step)
         except Exception as error:
             raise EngineLost(f"rank 0 failed in a step: {error}") from error
+
+    def logits(self, normed: Tensor) -> Tensor:
+        """Return the logits of these states, of a part of the vocabulary from each rank. Raises
+        EngineLost likewise."""
+        if len(normed):  # none, where chunks of prompts end later
+            self._ranks.send(Logits(len(normed)))
+        try:
+            return self._steps.logits(normed)
+        except Exception as error:
+            raise EngineLost(f"rank 0 failed at logits: {error}") from error
 
     def clear(self, blocks: Sequence[int]) -> None:
         self._ranks.send(Clear(list(blocks)))

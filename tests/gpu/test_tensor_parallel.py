@@ -1,5 +1,5 @@
-"""Several GPUs give the tokens that one does; and where there is only one, NCCL's sum over a group
-of one can be recorded in a graph, which is all of it that one GPU can show."""
+"""Several GPUs give the tokens that one does; and where there is only one, what goes over NCCL can
+be recorded in a graph for a group of one, which is all of it that one GPU can show."""
 
 import random
 import subprocess
@@ -29,19 +29,22 @@ device = torch.device("cuda", 0)
 group = Collectives(Shard(0, 1), rendezvous=os.memfd_create("rendezvous"), device=device)
 x = torch.ones(64, 128, dtype=torch.bfloat16, device=device)
 group.share(x)
-replay, total = CudaGraphApi().record(lambda: group.reduce(x * 2))
+graphs = CudaGraphApi()
+add, total = graphs.record(lambda: group.reduce(x * 2))
+put_together, parts = graphs.record(lambda: group.gather(x * 3))
 x.fill_(3)
-replay()
-print("sum", total.unique().tolist(), flush=True)
+add()
+put_together()
+print("sum", total.unique().tolist(), "parts", parts.unique().tolist(), flush=True)
 os._exit(0)
 """
 
 
-def test_a_sum_over_nccl_is_recorded_in_a_graph() -> None:
+def test_what_goes_over_nccl_is_recorded_in_a_graph() -> None:
     done = subprocess.run(
         [sys.executable, "-c", ONE_RANK], cwd=ROOT, capture_output=True, text=True, timeout=90
     )
-    assert "sum [6.0]" in done.stdout, done.stderr[-2000:]
+    assert "sum [6.0] parts [9.0]" in done.stdout, done.stderr[-2000:]
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch sees one GPU here")

@@ -49,7 +49,7 @@ def tensors(decoder: Decoder) -> dict[str, Tensor]:
     return found
 
 
-def joined(name: str, parts: list[Tensor], *, n_copies: int) -> Tensor:
+def joined(name: str, parts: list[Tensor], *, n_copies: int, n_vocab: int) -> Tensor:
     """Put together what the ranks have of a tensor, or check that all have the same."""
     kind = name.split(".")[-1]
     if kind in ("q", "q_bias", "gate", "up"):
@@ -60,6 +60,11 @@ def joined(name: str, parts: list[Tensor], *, n_copies: int) -> Tensor:
         return torch.cat(parts[::n_copies])
     if kind in ("output", "down"):
         return torch.cat(parts, dim=1)
+    if kind == "head":  # the last ones may be padded
+        assert len({len(part) for part in parts}) == 1
+        rows = torch.cat(parts)
+        assert not rows[n_vocab:].any()
+        return rows[:n_vocab]
     assert all(torch.equal(part, parts[0]) for part in parts)
     return parts[0]
 
@@ -72,6 +77,8 @@ def joined(name: str, parts: list[Tensor], *, n_copies: int) -> Tensor:
         ("mistral", {"sliding_window": None, "tie_word_embeddings": False}, 2),
         ("qwen2", {"num_key_value_heads": 1}, 2),
         ("qwen3", {"head_dim": 32}, 2),
+        ("llama", {"vocab_size": 323}, 2),
+        ("qwen3", {"vocab_size": 323, "tie_word_embeddings": False}, 4),
     ],
 )
 def test_the_parts_of_all_ranks_are_the_model(
@@ -81,9 +88,11 @@ def test_the_parts_of_all_ranks_are_the_model(
     whole = tensors(load(model_dir))
     ranks = [tensors(load(model_dir, Shard(rank, n_ranks))) for rank in range(n_ranks)]
     n_copies = max(1, n_ranks // ModelConfig.from_dir(model_dir).n_kv_heads)
+    n_vocab = len(whole["head"])
+    assert [len(rank["head"]) for rank in ranks] == [-(-n_vocab // n_ranks)] * n_ranks
     for name, value in whole.items():
         parts = [rank[name] for rank in ranks]
-        assert torch.equal(joined(name, parts, n_copies=n_copies), value), name
+        assert torch.equal(joined(name, parts, n_copies=n_copies, n_vocab=n_vocab), value), name
     assert sum(len(rank) for rank in ranks) == n_ranks * len(whole)
     n_cut = sum(rank["0.q"].numel() + rank["0.down"].numel() for rank in ranks)
     assert n_cut == whole["0.q"].numel() + whole["0.down"].numel()

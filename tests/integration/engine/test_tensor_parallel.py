@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import distributed
 
-from engine_service.backends.base import EngineRequest
+from engine_service.backends.base import EngineRequest, SequenceOutput
 from engine_service.backends.embedding import EmbeddingBackend
 from engine_service.backends.native import NativeBackend
 from engine_service.config import EngineConfig
@@ -113,6 +113,66 @@ def test_answers_that_share_blocks_and_are_drawn_equal_one_process(tmp_path: Pat
     with two_ranks(model_dir, **settings) as backend:
         assert answers(backend) == expected
         assert answers(backend) == expected
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_all_that_reads_logits_equals_one_process(tmp_path: Path, is_tied: bool) -> None:
+    """Greedy, drawn, filtered, masked by a bias and scored, of prompts too, in steps of every kind;
+    the ranks' parts of the vocabulary are of different sizes."""
+    model_dir = random_model_dir(tmp_path, "llama", vocab_size=323, tie_word_embeddings=is_tied)
+    settings = {"kv_cache_tokens": 512, "max_batched_tokens": 24, "speculation": "ngram"}
+    rng = random.Random(5)
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 1.0, "top_k": 20, "top_p": 0.9},
+        {"temperature": 0.0, "logprobs": 3, "prompt_logprobs": 2},
+        {"temperature": 1.0, "logit_bias": ((322, 9.0), (5, -9.0)), "n": 2},
+        {"temperature": 0.0, "repetition_penalty": 1.3},
+    ]
+    requests = [
+        EngineRequest(
+            key=key,
+            prompt_token_ids=tuple(rng.randrange(40) for _ in range(9 + 11 * key)),
+            sampling=SamplingParams(seed=key, ignore_eos=True, **kind),
+            max_new_tokens=20,
+        )
+        for key, kind in enumerate(kinds)
+    ]
+
+    def answers(backend: NativeBackend) -> list[Any]:
+        found = run_answers(backend, *requests)
+        assert all(output.error is None for outputs in found.values() for output in outputs)
+        return [(key, tokens(outputs), scores(outputs)) for key, outputs in sorted(found.items())]
+
+    expected = answers(NativeBackend(config_of(model_dir, **settings)))
+    assert any(322 in each for _, each, _ in expected), "the last token of the last rank"
+    with two_ranks(model_dir, **settings) as backend:
+        found = answers(backend)
+    assert [each[:2] for each in found] == [each[:2] for each in expected]
+    for (_, _, left), (_, _, right) in zip(found, expected, strict=True):
+        assert [token_id for token_id, _ in left] == [token_id for token_id, _ in right]
+        assert [logprob for _, logprob in left] == pytest.approx([x for _, x in right], abs=1e-4)
+
+
+def scores(outputs: list[SequenceOutput]) -> list[tuple[int, float]]:
+    """Return every token that was scored, of prompts and answers, with its log probability."""
+    entries = [entry for each in outputs for entry in (*each.prompt_logprobs, *each.logprobs)]
+    return [pair for entry in entries for pair in ((entry.token_id, entry.logprob), *entry.top)]
+
+
+def test_logits_that_fail_on_rank_0_end_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait for its part."""
+
+    def fail(normed: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no memory")
+
+    with two_ranks(random_llama_dir(tmp_path)) as backend:
+        runner: Any = backend._runner
+        monkeypatch.setattr(runner._model, "all_logits", fail)
+        with pytest.raises(EngineLost, match="rank 0 failed at logits: no memory"):
+            run_backend(backend)([(1, 2, 3)], [50])
 
 
 def test_a_rank_that_ends_is_said_at_once_and_fails_the_next_step(tmp_path: Path) -> None:

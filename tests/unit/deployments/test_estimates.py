@@ -78,13 +78,19 @@ def test_a_large_model_gives_its_weights_back_one_by_one() -> None:
 
 
 def test_each_part_of_several_has_its_share_and_what_is_whole_everywhere() -> None:
-    """As ``engine_service.models.shard`` cuts it: embedding and head are not cut, and of one K/V
-    head for several each has it."""
+    """As ``engine_service.models.shard`` cuts it: the embedding is not cut, and of one K/V head for
+    several each has it."""
     whole, quarter = of(LARGE), of(LARGE, n_parts=4)
     cut = 32 * (6144 + 4096 + 3 * 14336) * 4096
     ends = 128256 * 4096
     assert whole.weights == 2 * (cut + 2 * ends)
-    assert quarter.weights == 2 * (cut // 4 + 2 * ends)
+    assert quarter.weights == 2 * (cut // 4 + ends // 4 + ends)
+    assert of(LARGE, n_parts=5).weights == 2 * (
+        32 * ((6 + 2 * 1) * 128 + 6 * 128 + 3 * 2867) * 4096 + 25652 * 4096 + ends
+    ), "the head's rows are padded to parts of one size"
+    # What goes between them: 64 rows of logits in bfloat16, as they come and as they are read.
+    row = 4 * (4096 + 1024 + 3584)
+    assert quarter.steps == 4 * (512 * row + 64 * 128256 * 4) + 2 * 2 * 64 * 128256
     assert quarter.kv_cache == whole.kv_cache // 4
     assert of(LARGE, n_parts=16).kv_cache == whole.kv_cache // 8
     assert quarter.lasting == quarter.weights + quarter.kv_cache

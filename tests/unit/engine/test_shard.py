@@ -34,6 +34,20 @@ def test_one_rank_has_all_of_it() -> None:
     assert WHOLE.kv_heads(4) == slice(0, 4)
 
 
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("vocab_size", [1, 7, 9, 320, 323])
+def test_every_token_has_its_row_of_the_head_on_one_rank(n_ranks: int, vocab_size: int) -> None:
+    tokens: list[int] = []
+    for rank in range(n_ranks):
+        shard = Shard(rank, n_ranks)
+        rows = shard.vocab_rows(vocab_size)
+        tokens += range(vocab_size)[rows]
+        assert rows.stop - rows.start <= shard.n_vocab_rows(vocab_size)
+        # Where ranks' parts stand behind each other, a token stands at its id.
+        assert rows.start in (rank * shard.n_vocab_rows(vocab_size), vocab_size)
+    assert tokens == list(range(vocab_size))
+
+
 @pytest.mark.parametrize("n_ranks", [1, 2, 4, 8])
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4, 8])
 def test_every_query_head_stands_with_its_kv_head(n_ranks: int, n_kv_heads: int) -> None:
