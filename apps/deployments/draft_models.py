@@ -44,7 +44,7 @@ def _refusal(deployment: "Deployment", draft: "ModelVersion") -> str:
     if draft == target:
         return "The model itself is no faster than it is: choose a much smaller one."
     if without := _chosen_beside(deployment):
-        return f"A replica with a draft model has no {without}: take one of the two away."
+        return f"A draft model does not go with {without}: take one of the two away."
     return _other_vocabulary(target, draft)
 
 
@@ -55,7 +55,7 @@ def _chosen_beside(deployment: "Deployment") -> str:
     if deployment.sleep_after_s is not None:
         return "sleep"
     if deployment.host_kv_cache_bytes is not None:
-        return "cache below the GPU"
+        return "caches below the GPU"
     return ""
 
 

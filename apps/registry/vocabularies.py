@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-_MOST_BYTES: Final = 64 << 20
+_MOST_BYTES: Final = 128 << 20  # as the converter takes
 
 
 def vocabulary_sha256(tokenizer: Path) -> str:

@@ -29,7 +29,7 @@ from tests.integration.deployments.test_fetching import (
     ready,
     running_agent,
 )
-from tests.models import smollm2_wheel
+from tests.models import smollm2_dir
 from tests.object_storage import ObjectStorage
 from tests.wide_model import wide_model_dir
 
@@ -73,7 +73,7 @@ async def test_a_model_guesses_for_another_and_changes_no_answer(
 
     def make() -> tuple[Deployment, ModelVersion]:
         target, draft = (
-            import_model(name=name, source_path=smollm2_wheel(), actor=actor)
+            import_model(name=name, source_path=smollm2_dir(), actor=actor)
             for name in ("target", "draft")
         )
         deployment = deployment_create(

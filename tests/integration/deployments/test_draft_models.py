@@ -60,10 +60,10 @@ def nothing_changed() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        (TWO, "has no several devices"),
-        ({"device_class": "cpu", "tensor_parallel": 2}, "has no several devices"),
-        (SLEEP, "has no sleep"),
-        (TIERS, "has no cache below the GPU"),
+        (TWO, "does not go with several devices"),
+        ({"device_class": "cpu", "tensor_parallel": 2}, "does not go with several devices"),
+        (SLEEP, "does not go with sleep"),
+        (TIERS, "does not go with caches below the GPU"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(

@@ -87,5 +87,5 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
 def test_one_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
     path = written(tmp_path / "a", "plain")
     with path.open("ab") as file:
-        file.truncate((64 << 20) + 1)
+        file.truncate((128 << 20) + 1)
     assert vocabulary_sha256(path) == ""
