@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import sqlite3
@@ -21,6 +20,7 @@ import pytest
 
 from apps.engines.client import EngineClient
 from apps.engines.health import EngineHealth
+from tests.furnished import furnished_var, inherited_environment
 from tests.models import minilm_wheel, smollm2_wheel
 from tests.processes import ROOT
 from tests.waiting import wait_until
@@ -66,7 +66,7 @@ class RunningProduct:
         own = {"VAR": str(self.var)}
         if self.database_url is not None:
             own["DATABASE_URL"] = self.database_url
-        return _inherited() | own
+        return inherited_environment() | own
 
     @property
     def log(self) -> str:
@@ -186,12 +186,6 @@ def manage(product: RunningProduct, *arguments: str) -> "subprocess.CompletedPro
     )
 
 
-def _inherited() -> dict[str, str]:
-    """This process's environment, without what would lead to the tests' own settings."""
-    strange = ("DJANGO_SETTINGS_MODULE", "DATABASE_URL", "MODELS_DIR")
-    return {name: value for name, value in os.environ.items() if name not in strange}
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -208,7 +202,7 @@ def serve_start(
             [sys.executable, "manage.py", "serve", "--port", str(port)],
             cwd=ROOT,
             env={
-                **_inherited(),
+                **inherited_environment(),
                 "VAR": str(var),
                 "GATEWAY_STALL_TIMEOUT_S": str(STALL_TIMEOUT_S),
                 "BATCH_LEASE_S": str(BATCH_LEASE_S),
@@ -260,7 +254,7 @@ def serve_stop(process: "subprocess.Popen[bytes]", *, timeout_s: float = 60) -> 
 @pytest.fixture(scope="session")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProduct]:
     """One product for all tests that leave it as they found it."""
-    with running_product(tmp_path_factory.mktemp("product")) as running:
+    with running_product(furnished_var(tmp_path_factory, "product")) as running:
         yield running
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.furnished import furnished_var
 from tests.serve import RunningProduct, in_django, running_product
 from tests.waiting import wait_until
 
@@ -69,7 +70,7 @@ with every_tenant("the test reads all of them"):
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProduct]:
     """One of its own: its experiment takes in whoever asks."""
-    with running_product(tmp_path_factory.mktemp("judging")) as running:
+    with running_product(furnished_var(tmp_path_factory, "judging")) as running:
         yield running
 
 

@@ -15,6 +15,7 @@ from aiohttp import web
 from playwright.sync_api import Page, expect
 
 from tests.browser import Browser, chromium
+from tests.furnished import furnished_var
 from tests.remote import DONE, MODEL, Upstream, of_body, piece, streamed, upstream, usage
 from tests.serve import RunningProduct, in_django, manage, running_product
 from tests.waiting import wait_until
@@ -34,7 +35,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProduct
     with pytest.MonkeyPatch.context() as patch:  # for its commands as well
         patch.setenv("REMOTE_ALLOWED_NETWORKS", "127.0.0.0/8")
         patch.setenv("ENGINE_PING_DEADLINE_S", "30")  # two models on whatever cores there are
-        with running_product(tmp_path_factory.mktemp("rollout")) as running:
+        with running_product(furnished_var(tmp_path_factory, "rollout")) as running:
             yield running
 
 

@@ -17,6 +17,7 @@ import pytest
 from apps.deployments.autoscaling import Pace
 from benchmarks.plot import Panel, Phase, timeline
 from tests.faults.scaling import Change, Load, in_bins
+from tests.furnished import furnished_var
 from tests.processes import ROOT
 from tests.serve import CHAT_ENGINE, RunningProduct, in_django, running_product
 from tests.waiting import wait_until, wait_until_async
@@ -52,7 +53,7 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProduct]
     """A product whose model to chat with may have three small replicas."""
     # A busy machine is to make engines slow here, not to have them ended.
     env = {"ENGINE_PING_DEADLINE_S": "60"}
-    with running_product(tmp_path_factory.mktemp("scaled"), env=env) as product:
+    with running_product(furnished_var(tmp_path_factory, "scaled"), env=env) as product:
         before = product.engine().epoch
         facts = (DEPLOYMENT, N_ROWS, MOST_REPLICAS, int(TARGET_S * 1000))
         in_django(product, SETTLE, *map(str, facts))

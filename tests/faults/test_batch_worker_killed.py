@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.batches import BatchClient
+from tests.furnished import furnished_var
 from tests.serve import RunningProduct, running_product
 from tests.waiting import wait_until
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProduct]:
     """One of its own: rows of the ledger that a killed worker leaves open stay so for a while."""
-    with running_product(tmp_path_factory.mktemp("batches")) as running:
+    with running_product(furnished_var(tmp_path_factory, "batches")) as running:
         yield running
 
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from tests.faults.streaming import Transcript, connection, long_answer, read_stream
+from tests.furnished import furnished_var
 from tests.serve import CHAT_ENGINE, EngineRow, RunningProduct, in_django, running_product
 from tests.waiting import wait_until, wait_until_async
 
@@ -42,7 +43,7 @@ deployment_update(
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProduct]:
     """A product of its own, with two replicas to chat with."""
     env = {"ENGINE_PING_DEADLINE_S": str(PING_DEADLINE_S)}
-    with running_product(tmp_path_factory.mktemp("two"), env=env) as product:
+    with running_product(furnished_var(tmp_path_factory, "two"), env=env) as product:
         in_django(product, SCALE, CHAT_ENGINE.removesuffix("-0"), "2")
         wait_until("both replicas", lambda: are_ready(product), timeout_s=BACK_S)
         yield product
