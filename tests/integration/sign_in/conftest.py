@@ -9,6 +9,7 @@ import pytest
 from django.urls import clear_url_caches
 
 from apps.sign_in import provider as client
+from apps.sign_in.selectors import is_single_sign_on_on
 from tests.factories import GroupMappingFactory
 from tests.identity_provider.process import CLIENT_ID, CLIENT_SECRET
 from tests.identity_provider.running import IdentityProvider, running
@@ -17,9 +18,17 @@ from tests.integration.sign_in.hostile_provider import HostileProvider, hostile_
 ORIGIN = "http://testserver"
 
 
+# What the addresses are while single sign-on is on, and while it is off.
+_addresses: dict[bool, Any] = {}
+
+
 def _pages_follow_the_settings() -> None:
-    """Which pages exist is decided when addresses are first looked at."""
-    reload(import_module("config.urls"))
+    """Which pages exist is decided when addresses are first looked at: that is done for each state
+    once, since a hundred pages make it a good part of a test."""
+    urls, is_on = import_module("config.urls"), is_single_sign_on_on()
+    if is_on not in _addresses:
+        _addresses[is_on] = reload(urls).urlpatterns
+    urls.urlpatterns = _addresses[is_on]
     clear_url_caches()
 
 
