@@ -52,7 +52,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What a test asks for says whether it touches the database, so that no list can go stale."""
+    """What a test asks for says whether it touches the database, so that no list can go stale;
+    a mark says of the few that would show nothing else on another one."""
     if not config.getoption("database_only"):
         return
     others = [item for item in items if not touches_database(item)]
@@ -82,6 +83,8 @@ def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
 
 
 def touches_database(item: pytest.Item) -> bool:
+    if item.get_closest_marker("any_database") is not None:
+        return False
     fixtures = getattr(item, "fixturenames", ())
     return item.get_closest_marker("django_db") is not None or any(
         name in fixtures for name in ("db", "transactional_db", "django_db_setup")

@@ -12,6 +12,7 @@ from tests.processes import ROOT
         ("integration/tenants/test_services.py", True),  # a marker says so
         ("integration/console/test_admin_lists.py", True),  # a fixture of a fixture does
         ("integration/console/test_serve_refusals.py", False),
+        ("integration/console/test_playground_chat.py", False),  # a mark says that any will do
         ("unit/core/test_files.py", False),
     ],
 )

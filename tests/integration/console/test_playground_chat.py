@@ -14,7 +14,8 @@ from apps.deployments.models import Deployment
 from apps.rbac.models import User
 from tests.browser import Browser, chromium
 
-pytestmark = pytest.mark.django_db
+# Scripts of a page are the same on each database.
+pytestmark = [pytest.mark.django_db, pytest.mark.any_database]
 
 PAGE = "/admin/playground/"
 

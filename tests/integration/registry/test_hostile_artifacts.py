@@ -47,6 +47,7 @@ def models_dir(tmp_path: Path, settings: Any) -> Path:
     return tmp_path / "models"
 
 
+@pytest.mark.any_database  # each is refused before there is a row; the command below is as well
 @pytest.mark.parametrize("hostile", CORPUS, ids=lambda each: each.name)
 def test_it_is_refused_and_leaves_nothing(
     hostile: Hostile, tmp_path: Path, models_dir: Path, actor: Actor
