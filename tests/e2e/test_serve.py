@@ -18,6 +18,7 @@ import pytest
 
 from tests.processes import ROOT
 from tests.serve import (
+    CHAT_ENGINE,
     EMBEDDING_ENGINE,
     RunningProduct,
     free_port,
@@ -124,7 +125,29 @@ def test_a_taken_port_is_refused_before_anything_else(tmp_path: Path) -> None:
     assert not (tmp_path / "var" / "db.sqlite3").exists()
 
 
+def test_a_server_or_an_agent_that_is_killed_is_started_again(own_product: RunningProduct) -> None:
+    headers = {"Authorization": f"Bearer {own_product.api_token}"}
+    server, agent = own_product.web_pid(), own_product.agent_pid()
+    assert epochs_of(own_product) == [1, 1]
+    os.kill(server, signal.SIGKILL)
+    # Who comes meanwhile is not refused: the socket is kept, and the next server accepts.
+    found = httpx.get(f"{own_product.base_url}/models", headers=headers, timeout=60)
+    assert found.status_code == 200
+    os.kill(agent, signal.SIGKILL)
+    wait_until(
+        "engines of another agent",
+        lambda: epochs_of(own_product) == [2, 2] and own_product.is_ready(),
+        timeout_s=90,
+    )
+    assert own_product.web_pid() not in (server, agent)
+    assert own_product.agent_pid() not in (server, agent)
+    for name in ("server", "agent"):
+        said = f"The {name} ended by itself (signal 9) and is started again"
+        assert own_product.log.count(said) == 1
+
+
 def test_sigterm_leaves_no_process_and_no_socket(own_product: RunningProduct) -> None:
+    """Also of those that were started again."""
     processes = own_product.descendants()
     assert len(processes) == 7, "agent, server, worker, watcher, beat, two engines"
     assert list((own_product.var / "run").glob("*.sock"))
@@ -152,8 +175,12 @@ def test_a_second_start_is_quick_keeps_everything_and_ends_by_ctrl_c(
         assert "Importing" not in again.log
         assert again.usage_outcomes() - rows == {"completed": 1}, "the chat of the start itself"
         assert again.rows("SELECT count(*) FROM rbac_apitoken") == [(1,)]
-        assert again.engine().epoch == again.engine(EMBEDDING_ENGINE).epoch == 2
+        assert epochs_of(again) == [3, 3]
         ctrl_c_stops_in_order(again)
+
+
+def epochs_of(product: RunningProduct) -> list[int]:
+    return [product.engine(name).epoch for name in (CHAT_ENGINE, EMBEDDING_ENGINE)]
 
 
 def ctrl_c_stops_in_order(product: RunningProduct) -> None:
@@ -188,30 +215,6 @@ def children_end_when_serve_is_killed(product: RunningProduct) -> None:
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert alive == []
     assert list((product.var / "run").iterdir()) == []
-
-
-def test_a_server_or_an_agent_that_is_killed_is_started_again(own_product: RunningProduct) -> None:
-    with running_product(own_product.var) as again:
-        headers = {"Authorization": f"Bearer {again.api_token}"}
-        server, agent, engine = again.web_pid(), again.agent_pid(), again.engine()
-        os.kill(server, signal.SIGKILL)
-        # Who comes meanwhile is not refused: the socket is kept, and the next server accepts.
-        found = httpx.get(f"{again.base_url}/models", headers=headers, timeout=60)
-        assert found.status_code == 200
-        os.kill(agent, signal.SIGKILL)
-        wait_until(
-            "engines of another agent",
-            lambda: again.engine().epoch > engine.epoch and again.is_ready(),
-            timeout_s=90,
-        )
-        assert again.web_pid() not in (server, agent)
-        assert again.agent_pid() not in (server, agent)
-        for name in ("server", "agent"):
-            said = f"The {name} ended by itself (signal 9) and is started again"
-            assert again.log.count(said) == 1
-        processes = again.descendants()
-    _, alive = psutil.wait_procs(processes, timeout=1)
-    assert alive == []
 
 
 def test_a_server_that_ends_before_there_is_an_answer_ends_everything(
