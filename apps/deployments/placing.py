@@ -212,8 +212,8 @@ def _needs_text(deployment: Deployment, *, devices: Iterable["Device"]) -> str:
         f"{filesizeformat(parts.weights)} of weights, "
         f"{filesizeformat(parts.kv_cache)} of KV cache, {filesizeformat(parts.steps)} for steps, "
         f"{filesizeformat(parts.runtime)} for the process, {filesizeformat(parts.loading)} while "
-        f"it loads{_draft_text(parts.draft)}{_beside_text(beside(deployment, devices=devices))}"
-        f"{_asleep_text(deployment)}."
+        f"it loads{_draft_text(parts.draft)}{_asleep_text(deployment)}"
+        f"{_beside_text(beside(deployment, devices=devices))}."
     )
 
 

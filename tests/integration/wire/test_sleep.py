@@ -5,7 +5,10 @@ import contextlib
 import time
 from pathlib import Path
 
+import pytest
+
 from apps.engines.client import EngineClient
+from apps.engines.exceptions import EngineClientError
 from apps.engines.health import EngineHealth
 from apps.engines.policy import Timings
 from tests.integration.wire.harness import start, text_of
@@ -97,3 +100,25 @@ async def test_it_takes_memory_only_in_its_turn(tmp_path: Path) -> None:
         assert not (await other.ping(5.0)).is_given_back
         for client in (again, other):
             await client.close()
+
+
+async def test_a_stop_does_not_wait_for_a_turn(tmp_path: Path) -> None:
+    """As when the agent dies: what waits for memory is told, and the process ends."""
+    model_dir = random_llama_dir(tmp_path)
+    options = (*OPTIONS[:-1], "1000", "--kv-cache-tokens", "4096", "--drain-s", "0.5")
+    with running_engine(model_dir, tmp_path, *options) as engine:
+        client = EngineClient(str(engine.socket_path), name="agent")
+        await client.connect()
+        await client.ping(5.0, may_hold_memory=False)
+        stream = await start(client, "r0", max_tokens=20)
+
+        async def waits() -> bool:
+            return (await client.ping(5.0)).waits_for_memory
+
+        await wait_until_async("it to wait", waits)
+        engine.process.terminate()
+        with pytest.raises(EngineClientError):
+            await text_of(stream)
+        wait_until("it to stop", lambda: engine.process.poll() is not None)
+        assert engine.process.returncode == 0
+        await client.close()

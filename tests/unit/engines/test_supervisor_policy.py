@@ -51,6 +51,26 @@ def test_a_new_slot_is_spawned_and_ready_after_the_first_pong() -> None:
     assert slot.decide() is Action.NONE
 
 
+def test_one_that_waits_for_memory_is_asked_again_and_again_and_is_not_late() -> None:
+    slot = Slot(start_deadline_s=20)
+    for _ in range(100):
+        assert slot.decide() is Action.SPAWN
+        slot.life.waits_for_memory()
+        assert slot.life.state is State.WAITING
+        slot.now += 0.5
+    assert slot.life.n_restarts == 0
+    assert slot.life.resumes_in_s(slot.now) is None
+    slot.start()
+
+
+def test_one_that_waits_for_memory_stops_at_once() -> None:
+    slot = Slot()
+    slot.life.waits_for_memory()
+    slot.life.stop()
+    assert slot.decide() is Action.NONE
+    assert slot.life.is_over
+
+
 def test_an_engine_that_never_answers_is_killed_at_the_start_deadline() -> None:
     slot = Slot(start_deadline_s=20)
     slot.spawn()
