@@ -31,3 +31,17 @@ def test_the_command_starts_no_retired_version() -> None:
     with pytest.raises(CommandError, match="is retired; a deployment needs a version that is"):
         call_command("deploy", "start", "chat")
     assert Deployment.objects.get().desired_state == "stopped"
+
+
+def test_the_command_lists_who_is_asleep_and_who_waits_for_memory(capsys: Any) -> None:
+    for name, stats in (("a", {}), ("b", {"waits_for_memory": True})):
+        replica = ReplicaFactory(deployment__name=name, index=0)
+        replica.engine_process.state = "ready"
+        replica.engine_process.stats = {"is_asleep": True, **stats}
+        replica.engine_process.save()
+    call_command("deploy", "list")
+    lines = sorted(capsys.readouterr().out.splitlines())
+    assert [" ".join(line.split())[:32] for line in lines] == [
+        "a Asleep 1 of 1 ready, 1 to 1 -",
+        "b Waiting for memory 1 of 1 read",
+    ]
