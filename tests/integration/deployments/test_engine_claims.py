@@ -44,9 +44,9 @@ def test_a_replica_of_two_gets_both_or_nothing(machine: Device, actor: Actor) ->
     assert "--kernels" not in spec.arguments
     replica = Replica.objects.get()
     assert replica.devices_said == "box/GPU-0, box/GPU-1"
-    # Half of the products, the embedding and the head whole, half of the K/V heads.
+    # Half of the products and of the head, the embedding whole, half of the K/V heads.
     products = 8 * (256 + 2 * 128) * 512 + 8 * 256 * 512 + 8 * 3 * 768 * 512
-    weights, kv_cache = 2 * (products + 2 * 1024 * 512), 2 * 8 * 2 * 64 * 2 * 32768
+    weights, kv_cache = 2 * (products + (1024 + 512) * 512), 2 * 8 * 2 * 64 * 2 * 32768
     assert replica.lasting_bytes == weights + kv_cache
     assert replica.estimated_bytes is not None
     assert replica.estimated_bytes > weights + kv_cache + 1024 * MIB
