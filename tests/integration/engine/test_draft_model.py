@@ -19,6 +19,7 @@ from engine_service.runner.drafting import DraftingRunner
 from engine_service.scheduling.batch import Batch
 from engine_service.scheduling.drafting import StepCost
 from tests.compiled import best_kernels
+from tests.integration.engine import test_speculation
 from tests.integration.engine.backend import (
     Answers,
     altered,
@@ -64,29 +65,17 @@ def request(
 
 def requests() -> list[EngineRequest]:
     """Greedy and drawn; several answers, penalties, what must be reported, the same beginning."""
-    return [
-        request(0),
-        request(1, prompt=range(1, 30), logprobs=2),
-        request(2, temperature=0.7, seed=3, logprobs=0),
-        request(3, prompt=range(60, 75), temperature=1.0, seed=4, top_p=0.9),
-        request(4, n_tokens=25, frequency_penalty=0.5),
-        request(5, prompt=range(100, 140), prompt_logprobs=1),
-        request(6, prompt=range(5, 21), temperature=1.0, seed=9, n=3),
-        request(7, prompt=range(1, 60), temperature=1.0, seed=2, top_k=9, logit_bias=((5, 3.0),)),
-    ]
+    others = {
+        0: request(0),
+        7: request(7, temperature=1.0, seed=2, top_k=9, logit_bias=((5, 3.0),)),
+    }
+    return [*({each.key: each for each in test_speculation.requests()} | others).values()]
 
 
 def same(found: Answers, expected: Answers) -> None:
     assert found.keys() == expected.keys()
-    for key, outputs in expected.items():
-        assert all(output.error is None for output in found[key])
-        assert tokens(found[key]) == tokens(outputs)
-        assert found[key][-1].finish_reason == outputs[-1].finish_reason
-        entries = [[e for o in part for e in o.logprobs] for part in (found[key], outputs)]
-        assert [e.token_id for e in entries[0]] == [e.token_id for e in entries[1]]
-        assert [e.logprob for e in entries[0]] == pytest.approx(
-            [e.logprob for e in entries[1]], abs=1e-4
-        )
+    assert not any(output.error for outputs in found.values() for output in outputs)
+    test_speculation.same(found, expected)
 
 
 @dataclass(frozen=True)
