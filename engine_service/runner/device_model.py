@@ -79,9 +79,8 @@ class DeviceModel:
     as its input. reduce: adds up what the ranks of a tensor-parallel group hold, after attention
     and after the feed-forward layer; gather: puts the columns of their logits side by side. None
     for a model that is whole. ask_all: how rank 0 of a group that serves gets logits from all of
-    it. is_quantized: whether the
-    weights of its products were read in eight bits. attention: by default the kernels' own; steps
-    of few rows always have that.
+    it. is_quantized: whether the weights of its products were read in eight bits. attention: by
+    default the kernels' own; steps of few rows always have that.
     """
 
     def __init__(
