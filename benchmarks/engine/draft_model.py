@@ -45,11 +45,14 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as scratch:
         target_dir = deepened(args.model_dir, Path(scratch) / "target", n_more=args.n_more)
-        plain = _backend(target_dir, speculation="off")
-        result["kernels"] = plain.info.kernels
         for noise in NOISES:
             draft_dir = noisy(args.model_dir, Path(scratch) / f"noise-{noise}", share=noise)
-            backends = {"off": plain, "draft": _backend(target_dir, draft_model_dir=draft_dir)}
+            # Both anew: what one knows of the prompts of another noise, the other would not.
+            backends = {
+                "off": _backend(target_dir, speculation="off"),
+                "draft": _backend(target_dir, draft_model_dir=draft_dir),
+            }
+            result["kernels"] = backends["off"].info.kernels
             for n in BATCHES:
                 case = compare(backends, "random", n=n, n_requests=3 * n, args=args)
                 result["cases"][f"noise {noise}, {n} at once"] = case

@@ -16,11 +16,13 @@ from engine_service.scheduling.drafting import StepCost
 TO_DRAFT: Final = -2
 # What a first guess is trusted with, and how fast old ones are forgotten: of all answers, of one.
 _PRIOR: Final = 0.7
-_KEPT_OF_ALL: Final = 0.99
+_PRIOR_TRIES: Final = 4.0
+_KEPT_OF_ALL: Final = 0.97
+_TRIES_OF_ONE: Final = 2.0
 _KEPT: Final = 0.9
-_PRIOR_TRIES: Final = 2.0
-# Where it does not pay for an answer, it is tried again so many steps later.
-_STEPS_BETWEEN_TRIALS: Final = 32
+# Where no guess pays, one is made for one answer of all in so many tokens: first the draft model
+# has to compute what it has not seen of it, which may be a long prompt.
+_TOKENS_BETWEEN_TRIALS: Final = 512
 
 
 @dataclass(slots=True)
@@ -48,8 +50,15 @@ class DraftModelUse:
     def __init__(self, cost: StepCost) -> None:
         self.cost = cost
         self.acceptance = Acceptance(
-            hits=_PRIOR / (1 - _KEPT_OF_ALL), tries=1 / (1 - _KEPT_OF_ALL), kept=_KEPT_OF_ALL
+            hits=_PRIOR * _PRIOR_TRIES, tries=_PRIOR_TRIES, kept=_KEPT_OF_ALL
         )
+        self._n_idle = 0
+
+    def is_to_be_tried(self) -> bool:
+        """Return whether a guess is to be made that does not seem to pay; called for each token of
+        which that is so."""
+        self._n_idle += 1
+        return self._n_idle % _TOKENS_BETWEEN_TRIALS == 0
 
     def guess_s(self, n_rows: int) -> float:
         """Return how long one more guess for each of so many rows takes, 0 before it is known."""
@@ -62,9 +71,8 @@ class ModelDrafter:
     def __init__(self, use: DraftModelUse) -> None:
         self._use = use
         self._acceptance = Acceptance(
-            hits=use.acceptance.rate * _PRIOR_TRIES, tries=_PRIOR_TRIES, kept=_KEPT
+            hits=use.acceptance.rate * _TRIES_OF_ONE, tries=_TRIES_OF_ONE, kept=_KEPT
         )
-        self._n_idle = 0
         self._is_asked = False
 
     def draft(
@@ -78,8 +86,7 @@ class ModelDrafter:
             guess_tokens=cost.in_tokens(self._use.guess_s(n_rows)),
         )
         if not n_draft:
-            self._n_idle += 1
-            n_draft = int(self._n_idle % _STEPS_BETWEEN_TRIALS == 0)
+            n_draft = int(self._use.is_to_be_tried())
         self._is_asked = n_draft > 0
         return (TO_DRAFT,) * n_draft
 
