@@ -247,7 +247,7 @@ class _Packing:
             self.slots += islice(slots, place % size, place % size + row.n_new)
             self.sources += [NO_SOURCE] * (row.n_new if self._tells_slots else 1)
         self.draws_plainly = self.draws_plainly and row.sequence.draws_plainly
-        if self._tells_slots:
+        if self._tells_slots and row.n_new > 1:
             self.table_rows += [table_row] * row.n_new
             self.context_lens += range(place + 1, row.end + 1)
         else:

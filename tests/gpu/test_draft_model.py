@@ -11,7 +11,7 @@ from engine_service.backends.native import NativeBackend
 from engine_service.config import EngineConfig
 from engine_service.protocol import SamplingParams
 from engine_service.runner.decode_graphs import DecodeGraphs
-from tests.integration.engine.backend import altered, run, tokens
+from tests.integration.engine.backend import run, tokens, with_noise
 from tests.models import random_llama_dir
 
 pytestmark = [
@@ -29,12 +29,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def draft_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        generator = torch.Generator().manual_seed(1)
-        for values in tensors.values():
-            values += torch.randn(values.shape, generator=generator) * 0.01
-
-    return altered(model_dir, tmp_path_factory.mktemp("draft"), change)
+    return with_noise(model_dir, tmp_path_factory.mktemp("draft"))
 
 
 def make_backend(model_dir: Path, **settings: Any) -> NativeBackend:

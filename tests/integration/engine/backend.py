@@ -64,3 +64,15 @@ def altered(
     save_file(tensors, copy / "model.safetensors")
     write_manifest(copy, read_manifest(model_dir))
     return copy
+
+
+def with_noise(model_dir: Path, tmp_path: Path) -> Path:
+    """Copy a model with weights that are others by a little: often, not always, it says the
+    same."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        generator = torch.Generator().manual_seed(1)
+        for values in tensors.values():
+            values += torch.randn(values.shape, generator=generator) * 0.01
+
+    return altered(model_dir, tmp_path, change)

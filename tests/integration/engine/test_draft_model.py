@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from engine_service.backends.base import EngineRequest
 from engine_service.backends.embedding import EmbeddingBackend
@@ -22,11 +21,11 @@ from tests.compiled import best_kernels
 from tests.integration.engine import test_speculation
 from tests.integration.engine.backend import (
     Answers,
-    altered,
     make_backend,
     run,
     run_answers,
     tokens,
+    with_noise,
 )
 from tests.masks import ListedMask
 from tests.models import random_bert_dir, random_llama_dir, random_model_dir, smollm2_dir
@@ -36,14 +35,7 @@ KERNELS = (best_kernels(), "reference", "torch")
 
 @pytest.fixture(scope="module")
 def noisy_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model with other weights by a little: often, not always, it says the same."""
-
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        generator = torch.Generator().manual_seed(1)
-        for values in tensors.values():
-            values += torch.randn(values.shape, generator=generator) * 0.01
-
-    return altered(model_dir, tmp_path_factory.mktemp("noisy"), change)
+    return with_noise(model_dir, tmp_path_factory.mktemp("noisy"))
 
 
 @pytest.fixture(autouse=True)
