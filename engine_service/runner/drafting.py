@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import logging
 import time
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
@@ -139,7 +140,7 @@ class DraftModel:
             raise
         except Exception:
             logger.exception("the draft model failed; this step goes without its guesses")
-            self._shadows.clear()
+            self._forget(self._shadows.values())
             self._content.clear()
         filled = {id(row): _filled(row, found.get(id(row.sequence), [])) for row in asked}
         whole = Batch.of(filled.get(id(row), row) for row in batch.rows)
@@ -175,7 +176,11 @@ class DraftModel:
         Who has the least to catch up with goes first: a long prompt keeps nobody from guesses. One
         that does not fit a step catches up in several.
         """
-        self._forget_idle()
+        self._forget(
+            shadow
+            for shadow in self._shadows.values()
+            if shadow.original.state is not SequenceState.RUNNING  # it ended, or gave up its blocks
+        )
         guesses = {}
         rows = []
         n_left = self._max_tokens
@@ -265,12 +270,11 @@ class DraftModel:
                 self._content[shadow.original.block_table[index]] = digests[index]
             shadow.n_findable = n_full
 
-    def _forget_idle(self) -> None:
-        """Let go of sequences that have ended, or gave up their blocks."""
-        for key, shadow in list(self._shadows.items()):
-            if shadow.original.state is not SequenceState.RUNNING:
-                shadow.guessed.state = SequenceState.FINISHED
-                del self._shadows[key]
+    def _forget(self, shadows: Iterable[_Shadow]) -> None:
+        """Let go of sequences, and have the runner do so."""
+        for shadow in list(shadows):
+            shadow.guessed.state = SequenceState.FINISHED
+            del self._shadows[id(shadow.original)]
 
 
 def _copied(sequence: Sequence) -> Sequence:
