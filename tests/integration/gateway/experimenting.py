@@ -1,5 +1,6 @@
 """An experiment on the route of the gateway's tests, and who is in which of its arms."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from apps.audit.types import SYSTEM
@@ -31,20 +32,25 @@ def running(*variants: VariantSpec, **fields: Any) -> Experiment:
 
 async def user_in(experiment: Experiment, name: str, token: ApiToken) -> str:
     """Return an end user who is in that arm."""
-    variants = await database_hop(lambda: list(Variant.objects.filter(experiment=experiment)))
-    weights = {each.pk: each.weight for each in variants}
-    wanted = next(each.pk for each in variants if each.name == name)
+    return await user_of({experiment: name}, token)
+
+
+async def user_of(arms: Mapping[Experiment, str], token: ApiToken) -> str:
+    """Return an end user who is in that arm of each experiment."""
     for number in range(1000):
         user = f"user-{number}"
-        subject = subject_digest(
-            salt=experiment.salt,
-            kind="end_user",
-            tenant_id=token.tenant_id,
-            identifier=user,
-        )
-        if variant_of(salt=experiment.salt, subject=subject, weights=weights) == wanted:
+        if all([await _name_of_arm(each, user, token) == name for each, name in arms.items()]):
             return user
-    raise AssertionError("nobody is in that arm")
+    raise AssertionError("nobody is in those arms")
+
+
+async def _name_of_arm(experiment: Experiment, user: str, token: ApiToken) -> str:
+    names = await database_hop(lambda: dict(experiment.variants.values_list("pk", "name")))
+    weights = await database_hop(lambda: dict(experiment.variants.values_list("pk", "weight")))
+    subject = subject_digest(
+        salt=experiment.salt, kind="end_user", tenant_id=token.tenant_id, identifier=user
+    )
+    return str(names[variant_of(salt=experiment.salt, subject=subject, weights=weights)])
 
 
 async def arm(row: UsageRecord) -> str:

@@ -1,6 +1,7 @@
 """Requests in experiments, through every door, against a real engine."""
 
 import asyncio
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ from apps.rbac.models import ApiToken
 from apps.rbac.selectors import principal_of_secret
 from apps.routing.models import Route, RouteTarget
 from tests.integration.gateway.conftest import MODEL, chat
-from tests.integration.gateway.experimenting import CHAT, arm, running, user_in
+from tests.integration.gateway.experimenting import CHAT, arm, running, user_in, user_of
 from tests.integration.gateway.failing_over import deployed, rows
 from tests.integration.gateway.streams import ends, opened, send, until
 from tests.processes import EngineRun, ServerRun
@@ -217,11 +218,12 @@ async def test_two_experiments_of_two_layers_at_once(
     one, two = await database_hop(both)
     unsaid = {"model": MODEL, "messages": chat()["messages"], "temperature": 0}
     await database_hop(lambda: Route.objects.update(defaults={"max_tokens": 4}))
-    for number in range(16):
-        body = {**unsaid, "user": f"u-{number}"}
-        assert (await http.post(CHAT, json=body)).status_code == 200
+    expected = list(itertools.product(["control", "b"], repeat=2))
+    for arms in expected:
+        user = await user_of({one: arms[0], two: arms[1]}, token)
+        assert (await http.post(CHAT, json={**unsaid, "user": user})).status_code == 200
     names = await database_hop(lambda: dict(Variant.objects.values_list("pk", "name")))
-    seen = set()
+    seen = []
     for row in await rows():
         first, second = arms_read(row.experiment_arm)
         assert (first.experiment_id, second.experiment_id) == (one.pk, two.pk)
@@ -229,8 +231,8 @@ async def test_two_experiments_of_two_layers_at_once(
         arms = (names[first.variant_id], names[second.variant_id])
         assert (row.deployment_id == new.pk) == (arms[0] == "b")
         assert row.n_completion_tokens == (2 if arms[1] == "b" else 4)
-        seen.add(arms)
-    assert len(seen) == 4
+        seen.append(arms)
+    assert seen == expected
 
 
 # -- what changes while it runs -------------------------------------------------------------------
