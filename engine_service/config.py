@@ -37,11 +37,6 @@ BACKEND_NAMES: Final = ("native", "nanovllm")
 
 
 DEFAULT_KV_CACHE_TOKENS: Final = 32768
-_WITHOUT_DRAFT_MODEL: Final = (
-    ("tensor_parallel", 1),
-    ("sleep_after_s", None),
-    ("host_kv_cache_bytes", 0),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,13 +200,8 @@ class EngineConfig:
             )
 
     def _check_draft_model(self) -> None:
-        if self.draft_model_dir is None:
-            return
-        if self.speculation != "auto":
+        if self.draft_model_dir is not None and self.speculation != "auto":
             raise ModelError(f"draft_model_dir needs speculation auto, not {self.speculation}")
-        for name, off in _WITHOUT_DRAFT_MODEL:
-            if getattr(self, name) != off:
-                raise ModelError(f"draft_model_dir and {name} cannot be had together")
 
     @property
     def n_blocks(self) -> int:

@@ -11,16 +11,9 @@ if TYPE_CHECKING:
     from apps.deployments.models import Deployment
     from apps.registry.models import ModelVersion
 
-# What no row has beside a draft model.
-WITHOUT_OR_ALONE: Final = Q(draft_version__isnull=True) | (
-    Q(
-        remote__isnull=True,
-        backend="native",
-        tensor_parallel=1,
-        sleep_after_s__isnull=True,
-        host_kv_cache_bytes__isnull=True,
-    )
-    & ~Q(draft_version=F("model_version"))
+# What every row has.
+NONE_OR_ANOTHER: Final = Q(draft_version__isnull=True) | (
+    Q(remote__isnull=True, backend="native") & ~Q(draft_version=F("model_version"))
 )
 
 
@@ -43,20 +36,7 @@ def _refusal(deployment: "Deployment", draft: "ModelVersion") -> str:
         return f"{draft} makes embeddings: it can guess no text."
     if draft == target:
         return "The model itself is no faster than it is: choose a much smaller one."
-    if without := _chosen_beside(deployment):
-        return f"A draft model does not go with {without}: take one of the two away."
     return _other_vocabulary(target, draft)
-
-
-def _chosen_beside(deployment: "Deployment") -> str:
-    """Return what is chosen that does not go with a draft model; empty where nothing is."""
-    if deployment.tensor_parallel and deployment.tensor_parallel > 1:
-        return "several devices"
-    if deployment.sleep_after_s is not None:
-        return "sleep"
-    if deployment.host_kv_cache_bytes is not None:
-        return "caches below the GPU"
-    return ""
 
 
 def _other_vocabulary(target: "ModelVersion", draft: "ModelVersion") -> str:

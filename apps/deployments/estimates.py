@@ -55,6 +55,11 @@ class Estimate:
     draft: "Estimate | None" = None
 
     @property
+    def all_weights(self) -> int:
+        """Those of its draft model, too."""
+        return self.weights if self.draft is None else self.weights + self.draft.weights
+
+    @property
     def lasting(self) -> int:
         """What it holds for as long as it is ready, whatever it does."""
         own = self.weights + self.kv_cache

@@ -10,7 +10,7 @@ from guardian.models import UserObjectPermissionBase
 
 from apps.core.models import TimestampedModel
 from apps.core.outbound import MAX_URL_CHARS, UnsafeUrl, url_check
-from apps.deployments.draft_models import WITHOUT_OR_ALONE, wrong_draft
+from apps.deployments.draft_models import NONE_OR_ANOTHER, wrong_draft
 from apps.deployments.engine_options import (
     options_said,
     wrong_nanovllm,
@@ -267,7 +267,7 @@ class Deployment(TimestampedModel):
                 | models.Q(host_kv_cache_bytes__isnull=False),
                 name="deployment_disk_below_host",
             ),
-            models.CheckConstraint(condition=WITHOUT_OR_ALONE, name="deployment_draft_alone"),
+            models.CheckConstraint(condition=NONE_OR_ANOTHER, name="deployment_draft_another"),
         ]
 
     def __str__(self) -> str:

@@ -34,7 +34,8 @@ def replica_estimate(
     own = _estimate(version, sizes=sizes)
     if draft is None:
         return own
-    return own.with_draft(_estimate(draft, sizes=replace(sizes, quantization="none")))
+    # Of several parts the first guesses for all; where it is, the others' devices have room too.
+    return own.with_draft(_estimate(draft, sizes=replace(sizes, quantization="none", n_parts=1)))
 
 
 def kinds_of(deployment: Deployment) -> tuple[str, ...]:
@@ -61,7 +62,7 @@ def beside(
     the weights of an engine that may sleep, and disk."""
     host = deployment.host_kv_cache_bytes or 0
     if deployment.sleep_after_s is not None:
-        host += replica_estimate(deployment, devices=devices, replica=replica).weights
+        host += replica_estimate(deployment, devices=devices, replica=replica).all_weights
     needs = {"cpu": host, "disk": deployment.disk_kv_cache_bytes or 0}
     return {kind: n_bytes for kind, n_bytes in needs.items() if n_bytes}
 

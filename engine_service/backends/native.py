@@ -20,6 +20,7 @@ from engine_service.backends.turn import MemoryTurn, has_begun, not_begun
 from engine_service.config import EngineConfig, ModelConfig
 from engine_service.errors import EngineError, EngineLost, Overloaded, WrongTask
 from engine_service.protocol import EngineStats, TokenLogprob
+from engine_service.runner.device_memory import DeviceMemory
 from engine_service.runner.draft_loading import load_both
 from engine_service.runner.model_runner import Answer, Flight, StepResult
 from engine_service.scheduling.batch import Advance, Batch
@@ -69,7 +70,9 @@ class NativeBackend:
         )
         self._runner = loaded.runner
         self._ranks = loaded.ranks
-        self._memory = loaded.memory
+        self._memory = None
+        if config.sleep_after_s is not None:
+            self._memory = DeviceMemory(loaded.holdings, device=torch.device(loaded.device))
         looks_up = config.speculation == "ngram" or (
             config.speculation == "auto" and loaded.draft_model is None and not loaded.overlaps
         )
@@ -90,7 +93,7 @@ class NativeBackend:
             make_proposer=PromptLookup if looks_up else None,
             draft_model=loaded.draft_model,
         )
-        self._turn = MemoryTurn(loaded.memory, forget=self._scheduler.blocks.forget_all)
+        self._turn = MemoryTurn(self._memory, forget=self._scheduler.blocks.forget_all)
         self._rng = rng or random.SystemRandom()
         self._live: dict[int, Sequence] = {}
         self._outputs: list[SequenceOutput] = []

@@ -19,7 +19,7 @@ from engine_service.models.shard import WHOLE, Shard
 from engine_service.runner.attention_choice import attention_of
 from engine_service.runner.collectives import Collectives, Member
 from engine_service.runner.decode_graphs import CudaGraphApi, DecodeGraphs, graph_sizes
-from engine_service.runner.device_memory import DeviceMemory
+from engine_service.runner.device_memory import Holding
 from engine_service.runner.device_model import DeviceModel, KVPool, PoolShape
 from engine_service.runner.device_runner import DeviceRunner
 from engine_service.runner.device_sampler import DeviceSampler
@@ -72,7 +72,7 @@ def load_on_device(
     try:
         collectives = Collectives(shard, rendezvous=ranks.rendezvous, device=device_of(config))
         member = Member(shard=shard, collectives=collectives, agree=ranks.agree)
-        part = load_part(config, model_config=model_config, member=member)
+        part = load_part(config, model_config=model_config, member=member, leaving=leaving)
     except BaseException:
         ranks.close()
         raise
@@ -198,14 +198,6 @@ def _loaded(
         block_size=block_size,
         tiers=tiers,
     )
-    memory = None
-    if config.sleep_after_s is not None:
-        memory = DeviceMemory(
-            part.model.weights,
-            pool=part.model.pool,
-            graphs=part.graphs,
-            device=part.model.device,
-        )
     return LoadedModel(
         runner=runner,
         kernels=part.model.attention.named(part.model.kernels.name),
@@ -216,7 +208,7 @@ def _loaded(
         overlaps=True,
         ranks=ranks,
         tiers=tiers,
-        memory=memory,
+        holdings=(Holding(part.model.weights, part.model.pool, part.graphs),),
     )
 
 

@@ -8,7 +8,7 @@ is made anew.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Final
@@ -38,33 +38,41 @@ class _Part:
     offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a model holds on a device. weights: tensors, and sequences and dataclasses with tensors
+    in them. forget: called before the pool's content goes, so that nobody looks for it."""
+
+    weights: object
+    pool: KVPool
+    graphs: DecodeGraphs | None
+    forget: Callable[[], None] | None = None
+
+
 class DeviceMemory:
-    """What an engine holds on its device: ``weights``, the KV pool and graphs. Used by the step
-    thread alone, while no step is in flight.
+    """What the models of an engine hold on its device. Used by the step thread alone, while no step
+    is in flight.
 
     Invariants: while ``is_there`` is false no step may be computed. What the host keeps is complete
     before anything is given up, and kept from then on, since weights never change: to give back
     later copies nothing, and to take again may fail as often as it likes.
-
-    weights: tensors, and sequences and dataclasses with tensors in them.
     """
 
     def __init__(
         self,
-        weights: object,
+        holdings: SequenceOf[Holding],
         *,
-        pool: KVPool,
-        graphs: DecodeGraphs | None,
         device: torch.device,
         piece_bytes: int = _PIECE_BYTES,
     ) -> None:
         self.is_there = True
         self._device = device
-        self._storages = _storages(weights)
+        self._storages = _storages([each.weights for each in holdings])
         self._sizes = [storage.nbytes() for storage in self._storages]
-        self._pool = pool
-        self._pool_bytes = pool.tensor.untyped_storage().nbytes()
-        self._graphs = graphs
+        self._pools = [each.pool.tensor for each in holdings]
+        self._pool_sizes = [pool.untyped_storage().nbytes() for pool in self._pools]
+        self._graphs = [each.graphs for each in holdings if each.graphs is not None]
+        self._forgets = [each.forget for each in holdings if each.forget is not None]
         self._parts = _cut(self._sizes, piece_bytes=piece_bytes)
         self._pieces: list[Tensor] = []
         self._taking: Iterator[None] | None = None
@@ -100,14 +108,17 @@ class DeviceMemory:
 
     @torch.inference_mode()
     def give_back(self) -> None:
-        """Give up weights, pool and graphs, once all pieces are saved. What the pool held is
+        """Give up weights, pools and graphs, once all pieces are saved. What the pools held is
         overwritten: it is somebody's text."""
         if self.save_next():
             raise RuntimeError("the weights are not saved yet")
         if not self.is_there:  # what was begun to be taken has nobody's text
             self._give_up()
             return
-        self._pool.tensor.zero_()
+        for forget in self._forgets:
+            forget()
+        for pool in self._pools:
+            pool.zero_()
         before = self._n_reserved_bytes()
         self._give_up()
         self._n_needed_bytes = before - self._n_reserved_bytes()
@@ -143,16 +154,18 @@ class DeviceMemory:
         for storage, size in zip(self._storages, self._sizes, strict=True):
             storage.resize_(size)
         yield
-        self._pool.tensor.untyped_storage().resize_(self._pool_bytes)
-        # What is there, and is read beside what is wanted, may not be infinite.
-        self._pool.tensor.zero_()
+        for pool, size in zip(self._pools, self._pool_sizes, strict=True):
+            pool.untyped_storage().resize_(size)
+            # What is there, and is read beside what is wanted, may not be infinite.
+            pool.zero_()
         for parts, piece in zip(self._parts, self._pieces, strict=True):
             yield
             for part in parts:
                 self._bytes(part).copy_(_within(piece, part), non_blocking=True)
             self._synchronize()
-        while self._graphs is not None and self._graphs.record_next():
-            yield
+        for graphs in self._graphs:
+            while graphs.record_next():
+                yield
 
     def _check_free(self) -> None:
         """Raise unless there is as much as was given back, which graphs and steps need, too."""
@@ -168,9 +181,9 @@ class DeviceMemory:
         self._taking = None
         self.is_there = False
         self._synchronize()
-        if self._graphs is not None:
-            self._graphs.drop()
-        for storage in (*self._storages, self._pool.tensor.untyped_storage()):
+        for graphs in self._graphs:
+            graphs.drop()
+        for storage in (*self._storages, *(pool.untyped_storage() for pool in self._pools)):
             storage.resize_(0)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

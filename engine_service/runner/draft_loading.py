@@ -27,6 +27,19 @@ def load_both(config: EngineConfig, *, model_config: ModelConfig) -> LoadedModel
     _check_tokenizers(config.model_dir, config.draft_model_dir)
     room = _room(config, model_config=draft_model_config)
     target = load(config, model_config=model_config, leaving=room)
+    try:
+        return _with_draft(target, config=config, model_config=model_config)
+    except BaseException:
+        if target.ranks is not None:
+            target.ranks.close()
+        raise
+
+
+def _with_draft(
+    target: LoadedModel, *, config: EngineConfig, model_config: ModelConfig
+) -> LoadedModel:
+    assert config.draft_model_dir is not None
+    draft_model_config = ModelConfig.from_dir(config.draft_model_dir)
     draft_config = _draft_config(config, model_config=draft_model_config, target=target)
     draft = load(draft_config, model_config=draft_model_config)
     logger.info(
@@ -46,17 +59,20 @@ def load_both(config: EngineConfig, *, model_config: ModelConfig) -> LoadedModel
         n_target_ids=model_config.vocab_size,
         cost=cost,
     )
+    forgotten = [dataclasses.replace(each, forget=draft_model.forget) for each in draft.holdings]
     return dataclasses.replace(
         target,
         runner=DraftingRunner(target.runner, draft_model=draft_model),
         draft_model=DraftModelUse(cost),
+        holdings=(*target.holdings, *forgotten),
     )
 
 
 def _draft_config(
     config: EngineConfig, *, model_config: ModelConfig, target: LoadedModel
 ) -> EngineConfig:
-    """Return the settings of a draft model: those of the target, with a pool of as many blocks."""
+    """Return the settings of a draft model: those of the target, with a pool of as many blocks, on
+    one device, where rank 0 is. What its pool evicts it computes again, which is quick."""
     longest = (target.max_model_len, model_config.context_length, model_config.sliding_window)
     assert config.draft_model_dir is not None
     return dataclasses.replace(
@@ -65,6 +81,10 @@ def _draft_config(
         draft_model_dir=None,
         dtype="bfloat16" if "bfloat16" in str(target.dtype) else "float32",
         quantization="none",
+        tensor_parallel=1,
+        host_kv_cache_bytes=0,
+        disk_kv_cache_bytes=0,
+        kv_cache_dir=None,
         kv_cache_tokens=target.n_blocks * config.block_size,
         max_model_len=min(length for length in longest if length is not None),
     )

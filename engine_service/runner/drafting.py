@@ -140,11 +140,15 @@ class DraftModel:
             raise
         except Exception:
             logger.exception("the draft model failed; this step goes without its guesses")
-            self._forget(self._shadows.values())
-            self._content.clear()
+            self.forget()
         filled = {id(row): _filled(row, found.get(id(row.sequence), [])) for row in asked}
         whole = Batch.of(filled.get(id(row), row) for row in batch.rows)
         return dataclasses.replace(batch, rows=whole.rows)
+
+    def forget(self) -> None:
+        """Take nothing of what the pool held as held any more."""
+        self._let_go(self._shadows.values())
+        self._content.clear()
 
     def clear(self, blocks: SequenceOf[int]) -> None:
         """Forget and overwrite what blocks hold."""
@@ -176,7 +180,7 @@ class DraftModel:
         Who has the least to catch up with goes first: a long prompt keeps nobody from guesses. One
         that does not fit a step catches up in several.
         """
-        self._forget(
+        self._let_go(
             shadow
             for shadow in self._shadows.values()
             if shadow.original.state is not SequenceState.RUNNING  # it ended, or gave up its blocks
@@ -270,7 +274,7 @@ class DraftModel:
                 self._content[shadow.original.block_table[index]] = digests[index]
             shadow.n_findable = n_full
 
-    def _forget(self, shadows: Iterable[_Shadow]) -> None:
+    def _let_go(self, shadows: Iterable[_Shadow]) -> None:
         """Let go of sequences, and have the runner do so."""
         for shadow in list(shadows):
             shadow.guessed.state = SequenceState.FINISHED

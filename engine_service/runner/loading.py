@@ -10,7 +10,7 @@ import torch
 from engine_service.config import DEFAULT_KV_CACHE_TOKENS, EngineConfig, ModelConfig
 from engine_service.errors import ModelError
 from engine_service.models.registry import load_model
-from engine_service.runner.device_memory import DeviceMemory
+from engine_service.runner.device_memory import Holding
 from engine_service.runner.kernel_choice import choose_kernels, make_executor
 from engine_service.runner.kv_tiers import KVTiers, make_tiers
 from engine_service.runner.model_runner import ModelRunner, Runner
@@ -25,9 +25,9 @@ class LoadedModel:
     """kernels: what computes its steps, for people. max_model_len: most tokens of prompt and answer
     together. n_blocks: of the KV pool. overlaps: whether a step may be launched while another is
     computed. ranks: the processes that hold the other parts of a model that was cut. tiers: what
-    holds blocks that the pool evicts, None where nothing does. memory: what of it can be given back
-    for a while, None where nothing is to be. draft_model: what is known of the model that guesses
-    for this one, None where none does."""
+    holds blocks that the pool evicts, None where nothing does. holdings: what it has of a device,
+    which can be given back for a while. draft_model: what is known of the model that guesses for
+    this one, None where none does."""
 
     runner: Runner
     kernels: str
@@ -38,7 +38,7 @@ class LoadedModel:
     overlaps: bool
     ranks: RankGroup | None = None
     tiers: KVTiers | None = None
-    memory: DeviceMemory | None = None
+    holdings: tuple[Holding, ...] = ()
     draft_model: DraftModelUse | None = None
 
 

@@ -80,3 +80,16 @@ def test_tokens_are_those_without_guesses(
     stats = backend.stats()
     assert n_replays > 10
     assert kind == "lookup" or 0 < stats.n_accepted_tokens < stats.n_drafted_tokens
+
+
+def test_both_sleep_and_their_graphs_come_back(model_dir: Path, draft_dir: Path) -> None:
+    backend = make_backend(model_dir, draft_model_dir=draft_dir, sleep_after_s=1.0)
+    before = {key: tokens(each) for key, each in run(backend, *make_requests()).items()}
+    for _ in range(2):
+        n_accepted = backend.stats().n_accepted_tokens
+        while backend.rest():
+            pass
+        assert backend.stats().is_given_back
+        found = run(backend, *make_requests())
+        assert {key: tokens(each) for key, each in found.items()} == before
+        assert backend.stats().n_accepted_tokens > n_accepted

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine_service.backends.base import EngineRequest
 from engine_service.backends.embedding import EmbeddingBackend
@@ -309,21 +310,66 @@ def test_a_purge_reaches_its_pool(model_dir: Path) -> None:
     assert left < held / 2
 
 
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"speculation": "ngram"}, "speculation"),
-        ({"speculation": "off"}, "speculation"),
-        ({"tensor_parallel": 2, "kernels": "torch"}, "tensor_parallel"),
-        ({"sleep_after_s": 5.0, "kernels": "torch"}, "sleep_after_s"),
-        ({"host_kv_cache_bytes": 2**20, "kernels": "torch"}, "host_kv_cache_bytes"),
-    ],
-)
-def test_what_does_not_go_with_it_is_refused_by_name(
-    model_dir: Path, settings: dict[str, Any], named: str
-) -> None:
-    with pytest.raises(ModelError, match=rf"draft_model_dir.*{named}"):
-        make_backend(model_dir, draft_model_dir=model_dir, **settings)
+# -- together with what else becomes of memory -----------------------------------------------------
+
+
+@pytest.mark.parametrize("kernels", ["reference", "torch"])
+def test_with_memory_tiers_it_is_always_right_about_itself(model_dir: Path, kernels: str) -> None:
+    """Of blocks that come back from host memory its own pool holds nothing, or something else."""
+    settings: dict[str, Any] = {"kernels": kernels, "kv_cache_tokens": 160}
+    wanted = [request(key, prompt=range(key, key + 70)) for key in (1, 60, 120)]
+    plain = make_backend(model_dir, speculation="off", **settings)
+    expected = [run_answers(plain, each) for each in wanted]
+    backend = make_backend(
+        model_dir, draft_model_dir=model_dir, host_kv_cache_bytes=2**20, **settings
+    )
+    for _ in range(2):
+        for each, answers in zip(wanted, expected, strict=True):
+            same(run_answers(backend, each), answers)
+    stats = backend.stats()
+    assert stats.tiers is not None
+    assert stats.tiers.n_host_hits > 3
+    assert stats.n_accepted_tokens == stats.n_drafted_tokens > 0
+
+
+def test_it_sleeps_with_its_target_and_is_right_about_itself_afterwards(model_dir: Path) -> None:
+    """The same request gets the same blocks again, which hold nothing any more."""
+    settings: dict[str, Any] = {"kernels": "torch", "sleep_after_s": 5.0}
+    wanted = request(0, prompt=range(1, 100))
+    alone = make_backend(model_dir, speculation="off", **settings)
+    expected = run_answers(alone, wanted)
+    while alone.rest():
+        pass
+    backend = make_backend(model_dir, draft_model_dir=model_dir, **settings)
+    for _ in range(3):
+        same(run_answers(backend, wanted), expected)
+        while backend.rest():
+            pass
+        stats = backend.stats()
+        assert stats.is_given_back
+        assert stats.saved_bytes == 2 * alone.stats().saved_bytes
+        assert all(pool_of(each).untyped_storage().nbytes() == 0 for each in runners(backend))
+    assert stats.n_accepted_tokens == stats.n_drafted_tokens > 0
+
+
+def runners(backend: NativeBackend) -> tuple[Any, Any]:
+    runner = backend._runner
+    assert isinstance(runner, DraftingRunner)
+    return runner._target, runner._draft_model._runner
+
+
+def pool_of(runner: Any) -> torch.Tensor:
+    found: torch.Tensor = runner._model.pool.tensor
+    return found
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("speculation", ["ngram", "off"])
+def test_other_guesses_beside_it_are_refused(model_dir: Path, speculation: Any) -> None:
+    with pytest.raises(ModelError, match=r"draft_model_dir needs speculation auto"):
+        make_backend(model_dir, draft_model_dir=model_dir, speculation=speculation)
 
 
 def test_a_model_with_another_tokenizer_is_refused(model_dir: Path) -> None:

@@ -20,7 +20,7 @@ from engine_service.config import EngineConfig
 from engine_service.errors import EngineLost, ModelError
 from engine_service.models.manifest import read_manifest
 from engine_service.protocol import SamplingParams
-from tests.integration.engine.backend import run_answers, tokens
+from tests.integration.engine.backend import altered, run_answers, tokens, with_noise
 from tests.models import random_bert_dir, random_llama_dir, random_model_dir
 from tests.parity import Prompt, run_backend
 from tests.waiting import wait_until
@@ -158,6 +158,31 @@ def scores(outputs: list[SequenceOutput]) -> list[tuple[int, float]]:
     """Return every token that was scored, of prompts and answers, with its log probability."""
     entries = [entry for each in outputs for entry in (*each.prompt_logprobs, *each.logprobs)]
     return [pair for entry in entries for pair in ((entry.token_id, entry.logprob), *entry.top)]
+
+
+def test_with_a_draft_model_equals_one_process(tmp_path: Path) -> None:
+    """Rank 0 guesses alone, and all check."""
+    model_dir = random_llama_dir(tmp_path)
+    noisy_dir = with_noise(model_dir, tmp_path)
+    prompts = prompts_of(random.Random(7))
+    n_tokens = [24] * len(prompts)
+    expected = run_backend(NativeBackend(config_of(model_dir)))(prompts, n_tokens)
+    with two_ranks(model_dir, draft_model_dir=noisy_dir) as backend:
+        generate = run_backend(backend)
+        assert generate(prompts, n_tokens) == expected
+        assert [generate([each], [24])[0] for each in prompts] == expected
+        stats = backend.stats()
+    assert 0 < stats.n_accepted_tokens < stats.n_drafted_tokens
+    assert stats.n_preemptions > 0
+
+
+def test_a_draft_model_that_cannot_be_loaded_ends_the_ranks(tmp_path: Path) -> None:
+    model_dir = random_llama_dir(tmp_path)
+    draft_dir = altered(model_dir, tmp_path, lambda tensors: tensors.popitem())
+    before = {child.pid for child in psutil.Process(os.getpid()).children()}
+    with pytest.raises(ModelError, match="model"), two_ranks(model_dir, draft_model_dir=draft_dir):
+        pass
+    assert {child.pid for child in psutil.Process(os.getpid()).children()} <= before
 
 
 def test_logits_that_fail_on_rank_0_end_the_engine(
