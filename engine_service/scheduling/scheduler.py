@@ -180,8 +180,10 @@ class Scheduler:
 
     def _rows(self, turn: Turn) -> list[Row]:
         rows, prefills = self._decode(turn)
-        # Who finds no place in the batch gains nothing from a larger step.
-        n_places = self._max_sequences - len(self._running)
+        # Who finds no place in the batch gains nothing from a larger step. Forks have theirs before
+        # they start, also while the prompt that they start from stands aside.
+        n_forks = sum(len(each.pending_forks) for each in self._running if each.forks)
+        n_places = self._max_sequences - len(self._running) - n_forks
         n_prompts = len(prefills) + min(len(self._waiting), n_places)
         drafts = self.speculation.draft(rows, max_tokens=self._max_drafted(rows, n_prompts))
         budget = self._budget.for_prefill(
@@ -189,7 +191,7 @@ class Scheduler:
             n_decodes=len(rows) + sum(map(len, drafts)),
             n_prompts=n_prompts,
         )
-        self._admit(prefills, turn=turn, budget=budget)
+        self._admit(prefills, turn=turn, budget=budget, n_places=n_places)
         self.suspect = None
         # Guesses come last: no prompt waits for a block that one of them holds.
         rows = [
@@ -333,10 +335,8 @@ class Scheduler:
             insort(self._running, fork, key=_rank)
         return Row(sequence=sequence, n_computed=sequence.n_computed, n_new=n_new, forks=forks)
 
-    def _admit(self, prefills: list[Sequence], *, turn: Turn, budget: int) -> None:
+    def _admit(self, prefills: list[Sequence], *, turn: Turn, budget: int, n_places: int) -> None:
         """Admit while the next in the queue can be; who is admitted joins ``prefills`` by rank."""
-        n_places = self._max_sequences - len(self._running)
-        n_places -= sum(len(sequence.pending_forks) for sequence in prefills)
         while (sequence := self._waiting.next_up(first=self._sharing.first)) is not None:
             self.suspect = sequence
             n_places -= 1 + len(sequence.pending_forks)

@@ -246,3 +246,25 @@ def test_prompts_go_on_where_the_one_that_they_stand_aside_for_has_no_place() ->
     batch = scheduler.schedule()
     assert scheduler.take_failures() == []
     assert {row.sequence.standing.tenant for row in batch.rows} == {"loud"}
+
+
+def test_forks_find_their_places_though_their_prompt_stood_aside() -> None:
+    scheduler = make_scheduler(n_blocks=256, max_sequences=8, max_batched_tokens=16)
+    loud, quiet = Standing(tenant="loud"), Standing(tenant="quiet")
+    scheduler.add(make_sequence(0, prompt=tuple(range(20)), n=4, standing=loud, ignore_eos=True))
+    step(scheduler)
+    for key in range(1, 31):
+        scheduler.add(make_sequence(key, prompt=(key, 1), standing=loud, ignore_eos=True))
+    for key in range(31, 38):
+        sequence = make_sequence(
+            key, prompt=(key, 1), max_new_tokens=20, standing=quiet, ignore_eos=True
+        )
+        scheduler.add(sequence)
+    aside = scheduler.schedule()
+    assert {row.sequence.standing.tenant for row in aside.rows} == {"quiet"}
+    scheduler.update(aside, token_ids=[[1000] for _ in aside.rows])
+    n_running = [scheduler.n_running]
+    while scheduler.n_running:
+        step(scheduler)
+        n_running.append(scheduler.n_running)
+    assert max(n_running) <= 8
