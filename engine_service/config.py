@@ -192,8 +192,6 @@ class EngineConfig:
             return
         if not 0.0 < self.sleep_after_s < float("inf"):
             raise ModelError(f"sleep_after_s must be a positive number, not {self.sleep_after_s}")
-        if self.tensor_parallel > 1:
-            raise ModelError("sleep_after_s is for one GPU; tensor_parallel is above 1")
         if self.kernels in ("compiled", "reference"):
             raise ModelError(
                 f"sleep_after_s is for a GPU's kernels; kernels {self.kernels} are the processor's"

@@ -20,7 +20,7 @@ from engine_service.backends.turn import MemoryTurn, has_begun, not_begun
 from engine_service.config import EngineConfig, ModelConfig
 from engine_service.errors import EngineError, EngineLost, Overloaded, WrongTask
 from engine_service.protocol import EngineStats, TokenLogprob
-from engine_service.runner.device_memory import DeviceMemory
+from engine_service.runner.common_memory import memory_of
 from engine_service.runner.draft_loading import load_both
 from engine_service.runner.model_runner import Answer, Flight, StepResult
 from engine_service.scheduling.batch import Advance, Batch
@@ -70,9 +70,7 @@ class NativeBackend:
         )
         self._runner = loaded.runner
         self._ranks = loaded.ranks
-        self._memory = None
-        if config.sleep_after_s is not None:
-            self._memory = DeviceMemory(loaded.holdings, device=torch.device(loaded.device))
+        self._memory = None if config.sleep_after_s is None else memory_of(loaded)
         looks_up = config.speculation == "ngram" or (
             config.speculation == "auto" and loaded.draft_model is None and not loaded.overlaps
         )

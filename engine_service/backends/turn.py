@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from engine_service.errors import DeadlineExceeded, EngineError, EngineLost, Overloaded
-from engine_service.runner.device_memory import DeviceMemory
+from engine_service.runner.device_memory import Memory
 from engine_service.scheduling.sequence import Sequence
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class MemoryTurn:
 
     def __init__(
         self,
-        memory: DeviceMemory | None,
+        memory: Memory | None,
         *,
         forget: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,

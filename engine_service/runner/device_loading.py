@@ -52,6 +52,11 @@ class DevicePart:
     n_blocks: int
     max_len: int
 
+    @property
+    def holding(self) -> Holding:
+        assert self.model.pool is not None
+        return Holding(self.model.weights, self.model.pool, self.graphs)
+
 
 def load_on_device(
     config: EngineConfig, *, model_config: ModelConfig, leaving: Room = NO_ROOM
@@ -208,7 +213,7 @@ def _loaded(
         overlaps=True,
         ranks=ranks,
         tiers=tiers,
-        holdings=(Holding(part.model.weights, part.model.pool, part.graphs),),
+        holdings=(part.holding,),
     )
 
 

@@ -10,8 +10,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 # What is copied between two looks at the inbox, and a size that torch need not round up.
 _PIECE_BYTES: Final = 256 * 2**20
-_RETRY_AFTER_S: Final = 5.0
+RETRY_AFTER_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,44 @@ class Holding:
     forget: Callable[[], None] | None = None
 
 
-class DeviceMemory:
-    """What the models of an engine hold on its device. Used by the step thread alone, while no step
-    is in flight.
+class Memory(Protocol):
+    """What an engine holds on its devices. Used by the step thread alone, while no step is in
+    flight; while ``is_there`` is false no step may be computed."""
 
-    Invariants: while ``is_there`` is false no step may be computed. What the host keeps is complete
-    before anything is given up, and kept from then on, since weights never change: to give back
-    later copies nothing, and to take again may fail as often as it likes.
+    @property
+    def is_there(self) -> bool:
+        """All of it is there."""
+
+    @property
+    def is_given_back(self) -> bool:
+        """None of it is there: not even a part that was taken again so far."""
+
+    @property
+    def saved_bytes(self) -> int:
+        """What the host keeps of it."""
+
+    def save_next(self) -> bool:
+        """Copy the next piece of the weights to the host; return whether one was lacking."""
+
+    def give_back(self) -> None:
+        """Give up weights, pools and graphs, once all pieces are saved. What the pools held is
+        overwritten: it is somebody's text."""
+
+    def take_next(self) -> None:
+        """Do the next part of taking it all again; ``is_there`` says when that is over.
+
+        Raises:
+            Overloaded: somebody else has the memory; nothing is held then, and the next call begins
+                anew.
+        """
+
+
+class DeviceMemory:
+    """What the models of a process hold on its device; a ``Memory``.
+
+    Invariants: what the host keeps is complete before anything is given up, and kept from then on,
+    since weights never change: to give back later copies nothing, and to take again may fail as
+    often as it likes.
     """
 
     def __init__(
@@ -75,23 +107,20 @@ class DeviceMemory:
         self._forgets = [each.forget for each in holdings if each.forget is not None]
         self._parts = _cut(self._sizes, piece_bytes=piece_bytes)
         self._pieces: list[Tensor] = []
-        self._taking: Iterator[None] | None = None
+        self._taking: Iterator[bool] | None = None
         self._taken_since_s = 0.0
         self._n_needed_bytes = 0
 
     @property
     def is_given_back(self) -> bool:
-        """None of it is there: not even a part that was taken again so far."""
         return not self.is_there and self._taking is None
 
     @property
     def saved_bytes(self) -> int:
-        """What the host keeps of it."""
         return sum(piece.nbytes for piece in self._pieces)
 
     @torch.inference_mode()
     def save_next(self) -> bool:
-        """Copy the next piece of the weights to the host; return whether one was lacking."""
         if len(self._pieces) == len(self._parts):
             return False
         parts = self._parts[len(self._pieces)]
@@ -108,8 +137,6 @@ class DeviceMemory:
 
     @torch.inference_mode()
     def give_back(self) -> None:
-        """Give up weights, pools and graphs, once all pieces are saved. What the pools held is
-        overwritten: it is somebody's text."""
         if self.save_next():
             raise RuntimeError("the weights are not saved yet")
         if not self.is_there:  # what was begun to be taken has nobody's text
@@ -124,48 +151,63 @@ class DeviceMemory:
         self._n_needed_bytes = before - self._n_reserved_bytes()
         logger.info("asleep: gave back %.1f GiB", self._n_needed_bytes / 2**30)
 
-    @torch.inference_mode()
     def take_next(self) -> None:
-        """Do the next part of taking it all again; ``is_there`` says when that is over.
+        if not self.fill_next():
+            self.record_next()
 
-        Raises:
-            Overloaded: somebody else has the memory; nothing is held then, and the next call begins
-                anew.
-        """
+    @torch.inference_mode()
+    def fill_next(self) -> bool:
+        """Do the next part of taking memory and filling it; return whether there is another one.
+        Raises as ``take_next``."""
+        if self.is_there:
+            return False
         if self._taking is None:
             self._taking, self._taken_since_s = self._take(), time.perf_counter()
+        with self._wholly():
+            return next(self._taking, False)
+
+    @torch.inference_mode()
+    def record_next(self) -> bool:
+        """Record the next graph, once all is filled; return whether one was lacking: if not, all is
+        there. Raises as ``take_next``."""
+        with self._wholly():
+            if any(graphs.record_next() for graphs in self._graphs):
+                return True
+        if not self.is_there:
+            self._taking = None
+            self.is_there = True
+            logger.info("awake after %.1f s", time.perf_counter() - self._taken_since_s)
+        return False
+
+    @contextmanager
+    def _wholly(self) -> Iterator[None]:
+        """Hold nothing where a part of taking it fails."""
         try:
-            if next(self._taking, True):
-                self._taking = None
-                self.is_there = True
-                logger.info("awake after %.1f s", time.perf_counter() - self._taken_since_s)
+            yield
         except torch.OutOfMemoryError as error:
             self._give_up()
             logger.warning("cannot wake: %s", error)
             raise Overloaded(
-                "the GPU's memory is in use by others", retry_after_s=_RETRY_AFTER_S
+                "the GPU's memory is in use by others", retry_after_s=RETRY_AFTER_S
             ) from error
         except BaseException:
             self._give_up()
             raise
 
-    def _take(self) -> Iterator[None]:
+    def _take(self) -> Iterator[bool]:
         self._check_free()
         for storage, size in zip(self._storages, self._sizes, strict=True):
             storage.resize_(size)
-        yield
+        yield True
         for pool, size in zip(self._pools, self._pool_sizes, strict=True):
             pool.untyped_storage().resize_(size)
             # What is there, and is read beside what is wanted, may not be infinite.
             pool.zero_()
         for parts, piece in zip(self._parts, self._pieces, strict=True):
-            yield
+            yield True
             for part in parts:
                 self._bytes(part).copy_(_within(piece, part), non_blocking=True)
             self._synchronize()
-        for graphs in self._graphs:
-            while graphs.record_next():
-                yield
 
     def _check_free(self) -> None:
         """Raise unless there is as much as was given back, which graphs and steps need, too."""

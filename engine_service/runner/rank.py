@@ -24,7 +24,9 @@ from engine_service.config import ModelConfig
 from engine_service.errors import EngineLost, ModelError
 from engine_service.models.shard import Shard
 from engine_service.runner.collectives import Collectives, Member
+from engine_service.runner.common_memory import do_part
 from engine_service.runner.device_loading import device_of, load_part
+from engine_service.runner.device_memory import DeviceMemory
 from engine_service.runner.device_steps import DeviceSteps
 from engine_service.runner.rank_channel import Channel, frame
 from engine_service.runner.rank_messages import (
@@ -33,6 +35,7 @@ from engine_service.runner.rank_messages import (
     Failed,
     Loaded,
     Logits,
+    MemoryPart,
     Pool,
     SetUp,
     Started,
@@ -98,11 +101,15 @@ def _work(set_up: SetUp, *, channel: Channel[ToRank]) -> int:
         model_config=ModelConfig.from_dir(config.model_dir),
         member=Member(shard=shard, collectives=collectives, agree=agree),
     )
+    memory = DeviceMemory([part.holding], device=device)
     # Collecting what loading left would halt a step, here as in rank 0.
     gc.collect()
     gc.freeze()
     while (message := channel.receive()) is not None:
-        _do(message, steps=part.steps)
+        if isinstance(message, MemoryPart):
+            channel.send(frame(do_part(message, memory=memory)))
+        else:
+            _do(message, steps=part.steps)
     return 0
 
 

@@ -1,7 +1,8 @@
 """What rank 0 of a tensor-parallel engine and the others say to each other.
 
 A rank is set up, says that it is there, loads, and says so; then it does what it is told, in that
-order, and says nothing more: its part of the answers is in rank 0's tensors.
+order. Of steps it says nothing: its part of the answers is in rank 0's tensors. Each part of giving
+its device's memory back or taking that again it answers.
 """
 
 from array import array
@@ -70,7 +71,24 @@ class Copy(msgspec.Struct, frozen=True, tag=True):
     pairs: list[tuple[int, int]]
 
 
-ToRank = SetUp | Pool | Step | Logits | Clear | Copy
+class Save(msgspec.Struct, frozen=True, tag=True):
+    """As ``DeviceMemory.save_next``; each of these four is answered by ``Held``."""
+
+
+class GiveBack(msgspec.Struct, frozen=True, tag=True):
+    """As ``DeviceMemory.give_back``."""
+
+
+class Fill(msgspec.Struct, frozen=True, tag=True):
+    """As ``DeviceMemory.fill_next``."""
+
+
+class Record(msgspec.Struct, frozen=True, tag=True):
+    """As ``DeviceMemory.record_next``, which all do at once: graphs have sums of all ranks."""
+
+
+MemoryPart = Save | GiveBack | Fill | Record
+ToRank = SetUp | Pool | Step | Logits | Clear | Copy | MemoryPart
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):
@@ -83,6 +101,17 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     n_blocks: int
 
 
+class Held(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What a rank has of its device's memory now, as ``DeviceMemory``. has_more: there is more of
+    what it was told to do. lacks: why that could not be done, for lack of memory; else None."""
+
+    is_there: bool
+    is_given_back: bool
+    saved_bytes: int
+    has_more: bool = False
+    lacks: str | None = None
+
+
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The rank ends. is_model_error: starting again will not help."""
 
@@ -90,7 +119,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     is_model_error: bool
 
 
-FromRank = Started | Loaded | Failed
+FromRank = Started | Loaded | Held | Failed
 
 
 def _encode_other(value: Any) -> str:

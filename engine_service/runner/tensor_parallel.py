@@ -1,10 +1,11 @@
 """The other ranks of a tensor-parallel engine as its process sees them, which is rank 0.
 
-Each is a child process with a socket pair of its own: over it goes what to compute, and its end
-says that the rank is dead. Tensors go between the ranks' devices by ``collectives``.
+Each is a child process with a socket pair of its own: over it goes what to do, and its end says
+that the rank is dead. Tensors go between the ranks' devices by ``collectives``.
 """
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -13,9 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from selectors import EVENT_READ, DefaultSelector
 from typing import Final, TypeVar
 
 import msgspec
@@ -40,21 +40,37 @@ from engine_service.runner.rank_messages import (
 )
 from engine_service.runner.step_packing import PackedStep
 
+_MODULE: Final = "engine_service.runner.rank"
 _START_TIMEOUT_S: Final = 120.0
 _LOAD_TIMEOUT_S: Final = 1800.0
 # A rank reads what it is sent between two steps; a socket holds many of them.
 _SEND_TIMEOUT_S: Final = 30.0
+# Far more than what it is asked takes, with the steps before that.
+_ANSWER_TIMEOUT_S: Final = 60.0
+_LAST_WORDS_S: Final = 1.0
 _END_S: Final = 5.0
 _PAGE_BYTES: Final = 4096
 
 _Answer = TypeVar("_Answer", bound=FromRank)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Rank:
+    """failure: what it said of its end. reading: by the thread that reads its messages."""
+
     number: int
     process: "subprocess.Popen[bytes]"
     channel: Channel[FromRank]
+    failure: Failed | None = None
+    reading: threading.Lock = field(default_factory=threading.Lock)
+
+    def hear(self) -> FromRank | None:
+        """Return what it says next, None at its end. Raises TimeoutError after the socket's."""
+        with self.reading:
+            said = self.channel.receive()
+            if isinstance(said, Failed):
+                self.failure = said
+            return said
 
 
 class RankGroup:
@@ -79,7 +95,7 @@ class RankGroup:
             for rank in self._ranks:
                 set_up = SetUp(rank=rank.number, rendezvous=self.rendezvous, engine=config)
                 _send(rank, frame(set_up))
-            self._answers(Started, timeout_s=_START_TIMEOUT_S)
+            self.answers(Started, timeout_s=_START_TIMEOUT_S)
         except BaseException:
             self.close()
             raise
@@ -91,7 +107,7 @@ class RankGroup:
             ModelError: one cannot load the model.
             EngineLost: one ended.
         """
-        answers = self._answers(Loaded, timeout_s=_LOAD_TIMEOUT_S)
+        answers = self.answers(Loaded, timeout_s=_LOAD_TIMEOUT_S)
         least = min(n_blocks, *(answer.n_blocks for answer in answers))
         self.send(Pool(least))
         return least
@@ -101,6 +117,14 @@ class RankGroup:
         data = frame(message)
         for rank in self._ranks:
             _send(rank, data)
+
+    def answers(
+        self, kind: type[_Answer], *, timeout_s: float = _ANSWER_TIMEOUT_S
+    ) -> Sequence[_Answer]:
+        """Return what each says to what they were sent. Raises EngineLost where one says nothing,
+        or that it ends."""
+        deadline = time.monotonic() + timeout_s
+        return [_answer(rank, kind, timeout_s=deadline - time.monotonic()) for rank in self._ranks]
 
     def resident_bytes(self) -> int:
         """Return what memory of this machine they hold; of one that has just ended, none."""
@@ -132,18 +156,14 @@ class RankGroup:
         self._ranks = []
         os.close(self.rendezvous)
 
-    def _answers(self, kind: type[_Answer], *, timeout_s: float) -> Sequence[_Answer]:
-        deadline = time.monotonic() + timeout_s
-        return [_answer(rank, kind, timeout_s=deadline - time.monotonic()) for rank in self._ranks]
-
     def _watch(self, on_lost: Callable[[EngineLost], None]) -> None:
-        with DefaultSelector() as selector:
-            for rank in self._ranks:
-                selector.register(rank.channel.wire, EVENT_READ, rank)
-            # A rank that runs says nothing: what can be read is its end, or why it comes.
-            ((key, _), *_) = selector.select()
+        poll = select.poll()
+        ranks = {rank.channel.wire.fileno(): rank for rank in self._ranks}
+        for number in ranks:  # for its end: answers are for who asked
+            poll.register(number, select.POLLRDHUP)
+        ((ended, _), *_) = poll.poll()
         if not self._is_closing:
-            on_lost(_loss(key.data))
+            on_lost(_loss(ranks[ended]))
 
 
 class CommonSteps:
@@ -184,7 +204,7 @@ def _start(number: int, *, rendezvous: int) -> _Rank:
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "engine_service.runner.rank", "--fd", str(theirs.fileno())],
+            [sys.executable, "-m", _MODULE, "--fd", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(), rendezvous),
         )
@@ -202,22 +222,26 @@ def _send(rank: _Rank, data: bytes) -> None:
 def _answer(rank: _Rank, kind: type[_Answer], *, timeout_s: float) -> _Answer:
     rank.channel.wire.settimeout(max(0.1, timeout_s))
     try:
-        answer = rank.channel.receive()
+        answer = rank.hear()
     except TimeoutError as error:
-        raise EngineLost(f"rank {rank.number} did not start in time") from error
+        raise EngineLost(f"rank {rank.number} did not answer in time") from error
     if isinstance(answer, Failed) and answer.is_model_error:
         raise ModelError(f"rank {rank.number}: {answer.message}")
     if not isinstance(answer, kind):
-        raise _loss(rank, said=answer)
+        raise _loss(rank)
     return answer
 
 
-def _loss(rank: _Rank, *, said: FromRank | None = None) -> EngineLost:
-    """Say how a rank ended, as far as it can be known."""
-    if isinstance(said, Failed):
-        return EngineLost(f"rank {rank.number} failed: {said.message}")
+def _loss(rank: _Rank) -> EngineLost:
+    """Say why and how a rank ended, as far as it can be known."""
+    rank.channel.wire.settimeout(_LAST_WORDS_S)
+    with suppress(TimeoutError):  # of one that has not
+        while rank.failure is None and rank.hear() is not None:
+            pass
+    if rank.failure is not None:
+        return EngineLost(f"rank {rank.number} failed: {rank.failure.message}")
     try:
-        code = rank.process.wait(timeout=1.0)
+        code = rank.process.wait(timeout=_LAST_WORDS_S)
     except subprocess.TimeoutExpired:
         return EngineLost(f"rank {rank.number} hears nothing more")
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -99,6 +99,23 @@ async def test_a_rank_killed_while_nothing_runs_ends_the_engine(
         assert "rank 1 ended: killed by SIGKILL" in engine.log.read_text()
 
 
+async def test_a_rank_killed_while_all_sleep_ends_the_engine(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    with running_engine(model_dir, tmp_path, *OPTIONS, "--sleep-after-s", "0.2") as engine:
+        client = await connected(engine)
+        for _ in range(2):  # and wakes again
+            await text_of(await start(client, "r", max_tokens=20))
+
+            async def is_asleep() -> bool:
+                return (await client.ping(timeout_s=5.0)).is_asleep
+
+            await wait_until_async("them to sleep", is_asleep)
+        rank_of(engine).kill()
+        assert await exit_code(engine) == EXIT_FATAL
+        assert "rank 1 ended: killed by SIGKILL" in engine.log.read_text()
+
+
 async def test_a_rank_that_hangs_ends_with_the_engine(model_dir: Path, tmp_path: Path) -> None:
     """The agent kills an engine that answers no ping; what it holds of the GPUs must be free."""
     with running_engine(model_dir, tmp_path, *OPTIONS) as engine:

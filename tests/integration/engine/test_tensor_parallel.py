@@ -20,6 +20,7 @@ from engine_service.config import EngineConfig
 from engine_service.errors import EngineLost, ModelError
 from engine_service.models.manifest import read_manifest
 from engine_service.protocol import SamplingParams
+from engine_service.runner.rank_messages import Clear
 from tests.integration.engine.backend import altered, run_answers, tokens, with_noise
 from tests.models import random_bert_dir, random_llama_dir, random_model_dir
 from tests.parity import Prompt, run_backend
@@ -213,6 +214,16 @@ def test_a_rank_that_ends_is_said_at_once_and_fails_the_next_step(tmp_path: Path
         with pytest.raises(EngineLost):
             run_backend(backend)([(1, 2, 3)], [50])
         assert time.monotonic() - started_s < 5.0
+
+
+def test_why_a_rank_ends_is_said_though_nobody_asked_it(tmp_path: Path) -> None:
+    with two_ranks(random_llama_dir(tmp_path)) as backend:
+        lost: list[EngineLost] = []
+        backend.watch(lost.append)
+        assert backend._ranks is not None
+        backend._ranks.send(Clear([10**6]))
+        wait_until("the loss", lambda: lost, timeout_s=2.0)
+        assert str(lost[0]).startswith("rank 1 failed: index 1000000 is out of bounds")
 
 
 def test_what_a_rank_finds_wrong_is_said_by_rank_0(

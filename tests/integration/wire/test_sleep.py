@@ -19,9 +19,15 @@ from tests.waiting import wait_until, wait_until_async
 OPTIONS = ("--kernels", "torch", "--dtype", "float32", "--sleep-after-s", "0.5")
 
 
-async def test_it_sleeps_wakes_for_a_request_and_answers_each_ping_in_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_ranks", [1, 2])
+async def test_it_sleeps_wakes_for_a_request_and_answers_each_ping_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_ranks: int
+) -> None:
     model_dir = random_llama_dir(tmp_path)
-    with running_engine(model_dir, tmp_path, *OPTIONS, "--kv-cache-tokens", "4096") as engine:
+    options = [*OPTIONS, "--kv-cache-tokens", "4096", "--tensor-parallel", str(n_ranks)]
+    if n_ranks > 1:  # on the processor, also where there is one GPU
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with running_engine(model_dir, tmp_path, *options) as engine:
         client = EngineClient(str(engine.socket_path), name="test")
         await client.connect()
         worst_s = 0.0

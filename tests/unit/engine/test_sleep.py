@@ -12,9 +12,13 @@ from torch import Tensor
 from engine_service.__main__ import parse_options
 from engine_service.config import EngineConfig
 from engine_service.engine import Engine
-from engine_service.errors import ModelError
+from engine_service.errors import EngineLost, ModelError
 from engine_service.protocol import EngineStats
+from engine_service.runner.common_memory import CommonMemory, do_part
 from engine_service.runner.decode_graphs import DecodeGraphs
+from engine_service.runner.device_memory import DeviceMemory, Holding
+from engine_service.runner.device_model import KVPool, PoolShape
+from engine_service.runner.rank_messages import Held, MemoryPart
 from engine_service.scheduling.block_manager import BlockManager
 from engine_service.scheduling.tiers import Tiers
 from tests.unit.engine.scheduling import MemoryStore
@@ -141,7 +145,6 @@ def test_the_option_reaches_the_configuration() -> None:
     [
         ({"sleep_after_s": 0.0}, "positive"),
         ({"sleep_after_s": float("nan")}, "positive"),
-        ({"sleep_after_s": 1.0, "tensor_parallel": 2}, "tensor_parallel is above 1"),
         ({"sleep_after_s": 1.0, "kernels": "compiled"}, "kernels compiled"),
         ({"sleep_after_s": 1.0, "kernels": "reference"}, "kernels reference"),
     ],
@@ -226,3 +229,83 @@ def test_graphs_are_dropped_and_recorded_anew_one_at_a_time() -> None:
     assert not graphs.record_next()
     assert api.recorded == [4, 2, 1] * 2
     assert graphs.size_for(3) == 4
+
+
+class OtherRank:
+    """Stands in for ``RankGroup``: a rank in this process."""
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self.memory = memory
+        self._said: list[Held] = []
+
+    def send(self, part: MemoryPart) -> None:
+        self._said.append(do_part(part, memory=self.memory))
+
+    def answers(self, kind: type[Held]) -> list[Held]:
+        return [self._said.pop()]
+
+
+def rank_memory(
+    *, n_weights: int, decode: Callable[..., Tensor], sizes: list[int]
+) -> tuple[DeviceMemory, list[Tensor]]:
+    """Return a rank's memory, saved a kilobyte at a time, and its weights."""
+    cpu = torch.device("cpu")
+    weights = [torch.full((256,), float(i)) for i in range(n_weights)]
+    shape = PoolShape(n_layers=1, n_blocks=2, block_size=16, n_kv_heads=1, head_dim=2)
+    graphs = DecodeGraphs(decode, sizes=sizes, device=cpu, api=RecordingApi())
+    holding = Holding(weights, KVPool(shape, dtype=torch.float32, device=cpu), graphs)
+    return DeviceMemory([holding], device=cpu, piece_bytes=1024), weights
+
+
+def test_ranks_record_graphs_once_all_have_their_weights_and_both_at_once() -> None:
+    """What is in a graph waits for the other rank. Rank 0 has a draft model's graphs, too."""
+    everything: list[list[Tensor]] = []
+    recorded: list[tuple[int, int]] = []
+
+    def decoding(rank: int) -> Callable[..., Tensor]:
+        def decode(n_rows: int, *, numbers: Tensor) -> Tensor:
+            assert all(tensor[-1] == i for each in everything for i, tensor in enumerate(each))
+            recorded.append((rank, n_rows))
+            return numbers[:n_rows].clone()
+
+        return decode
+
+    own, mine = rank_memory(n_weights=2, decode=decoding(0), sizes=[1, 2, 4])
+    other, others = rank_memory(n_weights=5, decode=decoding(1), sizes=[2, 4])
+    everything += [mine, others]
+    recorded.clear()
+    memory = CommonMemory(own, ranks=OtherRank(other))  # type: ignore[arg-type]
+    while memory.save_next():
+        assert memory.is_there
+    assert memory.saved_bytes == 7 * 1024
+    memory.give_back()
+    assert memory.is_given_back
+    assert not any(tensor.untyped_storage().nbytes() for tensor in mine + others)
+    memory.take_next()
+    assert (memory.is_there, memory.is_given_back) == (False, False)
+    while not memory.is_there:
+        memory.take_next()
+    assert recorded == [(1, 4), (0, 4), (1, 2), (0, 2), (0, 1)]
+
+
+def test_a_rank_that_lacks_memory_for_a_graph_is_the_end_of_the_engine() -> None:
+    """The other waits for it within the graph, and cannot be told."""
+    lacks = False
+
+    def decode(n_rows: int, *, numbers: Tensor) -> Tensor:
+        if lacks:
+            raise torch.OutOfMemoryError("no memory for the graph")
+        return numbers[:n_rows].clone()
+
+    own, _ = rank_memory(n_weights=1, decode=decode, sizes=[1])
+    other, _ = rank_memory(
+        n_weights=1, decode=lambda n_rows, *, numbers: numbers[:n_rows].clone(), sizes=[1]
+    )
+    memory = CommonMemory(own, ranks=OtherRank(other))  # type: ignore[arg-type]
+    while memory.save_next():
+        pass
+    memory.give_back()
+    lacks = True
+    with pytest.raises(EngineLost, match="rank 0 failed at its memory"):
+        while not memory.is_there:
+            memory.take_next()
