@@ -70,8 +70,10 @@ class EngineConfig:
     kv_cache_dtype: ``fp8`` stores K and V as float8_e4m3fn, cast as they are; only on a GPU.
         ``auto`` stores them as they are computed.
     instruction_set: which one the compiled kernels use; None takes the best there is.
-    host_kv_cache_bytes: host memory for prefix blocks that the pool evicts; 0 keeps none.
-    disk_kv_cache_bytes: disk for those that host memory evicts, in kv_cache_dir; 0 keeps none.
+    host_kv_cache_bytes: host memory for prefix blocks that the pool evicts, of all ranks together;
+        0 keeps none.
+    disk_kv_cache_bytes: disk for those that host memory evicts, in kv_cache_dir, likewise; 0 keeps
+        none.
     trace: a file that gets every step as trace events.
     tensor_parallel: how many GPUs hold the model together, each its part of every layer.
     sleep_after_s: an engine that has had no work for so long gives its GPU's memory back until it
@@ -182,8 +184,6 @@ class EngineConfig:
             raise ModelError(
                 "disk_kv_cache_bytes needs host_kv_cache_bytes: blocks go to disk through it"
             )
-        if self.host_kv_cache_bytes and self.tensor_parallel > 1:
-            raise ModelError("host_kv_cache_bytes is for one GPU; tensor_parallel is above 1")
         if bool(self.disk_kv_cache_bytes) != (self.kv_cache_dir is not None):
             raise ModelError("disk_kv_cache_bytes and kv_cache_dir are set together or not at all")
 

@@ -18,13 +18,14 @@ from engine_service.models.registry import load_model
 from engine_service.models.shard import WHOLE, Shard
 from engine_service.runner.attention_choice import attention_of
 from engine_service.runner.collectives import Collectives, Member
+from engine_service.runner.common_tiers import CommonTiers
 from engine_service.runner.decode_graphs import CudaGraphApi, DecodeGraphs, graph_sizes
 from engine_service.runner.device_memory import Holding
 from engine_service.runner.device_model import DeviceModel, KVPool, PoolShape
 from engine_service.runner.device_runner import DeviceRunner
 from engine_service.runner.device_sampler import DeviceSampler
 from engine_service.runner.device_steps import DeviceSteps, Steps
-from engine_service.runner.kv_tiers import BlockPool, make_tiers
+from engine_service.runner.kv_tiers import BlockPool, KVTiers, TierStore, make_tiers
 from engine_service.runner.loading import NO_ROOM, LoadedModel, Room
 from engine_service.runner.step_packing import PackedStep, TableMirror, joined
 from engine_service.runner.tensor_parallel import CommonSteps, RankGroup
@@ -41,13 +42,15 @@ _WARM_ROWS: Final = (1, 64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevicePart:
-    """A model on a device, or a rank's part of it, and what computes its steps. max_len: most
-    tokens of a sequence that its tables have room for."""
+    """A model on a device, or a rank's part of it, and what computes its steps. tiers: what holds
+    blocks that its pool evicts. max_len: most tokens of a sequence that its tables have room
+    for."""
 
     model: DeviceModel
     steps: DeviceSteps
     sampler: DeviceSampler
     graphs: DecodeGraphs | None
+    tiers: KVTiers | None
     dtype: torch.dtype
     n_blocks: int
     max_len: int
@@ -64,7 +67,7 @@ def load_on_device(
     """Raises as ``loading.load``."""
     if config.tensor_parallel == 1:
         part = load_part(config, model_config=model_config, leaving=leaving)
-        return _loaded(part, steps=part.steps, config=config, ranks=None)
+        return _loaded(part, steps=part.steps, tiers=part.tiers, config=config, ranks=None)
     shard = Shard(0, config.tensor_parallel)
     shard.check(model_config)
     if config.quantization == "int8":
@@ -78,12 +81,14 @@ def load_on_device(
         collectives = Collectives(shard, rendezvous=ranks.rendezvous, device=device_of(config))
         member = Member(shard=shard, collectives=collectives, agree=ranks.agree)
         part = load_part(config, model_config=model_config, member=member, leaving=leaving)
+        ranks.wait_until_ready()
     except BaseException:
         ranks.close()
         raise
     steps = CommonSteps(part.steps, ranks=ranks)
     part.model.ask_all = steps.logits
-    return _loaded(part, steps=steps, config=config, ranks=ranks)
+    tiers = None if part.tiers is None else CommonTiers(part.tiers, ranks=ranks)
+    return _loaded(part, steps=steps, tiers=tiers, config=config, ranks=ranks)
 
 
 def load_part(
@@ -164,11 +169,13 @@ def load_part(
         max_numbers=_most_numbers(config, max_blocks=max_blocks),
         collectives=None if member is None else member.collectives,
     )
+    assert model.pool is not None
     return DevicePart(
         model=model,
         steps=steps,
         sampler=sampler,
         graphs=graphs,
+        tiers=make_tiers(config, pool=BlockPool(model.pool.tensor, dim=2)),
         dtype=dtype,
         n_blocks=n_blocks,
         max_len=max_len,
@@ -185,11 +192,14 @@ def device_of(config: EngineConfig, *, rank: int = 0) -> torch.device:
 
 
 def _loaded(
-    part: DevicePart, *, steps: Steps, config: EngineConfig, ranks: RankGroup | None
+    part: DevicePart,
+    *,
+    steps: Steps,
+    tiers: TierStore | None,
+    config: EngineConfig,
+    ranks: RankGroup | None,
 ) -> LoadedModel:
     block_size = config.block_size
-    assert part.model.pool is not None
-    tiers = make_tiers(config, pool=BlockPool(part.model.pool.tensor, dim=2))
     runner = DeviceRunner(
         part.model,
         steps=steps,

@@ -18,7 +18,7 @@ from engine_service.runner.decode_graphs import DecodeGraphs
 from engine_service.runner.device_model import DeviceModel
 from engine_service.runner.device_sampler import DeviceSampler, Drawn
 from engine_service.runner.device_steps import Steps
-from engine_service.runner.kv_tiers import KVTiers, move_blocks
+from engine_service.runner.kv_tiers import TierStore, move_blocks
 from engine_service.runner.logprobs import score_prompt
 from engine_service.runner.model_runner import Flight, StepResult, answers_of, sample_rows
 from engine_service.runner.sample_row import SampleRow
@@ -67,7 +67,7 @@ class DeviceRunner:
         graphs: DecodeGraphs | None,
         mirror: TableMirror,
         block_size: int,
-        tiers: KVTiers | None = None,
+        tiers: TierStore | None = None,
     ) -> None:
         self._model = model
         self._steps = steps

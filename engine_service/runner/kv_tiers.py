@@ -3,7 +3,7 @@ disk. What is kept where, and for how long, is ``scheduling.tiers``' to say."""
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from engine_service.config import EngineConfig
 from engine_service.errors import ModelError
 from engine_service.scheduling.batch import Batch
+from engine_service.scheduling.tiers import BlockStore
 
 if TYPE_CHECKING:
     from engine_service.runner.kv_disk import DiskBlocks
@@ -26,6 +27,16 @@ NEEDS_POOL: Final = (
 )
 
 Pairs = SequenceOf[tuple[int, int]]
+
+
+class TierStore(BlockStore, Protocol):
+    """What ``scheduling.tiers.Tiers`` holds blocks with, and moves them by before a step."""
+
+    def spill(self, pairs: Pairs) -> None:
+        """Copy blocks of the pool to host slots; each pair is from and to."""
+
+    def load(self, pairs: Pairs) -> None:
+        """Copy host slots to blocks of the pool; each pair is from and to."""
 
 
 class BlockPool:
@@ -56,7 +67,7 @@ class BlockPool:
 
 
 class KVTiers:
-    """Moves blocks between pool, host and disk; the store of ``scheduling.tiers.Tiers``.
+    """Moves blocks between pool, host and disk; a ``TierStore``.
 
     Copies to and from a device are in the order of its stream. The processor touches host memory
     only when they are done. disk: None where there is none.
@@ -91,7 +102,6 @@ class KVTiers:
         return 0 if self._disk is None else self._disk.n_failed_writes
 
     def spill(self, pairs: Pairs) -> None:
-        """Copy blocks of the pool to host slots; each pair is from and to."""
         for part in _parts(pairs):
             content = self._pool.gather([block for block, _ in part])
             for (_, slot), row in zip(part, content, strict=True):
@@ -99,7 +109,6 @@ class KVTiers:
         self._note_moved()
 
     def load(self, pairs: Pairs) -> None:
-        """Copy host slots to blocks of the pool; each pair is from and to."""
         for part in _parts(pairs):
             content = torch.empty(
                 (len(part), self.block_bytes), dtype=torch.uint8, device=self._pool.device
@@ -150,7 +159,7 @@ class KVTiers:
             self._moved.synchronize()
 
 
-def move_blocks(batch: Batch, *, copy: Callable[[Pairs], None], tiers: KVTiers | None) -> None:
+def move_blocks(batch: Batch, *, copy: Callable[[Pairs], None], tiers: TierStore | None) -> None:
     """Do what a batch asks for before it computes, in the order that it says. copy: within the
     pool."""
     if tiers is not None and batch.spills:
@@ -162,7 +171,8 @@ def move_blocks(batch: Batch, *, copy: Callable[[Pairs], None], tiers: KVTiers |
 
 
 def make_tiers(config: EngineConfig, *, pool: BlockPool | None) -> KVTiers | None:
-    """Make the tiers that are asked for; None is none. pool: None where it cannot be read.
+    """Make the tiers that are asked for, or a rank's part of them, which is as large as the other
+    ranks'; None is none. pool: the rank's; None where it cannot be read.
 
     Raises ModelError where they cannot be had.
     """
@@ -170,11 +180,12 @@ def make_tiers(config: EngineConfig, *, pool: BlockPool | None) -> KVTiers | Non
         return None
     if pool is None:
         raise ModelError(NEEDS_POOL)
-    n_host_slots = config.host_kv_cache_bytes // pool.block_bytes
+    least = config.tensor_parallel * pool.block_bytes
+    n_host_slots = config.host_kv_cache_bytes // least
     if not n_host_slots:
         raise ModelError(
             f"host_kv_cache_bytes ({config.host_kv_cache_bytes}) must hold at least one block of "
-            f"{pool.block_bytes} bytes"
+            f"{least} bytes"
         )
     return KVTiers(pool, n_host_slots=n_host_slots, disk=_make_disk(config, pool=pool))
 
@@ -188,11 +199,12 @@ def _make_disk(config: EngineConfig, *, pool: BlockPool) -> "DiskBlocks | None":
         raise ModelError(
             "disk_kv_cache_bytes needs the package cryptography: what is on disk is encrypted"
         ) from error
-    n_slots = config.disk_kv_cache_bytes // (pool.block_bytes + TAG_BYTES)
+    least = config.tensor_parallel * (pool.block_bytes + TAG_BYTES)
+    n_slots = config.disk_kv_cache_bytes // least
     if not n_slots:
         raise ModelError(
             f"disk_kv_cache_bytes ({config.disk_kv_cache_bytes}) must hold at least one block of "
-            f"{pool.block_bytes + TAG_BYTES} bytes"
+            f"{least} bytes"
         )
     return DiskBlocks(config.kv_cache_dir, n_slots=n_slots, block_bytes=pool.block_bytes)
 

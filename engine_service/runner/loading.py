@@ -12,7 +12,7 @@ from engine_service.errors import ModelError
 from engine_service.models.registry import load_model
 from engine_service.runner.device_memory import Holding
 from engine_service.runner.kernel_choice import choose_kernels, make_executor
-from engine_service.runner.kv_tiers import KVTiers, make_tiers
+from engine_service.runner.kv_tiers import TierStore, make_tiers
 from engine_service.runner.model_runner import ModelRunner, Runner
 from engine_service.runner.tensor_parallel import RankGroup
 from engine_service.scheduling.model_drafting import DraftModelUse
@@ -37,7 +37,7 @@ class LoadedModel:
     max_model_len: int
     overlaps: bool
     ranks: RankGroup | None = None
-    tiers: KVTiers | None = None
+    tiers: TierStore | None = None
     holdings: tuple[Holding, ...] = ()
     draft_model: DraftModelUse | None = None
 

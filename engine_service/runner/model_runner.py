@@ -14,7 +14,7 @@ from torch import Tensor
 from engine_service.errors import EngineError
 from engine_service.protocol import TokenLogprob
 from engine_service.runner.executors import Executor
-from engine_service.runner.kv_tiers import KVTiers, move_blocks
+from engine_service.runner.kv_tiers import TierStore, move_blocks
 from engine_service.runner.logprobs import score_prompt
 from engine_service.runner.sample_row import SampleRow, mask_comes_first
 from engine_service.runner.sampler import Samples, sample
@@ -87,7 +87,7 @@ class ModelRunner:
     tiers: move what a batch spills and loads; None where no batch does.
     """
 
-    def __init__(self, executor: Executor, *, tiers: KVTiers | None = None) -> None:
+    def __init__(self, executor: Executor, *, tiers: TierStore | None = None) -> None:
         self._executor = executor
         self._tiers = tiers
         self._masks = ThreadPoolExecutor(1, thread_name_prefix="masks")

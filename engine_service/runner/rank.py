@@ -25,21 +25,24 @@ from engine_service.errors import EngineLost, ModelError
 from engine_service.models.shard import Shard
 from engine_service.runner.collectives import Collectives, Member
 from engine_service.runner.common_memory import do_part
-from engine_service.runner.device_loading import device_of, load_part
+from engine_service.runner.common_tiers import do_tier_part
+from engine_service.runner.device_loading import DevicePart, device_of, load_part
 from engine_service.runner.device_memory import DeviceMemory
-from engine_service.runner.device_steps import DeviceSteps
 from engine_service.runner.rank_channel import Channel, frame
 from engine_service.runner.rank_messages import (
     Clear,
     Copy,
     Failed,
+    FromRank,
     Loaded,
     Logits,
     MemoryPart,
     Pool,
+    Ready,
     SetUp,
     Started,
     Step,
+    TierPart,
     ToRank,
     to_rank_decoder,
 )
@@ -105,26 +108,32 @@ def _work(set_up: SetUp, *, channel: Channel[ToRank]) -> int:
     # Collecting what loading left would halt a step, here as in rank 0.
     gc.collect()
     gc.freeze()
+    channel.send(frame(Ready()))
     while (message := channel.receive()) is not None:
-        if isinstance(message, MemoryPart):
-            channel.send(frame(do_part(message, memory=memory)))
-        else:
-            _do(message, steps=part.steps)
+        if (answer := _do(message, part=part, memory=memory)) is not None:
+            channel.send(frame(answer))
     return 0
 
 
-def _do(message: ToRank, *, steps: DeviceSteps) -> None:
+def _do(message: ToRank, *, part: DevicePart, memory: DeviceMemory) -> FromRank | None:
+    """Do it, and return what there is to say of it."""
+    if isinstance(message, MemoryPart):
+        return do_part(message, memory=memory)
+    if isinstance(message, TierPart):
+        assert part.tiers is not None
+        return do_tier_part(message, tiers=part.tiers)
     match message:
         case Step():
-            steps.compute(message.packed())
+            part.steps.compute(message.packed())
         case Logits(n_rows):
-            steps.join_logits(n_rows)
+            part.steps.join_logits(n_rows)
         case Clear(blocks):
-            steps.clear(blocks)
+            part.steps.clear(blocks)
         case Copy(pairs):
-            steps.copy(pairs)
+            part.steps.copy(pairs)
         case _:
             raise EngineLost(f"rank 0 sent {type(message).__name__} out of its order")
+    return None
 
 
 def _end_with(wire: socket.socket) -> None:

@@ -2,7 +2,7 @@
 
 A rank is set up, says that it is there, loads, and says so; then it does what it is told, in that
 order. Of steps it says nothing: its part of the answers is in rank 0's tensors. Each part of giving
-its device's memory back or taking that again it answers.
+its device's memory back or taking that again it answers, and what it does with its disk.
 """
 
 from array import array
@@ -88,7 +88,46 @@ class Record(msgspec.Struct, frozen=True, tag=True):
 
 
 MemoryPart = Save | GiveBack | Fill | Record
-ToRank = SetUp | Pool | Step | Logits | Clear | Copy | MemoryPart
+
+
+class Spill(msgspec.Struct, frozen=True, tag=True):
+    """pairs: from a block of the pool, and to a host slot. As ``TierStore.spill``, and so on."""
+
+    pairs: list[tuple[int, int]]
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """pairs: from a host slot, and to a block of the pool."""
+
+    pairs: list[tuple[int, int]]
+
+
+class EraseHost(msgspec.Struct, frozen=True, tag=True):
+    slots: list[int]
+
+
+class EraseDisk(msgspec.Struct, frozen=True, tag=True):
+    slots: list[int]
+
+
+class Write(msgspec.Struct, frozen=True, tag=True):
+    """Answered by ``Stored``."""
+
+    host_slot: int
+    disk_slot: int
+    digest: bytes
+
+
+class Read(msgspec.Struct, frozen=True, tag=True):
+    """Answered by ``Stored``."""
+
+    disk_slot: int
+    host_slot: int
+    digest: bytes
+
+
+TierPart = Spill | Load | EraseHost | EraseDisk | Write | Read
+ToRank = SetUp | Pool | Step | Logits | Clear | Copy | MemoryPart | TierPart
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):
@@ -99,6 +138,10 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     """n_blocks: so many of the KV pool's it has room for."""
 
     n_blocks: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """All that it needs it has."""
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -112,6 +155,13 @@ class Held(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     lacks: str | None = None
 
 
+class Stored(msgspec.Struct, frozen=True, tag=True):
+    """is_done: the block is written, now or later, or read. n_failed_writes: since the start."""
+
+    is_done: bool
+    n_failed_writes: int
+
+
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The rank ends. is_model_error: starting again will not help."""
 
@@ -119,7 +169,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     is_model_error: bool
 
 
-FromRank = Started | Loaded | Held | Failed
+FromRank = Started | Loaded | Ready | Held | Stored | Failed
 
 
 def _encode_other(value: Any) -> str:

@@ -33,6 +33,7 @@ from engine_service.runner.rank_messages import (
     Loaded,
     Logits,
     Pool,
+    Ready,
     SetUp,
     Started,
     Step,
@@ -86,6 +87,7 @@ class RankGroup:
 
     def __init__(self, config: EngineConfig) -> None:
         self.rendezvous = os.memfd_create("rendezvous")
+        self.n_ranks = config.tensor_parallel
         self._is_closing = False
         self._ranks: list[_Rank] = []
         try:
@@ -111,6 +113,10 @@ class RankGroup:
         least = min(n_blocks, *(answer.n_blocks for answer in answers))
         self.send(Pool(least))
         return least
+
+    def wait_until_ready(self) -> None:
+        """Wait until all have what they need beside that. Raises likewise."""
+        self.answers(Ready, timeout_s=_LOAD_TIMEOUT_S)
 
     def send(self, message: msgspec.Struct) -> None:
         """Have all other ranks do what rank 0 does next. Raises EngineLost where one is gone."""

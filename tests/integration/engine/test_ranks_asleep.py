@@ -41,13 +41,10 @@ def held_by_rank_1(backend: NativeBackend) -> Any:
     return memory._held[1]
 
 
-def rank_process() -> psutil.Process:
-    (rank,) = [
-        each
-        for each in psutil.Process(os.getpid()).children()
-        if "engine_service.runner.rank" in each.cmdline()
-    ]
-    return rank
+def rank_process(backend: NativeBackend) -> psutil.Process:
+    assert backend._ranks is not None
+    (rank,) = backend._ranks._ranks
+    return psutil.Process(rank.process.pid)
 
 
 @pytest.mark.parametrize("has_draft_model", [False, True])
@@ -205,7 +202,7 @@ def test_a_rank_killed_while_they_sleep_or_wake_is_noticed_at_once(tmp_path: Pat
         backend.step()
         assert lost == [], "an answer is not an end"
         started_s = time.monotonic()
-        rank_process().kill()
+        rank_process(backend).kill()
         wait_until("the loss", lambda: lost, timeout_s=2.0)
         assert str(lost[0]) == "rank 1 ended: killed by SIGKILL"
         with pytest.raises(EngineLost, match="rank 1 ended: killed by SIGKILL"):

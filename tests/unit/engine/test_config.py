@@ -271,10 +271,6 @@ def test_refuses_a_directory_without_configuration(tmp_path: Path) -> None:
             "disk_kv_cache_bytes and kv_cache_dir are set together",
         ),
         ({"kv_cache_dir": Path("d")}, "disk_kv_cache_bytes and kv_cache_dir are set together"),
-        (
-            {"host_kv_cache_bytes": 2**20, "tensor_parallel": 2},
-            "host_kv_cache_bytes is for one GPU",
-        ),
     ],
 )
 def test_refuses_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
