@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # As our engine has it: tokens in a block, and inputs that share a scale.
 _BLOCK_TOKENS: Final = 16
 _INT8_GROUP: Final = 32
-_SEAL_BYTES: Final = 16  # of a block on disk
+_SEAL_BYTES: Final = 16  # of each part of a block on disk
 _NOBODY_KNOWS: Final = "Nobody knows the sizes of this version's parts: import it again."
 
 
@@ -37,8 +37,9 @@ def wrong_options(deployment: "Deployment") -> dict[str, str]:
     errors: dict[str, str] = {}
     if "tensor_parallel" in chosen:
         errors |= _wrong_parts(deployment, shape)
-    elif deployment.device_class != "cuda":
-        errors |= dict.fromkeys(chosen, "This needs a GPU: let it run on one.")
+    if deployment.device_class != "cuda":
+        others = chosen.keys() - {"tensor_parallel"}
+        errors |= dict.fromkeys(others, "This needs a GPU: let it run on one.")
     elif "host_kv_cache_bytes" in chosen:
         errors |= _wrong_tiers(deployment, shape)
     if deployment.disk_kv_cache_bytes and not deployment.host_kv_cache_bytes:
@@ -96,10 +97,12 @@ def options_said(deployment: "Deployment") -> str:
     return ", ".join(words)
 
 
-def _block_bytes(shape: "ModelShape", *, dtype: str) -> int:
-    """Return what one block of the KV cache takes, on a GPU."""
+def _block_bytes(shape: "ModelShape", *, dtype: str, n_parts: int) -> int:
+    """Return what one block of the KV cache takes, all its parts on their GPUs together: each has a
+    K/V head at least."""
     width = 4 if dtype == "float32" else 2
-    n_values = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim
+    n_heads = n_parts * max(1, shape.n_kv_heads // n_parts)
+    n_values = 2 * shape.n_layers * n_heads * shape.head_dim
     return n_values * _BLOCK_TOKENS * width
 
 
@@ -116,13 +119,10 @@ def _chosen(deployment: "Deployment") -> Mapping[str, int]:
 
 def _wrong_parts(deployment: "Deployment", shape: "ModelShape | None") -> dict[str, str]:
     n = deployment.tensor_parallel
-    others = _chosen(deployment).keys() - {"tensor_parallel"}
-    errors = dict.fromkeys(others, "This is for one device; a replica is to have more.")
     if deployment.device_class == "auto":
-        errors["tensor_parallel"] = "Several devices are GPUs: say that it runs on one."
-    elif text := _NOBODY_KNOWS if shape is None else _uncut(shape, n, deployment.quantization):
-        errors["tensor_parallel"] = text
-    return errors
+        return {"tensor_parallel": "Several devices are GPUs: say that it runs on one."}
+    text = _NOBODY_KNOWS if shape is None else _uncut(shape, n, deployment.quantization)
+    return {"tensor_parallel": text} if text else {}
 
 
 def _uncut(shape: "ModelShape", n: int, quantization: str) -> str:
@@ -152,8 +152,9 @@ def _uncut(shape: "ModelShape", n: int, quantization: str) -> str:
 def _wrong_tiers(deployment: "Deployment", shape: "ModelShape | None") -> dict[str, str]:
     if shape is None:
         return {"host_kv_cache_bytes": _NOBODY_KNOWS}
-    least = _block_bytes(shape, dtype=deployment.dtype)
-    least_of = {"host_kv_cache_bytes": least, "disk_kv_cache_bytes": least + _SEAL_BYTES}
+    n = deployment.tensor_parallel
+    least = _block_bytes(shape, dtype=deployment.dtype, n_parts=n)
+    least_of = {"host_kv_cache_bytes": least, "disk_kv_cache_bytes": least + n * _SEAL_BYTES}
     return {
         name: f"At least {least_of[name]:,}: one block of the cache takes so much."
         for name, value in _chosen(deployment).items()

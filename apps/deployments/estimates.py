@@ -13,6 +13,9 @@ GPU_RUNTIME_BYTES: Final = 1024 * 2**20
 # Of that, what is still there while it sleeps: the driver's context and the kernels. The rest goes
 # with the graphs, as do weights, cache and steps.
 GPU_ASLEEP_BYTES: Final = 512 * 2**20
+# Of each of several that hold a model together all of it: NCCL's buffers, which nobody has measured
+# here, stay too.
+GPU_ASLEEP_AMONG_SEVERAL_BYTES: Final = GPU_RUNTIME_BYTES
 # The C library gives back blocks from this size on; of smaller ones it may keep what was freed,
 # until the engine has loaded and tells it not to.
 _GIVEN_BACK_FROM_BYTES: Final = 32 * 2**20
@@ -54,10 +57,10 @@ class Estimate:
     runtime: int = RUNTIME_BYTES
     draft: "Estimate | None" = None
 
-    @property
-    def all_weights(self) -> int:
-        """Those of its draft model, too."""
-        return self.weights if self.draft is None else self.weights + self.draft.weights
+    def all_weights(self, *, n_parts: int) -> int:
+        """Return those of so many parts together, and of its draft model, which the first has."""
+        own = n_parts * self.weights
+        return own if self.draft is None else own + self.draft.weights
 
     @property
     def lasting(self) -> int:

@@ -17,7 +17,7 @@ from apps.deployments.engine_options import (
     wrong_options,
     wrong_sizes,
 )
-from apps.deployments.estimates import GPU_ASLEEP_BYTES
+from apps.deployments.estimates import GPU_ASLEEP_AMONG_SEVERAL_BYTES, GPU_ASLEEP_BYTES
 from apps.engines.types import EMBEDDING_DEVICES
 from apps.registry.types import Task as RegistryTask
 
@@ -296,9 +296,11 @@ class Deployment(TimestampedModel):
 
     @property
     def asleep_bytes(self) -> int | None:
-        """What a replica that sleeps keeps of its GPU; the rest of what it needs is shared with
-        others that sleep there. None: it never sleeps, and shares nothing."""
-        return None if self.sleep_after_s is None else GPU_ASLEEP_BYTES
+        """What a replica that sleeps keeps of each of its GPUs; the rest of what it needs is shared
+        with others that sleep there. None: it never sleeps, and shares nothing."""
+        if self.sleep_after_s is None:
+            return None
+        return GPU_ASLEEP_AMONG_SEVERAL_BYTES if self.tensor_parallel > 1 else GPU_ASLEEP_BYTES
 
     def clean(self) -> None:
         """Refuse what an engine would refuse at its start, while somebody is there to read it."""

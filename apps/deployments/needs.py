@@ -58,11 +58,12 @@ def n_processes_each(deployment: Deployment) -> int:
 def beside(
     deployment: Deployment, *, devices: Iterable["Device"], replica: Replica | None = None
 ) -> dict[str, int]:
-    """Return what a replica needs beside its devices, by kind: host memory for the cache and for
-    the weights of an engine that may sleep, and disk."""
+    """Return what a replica needs beside its devices, by kind, all its parts together: host memory
+    for the cache and for the weights of an engine that may sleep, and disk."""
     host = deployment.host_kv_cache_bytes or 0
     if deployment.sleep_after_s is not None:
-        host += replica_estimate(deployment, devices=devices, replica=replica).all_weights
+        reckoned = replica_estimate(deployment, devices=devices, replica=replica)
+        host += reckoned.all_weights(n_parts=deployment.tensor_parallel)
     needs = {"cpu": host, "disk": deployment.disk_kv_cache_bytes or 0}
     return {kind: n_bytes for kind, n_bytes in needs.items() if n_bytes}
 

@@ -241,7 +241,8 @@ def _asleep_text(deployment: Deployment) -> str:
     if deployment.asleep_bytes is None:
         return ""
     kept = filesizeformat(deployment.asleep_bytes)
-    return f"; {kept} of it while it sleeps, and the rest is shared by those that sleep on its GPU"
+    where = "its GPUs" if deployment.tensor_parallel > 1 else "its GPU"
+    return f"; {kept} of it while it sleeps, and the rest is shared by those that sleep on {where}"
 
 
 def _claim(

@@ -6,7 +6,8 @@ caller's and nothing here does I/O.
    all of it back, or has ended. What has leave never is more than there is room for; alone, an
    engine may try whatever the room.
 2. Who waits, to be started or to wake, waits in one line a device: the longest first, and nobody
-   behind it goes before it.
+   behind it goes before it. Who is on several devices stands in the line of each, and gets leave
+   for all of them at once or for none: nobody holds one while it waits for another.
 3. For the first in line those without work go, the one that had none for the longest first; then
    those whose turn was ``turn_s`` or longer, the longest first. A turn begins when its engine is
    awake. One that starts is left alone.

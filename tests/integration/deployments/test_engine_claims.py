@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ValidationError
+from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
 
 from apps.audit.types import Actor
@@ -168,6 +169,40 @@ def test_those_that_sleep_share_a_gpu_and_need_their_weights_on_the_host(
     Device.objects.filter(kind="cpu").update(free_bytes=weights)
     EngineProcess.objects.update(stats={"is_asleep": True, "saved_bytes": weights})
     deployment_create(actor=actor, name="d", model_version=model, **SLEEP)
+
+
+def test_sleepers_of_two_gpus_share_both_and_the_host_has_the_weights_of_all_parts(
+    machine: Device, actor: Actor
+) -> None:
+    sizes = {"kv_cache_tokens": 1_200_000, "max_model_len": 4096}  # 4.6 GiB of 7.2 on each
+    fields = {**TWO, **SLEEP, "host_kv_cache_bytes": 4 * GIB, **sizes}
+    model = shaped()
+    first = deployment_create(actor=actor, name="a", model_version=model, **fields)
+    devices = [*Device.objects.all()]
+    beside_it = 4 * GIB + 2 * replica_estimate(first, devices=devices).weights
+    said = needs_text(first, now=timezone.now())
+    assert "1.0\xa0GB of it while it sleeps, and the rest is shared by those that sleep on" in said
+    assert f"and beside that {filesizeformat(beside_it)} of host memory" in said
+    Device.objects.filter(kind="cpu").update(free_bytes=beside_it - 1)
+    refused = reconcile(machine)
+    assert refused.specs == ()
+    assert Replica.objects.get().refusal.count("(1 bytes) are missing on box/cpu") == 1
+    Device.objects.filter(kind="cpu").update(free_bytes=3 * beside_it)
+    deployment_create(actor=actor, name="b", model_version=model, **fields)
+    single = {**SLEEP, "kv_cache_tokens": 300_000, "max_model_len": 4096}
+    deployment_create(actor=actor, name="c", model_version=model, **single)
+    sharing = reconcile(machine).sharing
+    gpus = tuple(Device.objects.filter(kind="cuda").order_by("pk").values_list("pk", flat=True))
+    shares = {
+        replica.deployment.name: sharing.shares[replica.engine_process_id]
+        for replica in Replica.objects.select_related("deployment")
+    }
+    assert shares["a"].device_ids == shares["b"].device_ids == gpus
+    assert len(shares["c"].device_ids) == 1
+    for gpu in gpus:
+        kept = 2 * GIB + 512 * MIB * (gpu in shares["c"].device_ids)
+        assert sharing.room_bytes[gpu] == 8 * GIB - 8 * GIB // 10 - kept
+        assert max(each.n_bytes for each in shares.values()) <= sharing.room_bytes[gpu]
 
 
 def test_what_an_engine_has_of_a_gpu_is_not_reserved_twice(machine: Device, actor: Actor) -> None:

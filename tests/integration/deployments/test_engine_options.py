@@ -14,17 +14,21 @@ from django.utils import timezone
 from apps.audit.models import AuditEvent
 from apps.audit.types import Actor
 from apps.core.selectors import change_stamps
+from apps.deployments.engine_options import wrong_options
 from apps.deployments.models import Deployment, Replica
 from apps.deployments.services import (
     deployment_create,
     deployment_update,
 )
 from apps.engines.models import Device, EngineProcess
+from engine_service.__main__ import parse_options
 from engine_service.config import ModelConfig
 from engine_service.errors import ModelError
 from engine_service.kernels.quantization import GROUP
 from engine_service.models.shard import Shard
 from engine_service.rotary import RotaryConfig
+from engine_service.runner.device_model import PoolShape
+from engine_service.runner.kv_disk import TAG_BYTES
 from tests.factories import (
     DeploymentFactory,
     EngineProcessFactory,
@@ -75,12 +79,22 @@ def nothing_changed() -> None:
         ({"sleep_after_s": 0}, "sleep_after_s", "greater than or equal to 1"),
         ({**SLEEP, "device_class": "auto"}, "sleep_after_s", "needs a GPU"),
         ({**SLEEP, "device_class": "cpu"}, "sleep_after_s", "needs a GPU"),
-        ({**SLEEP, **TWO}, "sleep_after_s", "for one device"),
+        ({**SLEEP, **TWO, "device_class": "cpu"}, "sleep_after_s", "needs a GPU"),
         ({"host_kv_cache_bytes": 2**40, "device_class": "cpu"}, "host_kv_cache_bytes", "a GPU"),
         ({"host_kv_cache_bytes": 2**51, **SLEEP}, "host_kv_cache_bytes", "less than or equal"),
-        ({"host_kv_cache_bytes": 2**30, **TWO}, "host_kv_cache_bytes", "for one device"),
+        (
+            {**TWO, "host_kv_cache_bytes": 2**30, "device_class": "cpu"},
+            "host_kv_cache_bytes",
+            "needs a GPU",
+        ),
         ({**TIERS, "host_kv_cache_bytes": BLOCK - 1}, "host_kv_cache_bytes", f"{BLOCK:,}: one"),
         ({**TIERS, "disk_kv_cache_bytes": BLOCK}, "disk_kv_cache_bytes", f"{BLOCK + 16:,}: one"),
+        ({**TIERS, **TWO, "host_kv_cache_bytes": BLOCK - 1}, "host_kv_cache_bytes", "one block"),
+        (
+            {**TIERS, **TWO, "disk_kv_cache_bytes": BLOCK + 16},
+            "disk_kv_cache_bytes",
+            f"{BLOCK + 32:,}: one",
+        ),
         ({**TIERS, "host_kv_cache_bytes": None}, "disk_kv_cache_bytes", "through host memory"),
     ],
 )
@@ -166,13 +180,46 @@ def test_a_model_is_cut_where_its_engine_cuts_it(actor: Actor) -> None:
     assert n_taken > 20 < n_refused
 
 
-def engine_takes(draft: Deployment) -> bool:
+@pytest.mark.parametrize("n_parts", [1, 2, 4, 8])
+@pytest.mark.parametrize("n_kv_heads", [1, 4, 8])
+def test_the_least_for_a_cache_is_one_block_as_its_engine_has_it(
+    n_parts: int, n_kv_heads: int
+) -> None:
+    draft = Deployment(
+        name="chat", model_version=shaped(shape={"n_kv_heads": n_kv_heads}), device_class="cuda",
+        tensor_parallel=n_parts,
+    )  # fmt: skip
+    part = Shard(0, n_parts).of(model_config(draft))
+    pool = PoolShape(
+        n_layers=part.n_layers, n_blocks=1, block_size=16, n_kv_heads=part.n_kv_heads,
+        head_dim=part.head_dim,
+    )  # fmt: skip
+    least = n_parts * pool.n_numbers_per_block * 2
+    for short, wrong in ((0, set()), (1, {"host_kv_cache_bytes", "disk_kv_cache_bytes"})):
+        draft.host_kv_cache_bytes = least - short
+        draft.disk_kv_cache_bytes = least + n_parts * TAG_BYTES - short
+        assert wrong_options(draft).keys() == wrong
+
+
+def test_sleep_and_caches_go_with_several_devices(machine: Device, actor: Actor) -> None:
+    deployment_create(actor=actor, name="chat", model_version=shaped(), **{**TWO, **SLEEP, **TIERS})
+    (spec,) = reconcile(machine).specs
+    told = parse_options((*spec.arguments, "--socket", "s", "--epoch", "1")).engine
+    assert (told.tensor_parallel, told.sleep_after_s) == (2, 300.0)
+    assert (told.host_kv_cache_bytes, told.disk_kv_cache_bytes) == (4 * GIB, 8 * GIB)
+
+
+def model_config(draft: Deployment) -> ModelConfig:
     assert draft.model_version is not None
-    config = ModelConfig(
+    return ModelConfig(
         architecture="LlamaForCausalLM", rms_norm_eps=1e-5, rotary=RotaryConfig(theta=10_000.0),
         context_length=512, sliding_window=None, tie_word_embeddings=True,
         eos_token_ids=frozenset({2}), **draft.model_version.shape,
     )  # fmt: skip
+
+
+def engine_takes(draft: Deployment) -> bool:
+    config = model_config(draft)
     shard = Shard(0, draft.tensor_parallel)
     try:
         shard.check(config)

@@ -1,5 +1,6 @@
-"""The real agent with two real engines that share a device: what it is said to be is a GPU, and the
-engines compute on the processor, on torch's kernels, where sleep gives memory back all the same."""
+"""The real agent with two real engines that share a device, or two: these are said to be GPUs, and
+the engines compute on the processor, on torch's kernels, where sleep gives memory back all the
+same."""
 
 import asyncio
 import contextlib
@@ -18,6 +19,7 @@ from apps.core.hop import database_hop
 from apps.deployments import reconciler as reconciler_module
 from apps.deployments import reconciling as reconciling_module
 from apps.deployments.models import Deployment
+from apps.deployments.needs import replica_estimate
 from apps.deployments.reconciler import Reconciler
 from apps.engines.client import EngineClient
 from apps.engines.health import EngineHealth
@@ -41,14 +43,18 @@ NAMES = ("one", "two")
 NEVER_S = 604_800
 
 
-def one_gpu(*_: object) -> NodeReport:
-    """A machine with host memory, and a GPU that holds one of the two awake and both asleep."""
+def machine_of(n_gpus: int, *, n_bytes: int) -> NodeReport:
+    """A machine with host memory, and GPUs of so many bytes."""
     sizes: Any = {"kind": "cpu", "index": 0, "uid": "cpu", "name": "processor"}
     cpu = DeviceReport(**sizes, total_bytes=64 * GIB, free_bytes=64 * GIB, auto_dtype="float32")
-    gpu = dataclasses.replace(
-        cpu, kind="cuda", uid="GPU-0", name="GPU", total_bytes=2 * GIB, free_bytes=2 * GIB
-    )
-    return NodeReport(name="box", n_cores=2, devices=(cpu, gpu))
+    gpus = [
+        dataclasses.replace(
+            cpu, kind="cuda", index=i, uid=f"GPU-{i}", name="GPU", total_bytes=n_bytes,
+            free_bytes=n_bytes,
+        )
+        for i in range(n_gpus)
+    ]  # fmt: skip
+    return NodeReport(name="box", n_cores=2, devices=(cpu, *gpus))
 
 
 @pytest.fixture
@@ -59,8 +65,14 @@ def paths(tmp_path: Path) -> Iterator[AgentPaths]:
         assert list(found.run_dir.iterdir()) == [], "a socket file was left"
 
 
-@pytest.fixture
-def deployments(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Deployment]:
+@pytest.fixture(params=[1, 2])
+def deployments(
+    request: pytest.FixtureRequest,
+    settings: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> list[Deployment]:
+    """Of a machine whose GPUs hold one of the two awake and both asleep."""
     model_dir = random_llama_dir(tmp_path / "models", max_position_embeddings=512)
     settings.MODELS_DIR = model_dir.parent
     spec_of = reconciling_module._engine_spec
@@ -71,8 +83,7 @@ def deployments(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return dataclasses.replace(spec, arguments=arguments)
 
     monkeypatch.setattr(reconciling_module, "_engine_spec", on_torch)
-    monkeypatch.setattr(reconciler_module, "node_report", one_gpu)
-    return [
+    found = [
         DeploymentFactory(
             name=name,
             model_version=ModelVersionFactory(path=model_dir.name),
@@ -80,9 +91,18 @@ def deployments(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             dtype="float32",
             kv_cache_tokens=512,
             sleep_after_s=NEVER_S,
+            tensor_parallel=request.param,
         )
         for name in NAMES
     ]
+    kept = found[0].asleep_bytes
+    assert kept is not None
+    need = replica_estimate(found[0], devices=()).total - kept
+    n_bytes = int((2 * kept + 1.5 * need) / 0.9)
+    monkeypatch.setattr(
+        reconciler_module, "node_report", lambda *_: machine_of(request.param, n_bytes=n_bytes)
+    )
+    return found
 
 
 @dataclass
@@ -162,13 +182,14 @@ async def answer(client: EngineClient, request_id: str) -> str:
     return await text_of(stream)
 
 
-async def test_two_models_take_turns_on_one_gpu(
+async def test_two_models_take_turns_on_their_gpus(
     deployments: list[Deployment], paths: AgentPaths
 ) -> None:
     async with running_agent(paths) as reconciler:
         processes = {name: await ready(name) for name in NAMES}
         sharing = reconciler._reconciled.sharing
-        (room_bytes,) = sharing.room_bytes.values()
+        assert len(sharing.room_bytes) == deployments[0].tensor_parallel
+        room_bytes = min(sharing.room_bytes.values())
         needs = [share.n_bytes for share in sharing.shares.values()]
         assert max(needs) <= room_bytes < sum(needs)
         first, second = sorted(processes.values(), key=lambda each: each.started_at)

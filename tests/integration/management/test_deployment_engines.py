@@ -83,7 +83,8 @@ async def test_how_its_engines_run_is_set_and_taken_away(api: httpx.AsyncClient)
     assert {name: again.json()["desired"][name] for name in options} == nothing
     row = await database_hop(stored)
     assert (row.tensor_parallel, row.sleep_after_s, row.generation) == (8, None, 3)
-    wrong = await api.patch("/deployments/chat", json={"sleep_after_s": 60})
+    off_gpu = {"sleep_after_s": 60, "device_class": "cpu"}
+    wrong = await api.patch("/deployments/chat", json=off_gpu)
     assert error_of(wrong) == (400, "invalid_value", "sleep_after_s")
     assert (await database_hop(stored)).generation == 3
 

@@ -1,6 +1,7 @@
 """Placement of engines that sleep, over random fleets beside a slow reference: whoever of a device
 is awake, alone of its sleepers, there is room for it."""
 
+import itertools
 import random
 from collections.abc import Iterable, Mapping
 
@@ -38,8 +39,10 @@ def random_fleet(rng: random.Random) -> tuple[list[Room], list[Claim]]:
 
 def random_claim(rng: random.Random, key: int, *, rooms: list[Room], size: int) -> Claim:
     n_bytes = rng.randint(1, size)
-    gpus = [room.device_id for room in rooms if room.kind == "cuda"]
-    home = (rng.choice(gpus),) if gpus and rng.random() < 0.6 else ()
+    n_devices, node_id = rng.choice((1, 1, 2)), rng.choice(rooms).node_id
+    gpus = [room.device_id for room in rooms if (room.node_id, room.kind) == (node_id, "cuda")]
+    has_home = len(gpus) >= n_devices and rng.random() < 0.8
+    home = tuple(sorted(rng.sample(gpus, n_devices))) if has_home else ()
     is_kept, is_extra = rng.random() < 0.5, rng.random() < 0.2
     sleeps = rng.random() < 0.8
     held = {each: rng.randint(0, n_bytes + 2) for each in home if rng.random() < 0.6}
@@ -47,10 +50,12 @@ def random_claim(rng: random.Random, key: int, *, rooms: list[Room], size: int) 
         key=key,
         n_bytes=n_bytes,
         kinds=("cuda",),
+        n_devices=n_devices,
         beside={"cpu": rng.randint(1, size // 2)} if sleeps and rng.random() < 0.3 else {},
         device_ids=home,
-        # What comes last and is to move holds nothing that others could have counted on.
-        held_bytes=held if is_kept or not is_extra else {},
+        # What comes last and is to move holds nothing that others could have counted on, and
+        # neither does one that may come to one of its two devices again.
+        held_bytes=held if is_kept or not (is_extra or n_devices > 1) else {},
         asleep_bytes=rng.randint(0, size // 4) if sleeps else None,
         group=rng.choice((None, None, 0, 1)),
         is_kept=is_kept,
@@ -99,10 +104,12 @@ def check(rooms: list[Room], claims: list[Claim]) -> list[Verdict]:
     there: dict[int, list[Claim]] = {room.device_id: [] for room in rooms}
     for claim in claims:
         if verdict := placed.get(claim.key):
-            (device_id,) = verdict.device_ids
+            assert len({*verdict.device_ids}) == claim.n_devices
             assert verdict.asleep_bytes == claim.asleep_bytes
-            there[device_id].append(claim)
-            of_node[by_id[device_id].node_id].append(claim)
+            for device_id in verdict.device_ids:
+                there[device_id].append(claim)
+            (node_id,) = {by_id[device_id].node_id for device_id in verdict.device_ids}
+            of_node[node_id].append(claim)
             if claim.is_kept and claim.device_ids:
                 assert verdict.device_ids == claim.device_ids
     for room in rooms:
@@ -115,18 +122,22 @@ def check(rooms: list[Room], claims: list[Claim]) -> list[Verdict]:
     for verdict in verdicts:
         if isinstance(verdict, Refused):
             claim = next(each for each in claims if each.key == verdict.key)
-            found = {
-                room.device_id: shortfall(room, [*there[room.device_id], claim], coming=claim)
-                + bool(claim.beside)
-                * host_shortfall(host[room.node_id], [*of_node[room.node_id], claim])
-                for room in rooms
-                if room.kind == "cuda"
-            }
-            assert all(found.values()), f"{claim} fits after all: {found}"
-            assert 0 < sum(verdict.missing.values()) <= min(found.values()) if found else True
+            found = [
+                sum(shortfall(room, [*there[room.device_id], claim], coming=claim) for room in site)
+                + bool(claim.beside) * host_shortfall(host[node_id], [*of_node[node_id], claim])
+                for node_id in host
+                for site in sites(claim, rooms, node_id=node_id)
+            ]
+            assert all(found), f"{claim} fits after all: {found}"
+            assert 0 < sum(verdict.missing.values()) <= min(found) if found else True
             assert bool(found) == bool(verdict.missing)
     check_room(rooms, placed=[*placed.values()], by_id=by_id)
     return verdicts
+
+
+def sites(claim: Claim, rooms: list[Room], *, node_id: int) -> Iterable[tuple[Room, ...]]:
+    gpus = [room for room in rooms if (room.node_id, room.kind) == (node_id, "cuda")]
+    return itertools.combinations(gpus, claim.n_devices)
 
 
 def slack(moved: Iterable[Claim], room: Room) -> int:
@@ -155,9 +166,10 @@ def test_five_thousand_random_fleets() -> None:
         except AssertionError as error:
             raise AssertionError(f"fleet {seed}: {error}\n{rooms}\n{claims}") from error
         sleeping = [
-            each.device_ids
+            device_id
             for each in verdicts
             if isinstance(each, Placed) and each.asleep_bytes is not None
+            for device_id in each.device_ids
         ]
         n_shared += len(sleeping) - len(set(sleeping))
         n_refused += sum(isinstance(each, Refused) for each in verdicts)

@@ -41,10 +41,15 @@ class Device:
         self.of: dict[str, Turn] = {}
 
     def begin(
-        self, name: str, n_bytes: int = 80, *, sleeps: bool = True, device: int = GPU
+        self,
+        name: str,
+        n_bytes: int = 80,
+        *,
+        sleeps: bool = True,
+        devices: tuple[int, ...] = (GPU,),
     ) -> Turn:
         process_id = ord(name)
-        self.shares[process_id] = Share(device_ids=(device,), n_bytes=n_bytes, sleeps=sleeps)
+        self.shares[process_id] = Share(device_ids=devices, n_bytes=n_bytes, sleeps=sleeps)
         self.share()
         self.of[name] = self.turns.begin(
             process_id,
@@ -200,7 +205,7 @@ def test_the_line_is_kept_even_where_one_behind_would_fit() -> None:
     assert not large.may_start()
     gpu.now += 1
     assert not small.may_start()
-    assert gpu.begin("o", 80, device=OTHER).may_start(), "another device, another line"
+    assert gpu.begin("o", 80, devices=(OTHER,)).may_start(), "another device, another line"
     gpu.now += TURN_S
     a.seen(BUSY, told=True)
     a.seen(ASLEEP, told=False)
@@ -267,6 +272,35 @@ def test_who_shares_nothing_has_leave_at_once() -> None:
     assert not turn.is_contended
 
 
+# -- on several devices ---------------------------------------------------------------------------
+
+
+def test_who_is_on_two_gets_both_at_once_or_neither() -> None:
+    """And nobody behind it in either line goes first, so that it gets both some time."""
+    gpus = Device()
+    a, b = gpus.started("a"), gpus.begin("b", devices=(OTHER,))
+    assert b.may_start()
+    b.seen(BUSY, told=True)
+    both = gpus.begin("c", devices=(GPU, OTHER))
+    assert not both.may_start()
+    assert gpus.told == ["a+", "b+", "a-"], "a has no work, and b's turn has just begun"
+    gpus.now += 1.0
+    a.seen(WANTS, told=False)
+    assert not a.may_hold, "though its device is free: who is on both waits for it longer"
+    gpus.now += TURN_S
+    gpus.turns.decide()
+    assert not b.may_hold
+    assert not both.may_hold
+    b.seen(ASLEEP, told=False)
+    assert both.may_hold
+    both.seen(BUSY, told=True)
+    gpus.now += TURN_S
+    gpus.turns.decide()
+    both.seen(WANTS, told=False)
+    assert a.may_hold
+    assert gpus.told == ["a+", "b+", "a-", "b-", "c+", "c-", "a+"]
+
+
 # -- a random run ---------------------------------------------------------------------------------
 
 
@@ -277,6 +311,7 @@ class Engine:
 
     turn: Turn
     n_bytes: int
+    devices: tuple[int, ...] = (GPU,)
     is_started: bool = False
     has_memory: bool = False
     n_running: int = 0
@@ -313,15 +348,16 @@ class Engine:
             self.turn.seen(answer, told=told)
 
 
+@pytest.mark.parametrize("places", [[(GPU,)], [(GPU,), (OTHER,), (GPU, OTHER)]], ids=len)
 @pytest.mark.parametrize("seed", range(30))
-def test_never_over_the_device_and_nobody_starves(seed: int) -> None:
+def test_never_over_the_device_and_nobody_starves(seed: int, places: list[tuple[int, ...]]) -> None:
     rng = random.Random(seed)
     gpu = Device(room_bytes=100)
-    sizes = [rng.randint(20, 100) for _ in range(rng.randint(2, 5))]
-    engines = [
-        Engine(gpu.begin(name, n_bytes), n_bytes)
-        for name, n_bytes in zip("abcde", sizes, strict=False)
-    ]
+    engines = []
+    for name in "abcde"[: rng.randint(2, 5)]:
+        n_bytes, devices = rng.randint(20, 100), rng.choice(places)
+        turn = gpu.begin(name, n_bytes, devices=devices)
+        engines.append(Engine(turn, n_bytes, devices))
     for _ in range(3000):
         gpu.now += 0.5
         engine = rng.choice(engines)
@@ -330,7 +366,9 @@ def test_never_over_the_device_and_nobody_starves(seed: int) -> None:
             engine.turn.ended()
             engine.is_started = engine.has_memory = False
             engine.n_running = 0
-        assert sum(each.n_bytes for each in engines if each.has_memory) <= 100
+        for device in (GPU, OTHER):
+            here = [each for each in engines if each.has_memory and device in each.devices]
+            assert sum(each.n_bytes for each in here) <= 100
     assert all(each.n_served > 10 for each in engines)
     # Each of the others has a turn, and the end of what it has begun, before it.
     worst_wait_s = max(each.worst_wait_s for each in engines)
