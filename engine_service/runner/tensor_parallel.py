@@ -75,7 +75,8 @@ class _Rank:
 
 
 class RankGroup:
-    """Ranks 1 to n - 1, started when made and told to load; used by one thread at a time.
+    """Ranks 1 to n - 1, started when made and told to load; used by one thread at a time, beside
+    the one that watches them.
 
     To be made by a thread that lives as long as the group, such as the main one: to the kernel it
     is the parent with which the ranks die. rendezvous: where all ranks meet, see ``Collectives``;
