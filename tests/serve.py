@@ -160,7 +160,8 @@ def in_django(product: RunningProduct, code: str, *arguments: str) -> str:
     prelude = (
         "import os, sys; sys.path[:0] = ['.', 'platform']; "
         "os.environ['DJANGO_SETTINGS_MODULE'] = 'config.settings.development'; "
-        "import django; django.setup()\n"
+        "import django; from config.loading import loading\n"
+        "with loading(): django.setup()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", prelude + code, *arguments],

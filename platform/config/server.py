@@ -4,7 +4,6 @@ SIGTERM drains. ``python -m config.server --port 8000`` serves ``config.asgi``."
 import argparse
 import asyncio
 import errno
-import gc
 import logging
 import os
 import signal
@@ -25,6 +24,7 @@ from config.connections import (
     BoundedWebSocketFactory,
     error_message,
 )
+from config.loading import loading
 
 logger = logging.getLogger("config.server")
 
@@ -266,13 +266,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.development")
 
-    from django.conf import settings
+    with loading():
+        from django.conf import settings
 
-    from config.asgi import application
-    from config.limits import max_body_bytes
+        from config.asgi import application
+        from config.limits import max_body_bytes
 
-    gc.collect()
-    gc.freeze()  # what is loaded by now stays: no collection has to look at it again
     DrainingServer(
         application,
         listener=listener,

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
+from config.loading import loading
 from config.settings.components.jobs import LONG_QUEUE, WATCH_QUEUE
 
 # Whoever waits for an answer goes first on the processor too.
@@ -38,11 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     os.nice(_NICE)
 
-    import django
+    with loading():
+        import django
 
-    django.setup()
+        django.setup()
 
-    from config.celery import app
+        from config.celery import app
 
     if options.exit_with_parent:
         threading.Thread(target=_watch_stdin, name="stdin", daemon=True).start()
