@@ -28,6 +28,7 @@ from tests.walls import walled
 
 __all__ = ["object_server", "object_storage", "product"]  # one for all folders together
 
+gc.disable()  # until all is collected
 # As the engine process sets it: without, torch's threads burn whole time slices on busy cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 # Workers side by side share the cores: torch with a thread for each core in each would thrash.
@@ -66,6 +67,7 @@ def pytest_collection_finish() -> None:
     garbage, time and again, takes longer than many a test."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
