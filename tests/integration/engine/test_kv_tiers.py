@@ -57,6 +57,21 @@ def make_request(
     )
 
 
+def random_requests() -> list[EngineRequest]:
+    """24 of two tenants, of one answer or two, whose prompts often begin alike."""
+    rng = random.Random(3)
+    return [
+        EngineRequest(
+            key=key,
+            prompt_token_ids=tuple((rng.choice((1, 2)) and i) % 250 for i in range(length)),
+            sampling=SamplingParams(temperature=0.0, ignore_eos=True, n=rng.choice((1, 1, 2))),
+            max_new_tokens=rng.randint(1, 20),
+            cache_salt=rng.choice("ab"),
+        )
+        for key, length in enumerate(rng.choices(range(1, 90), k=24))
+    ]
+
+
 def answers(backend: NativeBackend, *requests: EngineRequest) -> list[tuple[list[int], int]]:
     """The tokens of each, run one after the other, and how many of its prompt were cached."""
     found = []
@@ -214,17 +229,7 @@ def test_a_preempted_sequence_finds_its_blocks_in_host_memory(
 def test_random_requests_in_company_get_what_they_get_alone(
     model_dir: Path, tmp_path: Path, kernels: str
 ) -> None:
-    rng = random.Random(3)
-    requests = [
-        EngineRequest(
-            key=key,
-            prompt_token_ids=tuple((rng.choice((1, 2)) and i) % 250 for i in range(length)),
-            sampling=SamplingParams(temperature=0.0, ignore_eos=True, n=rng.choice((1, 1, 2))),
-            max_new_tokens=rng.randint(1, 20),
-            cache_salt=rng.choice("ab"),
-        )
-        for key, length in enumerate(rng.choices(range(1, 90), k=24))
-    ]
+    requests = random_requests()
     roomy = NativeBackend(EngineConfig(model_dir=model_dir, dtype="float32", kernels="reference"))
     tight = make_backend(model_dir, n_host=4, disk=tmp_path, kernels=kernels)
     alone = {request.key: tokens(run(roomy, request)[request.key]) for request in requests}

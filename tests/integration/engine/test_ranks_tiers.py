@@ -2,7 +2,6 @@
 in host memory and on disk: the same tokens as one process has, whatever becomes of a part."""
 
 import os
-import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,8 @@ import psutil
 import pytest
 import torch
 
-from engine_service.backends.base import EngineRequest
 from engine_service.backends.native import NativeBackend
 from engine_service.errors import EngineLost, ModelError
-from engine_service.protocol import SamplingParams
 from engine_service.runner import tensor_parallel
 from engine_service.runner.common_tiers import CommonTiers, do_tier_part
 from engine_service.runner.kv_cache import KVCache
@@ -35,6 +32,7 @@ from tests.integration.engine.test_kv_tiers import (
     filled_cache,
     make_backend,
     make_request,
+    random_requests,
     tiers,
 )
 from tests.integration.engine.test_ranks_asleep import rank_process
@@ -123,17 +121,7 @@ def test_a_part_that_one_rank_cannot_read_is_a_miss_of_all(
 def test_random_requests_in_company_get_what_they_get_alone(
     model_dir: Path, tmp_path: Path
 ) -> None:
-    rng = random.Random(3)
-    requests = [
-        EngineRequest(
-            key=key,
-            prompt_token_ids=tuple((rng.choice((1, 2)) and i) % 250 for i in range(length)),
-            sampling=SamplingParams(temperature=0.0, ignore_eos=True, n=rng.choice((1, 1, 2))),
-            max_new_tokens=rng.randint(1, 20),
-            cache_salt=rng.choice("ab"),
-        )
-        for key, length in enumerate(rng.choices(range(1, 90), k=24))
-    ]
+    requests = random_requests()
     roomy = make_backend(model_dir, kernels="torch")
     alone = {request.key: tokens(run(roomy, request)[request.key]) for request in requests}
     with two_ranks(model_dir, **settings_of(n_host=4, disk=tmp_path)) as tight:
