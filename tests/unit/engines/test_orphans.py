@@ -2,17 +2,20 @@
 line, and sockets in a directory."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from apps.engines.orphans import ServingProcess, orphans_end, orphans_left, processes_serving
 from apps.engines.policy import Timings
+from tests.waiting import wait_until
 
 HANGING = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
 
@@ -38,7 +41,15 @@ def hanging(run_dir: Path) -> Iterator[list["subprocess.Popen[bytes]"]]:
         ]
         for process in found:
             stack.callback(process.kill)
+        for process, path in zip(found, paths, strict=True):
+            # A program runs some milliseconds before the system shows its command line.
+            command_line = Path(f"/proc/{process.pid}/cmdline")
+            wait_until("a command line", partial(_has_word, command_line, os.fsencode(path)))
         yield found
+
+
+def _has_word(command_line: Path, word: bytes) -> bool:
+    return word in command_line.read_bytes().split(b"\0")
 
 
 def test_what_serves_is_found_and_what_nobody_serves_goes(
