@@ -241,6 +241,7 @@ async def serve(
     # Collecting what loading left would halt a step for some 40 ms, again and again.
     gc.collect()
     gc.freeze()
+    gc.enable()
     give_back_memory()
     engine.start()
     file = None
@@ -284,6 +285,8 @@ def main(arguments: Sequence[str]) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     started_at = time.monotonic()
+    # What is loaded stays: to look through it for garbage, again and again, takes a tenth of a start.
+    gc.disable()
     # Read by torch's thread pool when torch is imported. By default a thread that waits for its
     # neighbour burns whole time slices, and on busy cores steps of 30 ms were seen to take seconds.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
