@@ -32,7 +32,6 @@ DEPLOY_STAGES = env.words(
 PRODUCT_NAME = "Nano-LLM Engine"
 
 INSTALLED_APPS = [
-    "daphne",
     "unfold.apps.BasicAppConfig",  # the plain one would put its own site in place of ours
     "apps.console.apps.ConsoleAdminConfig",
     "django.contrib.auth",
