@@ -24,7 +24,7 @@ ONE_BY_ONE := tests/integration/gateway/test_revocation.py $(addprefix tests/fau
 # Else each of the hundreds of processes that tests start would compile the sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-postgresql check bench bench-gateway bench-engine prove-serve prove-engine prove-api prove-limits prove-models prove-experiments gpu-check gpu-peers soak lock setup setup-dev kernels model clean
+.PHONY: help serve test test-postgresql check bench bench-gateway bench-engine prove-serve prove-engine prove-api prove-limits prove-models prove-experiments gpu-check gpu-compile gpu-peers soak lock setup setup-dev kernels model clean
 
 help: ## show this
 	@echo "make serve [PORT=8000] [HOST=127.0.0.1] [VAR=var]      set up and run everything"
@@ -149,6 +149,9 @@ prove-experiments: setup-dev model ## the proof of rollouts and experiments: bro
 
 gpu-check: ## on a GPU: its tests, then speed beside others and the machine's own [WHEELS=.whl] [PEERS=.whl]
 	$(PYTHON) -m benchmarks.gpu --wheels "$(WHEELS)" --peers "$(PEERS)" $(if $(PARTS),--parts "$(PARTS)")
+
+gpu-compile: setup-dev ## without a GPU: compile what engines launch for T4 to Blackwell, and say what it needs
+	PYTHONPATH=. $(BIN)/python -m benchmarks.gpu.ahead --output benchmarks/results/gpu-compile.json
 
 NANO_VLLM_COMMIT := bb823b3e06983d71485a8e1f23715ebd87d98ef8
 

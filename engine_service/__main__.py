@@ -285,7 +285,7 @@ def main(arguments: Sequence[str]) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     started_at = time.monotonic()
-    # What is loaded stays: to look through it for garbage, again and again, takes a tenth of a start.
+    # What is loaded stays. To look through it for garbage again and again takes a fifth of a start.
     gc.disable()
     # Read by torch's thread pool when torch is imported. By default a thread that waits for its
     # neighbour burns whole time slices, and on busy cores steps of 30 ms were seen to take seconds.

@@ -3,9 +3,8 @@
 import gc
 import logging
 import os
-from collections.abc import Sequence as SequenceOf
+from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import accumulate, product
 from typing import Final
 
 import torch
@@ -20,24 +19,24 @@ from engine_service.runner.attention_choice import attention_of
 from engine_service.runner.collectives import Collectives, Member
 from engine_service.runner.common_tiers import CommonTiers
 from engine_service.runner.decode_graphs import CudaGraphApi, DecodeGraphs, graph_sizes
+from engine_service.runner.device_choice import device_of, dtype_on, is_cuda
 from engine_service.runner.device_memory import Holding
-from engine_service.runner.device_model import DeviceModel, KVPool, PoolShape
+from engine_service.runner.device_model import DeviceModel
+from engine_service.runner.device_plan import DevicePlan
 from engine_service.runner.device_runner import DeviceRunner
 from engine_service.runner.device_sampler import DeviceSampler
 from engine_service.runner.device_steps import DeviceSteps, Steps
+from engine_service.runner.device_trials import largest_step, warm_up
 from engine_service.runner.kv_tiers import BlockPool, KVTiers, TierStore, make_tiers
 from engine_service.runner.loading import NO_ROOM, LoadedModel, Room
-from engine_service.runner.step_packing import PackedStep, TableMirror, joined
+from engine_service.runner.rehearsal import compiling_ahead
+from engine_service.runner.step_packing import TableMirror
 from engine_service.runner.tensor_parallel import CommonSteps, RankGroup
 
 logger = logging.getLogger(__name__)
 
 # What graphs and the driver take beside what a trial step was seen to take.
 _RESERVE_BYTES: Final = 512 * 2**20
-_CPU: Final = torch.device("cpu")
-# New tokens of a row, and rows, between which attention's tiles and splits differ.
-_WARM_LENGTHS: Final = (2, 9, 17, 33, 65, 129)
-_WARM_ROWS: Final = (1, 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +71,7 @@ def load_on_device(
     shard.check(model_config)
     if config.quantization == "int8":
         shard.check_groups(model_config, group=GROUP)
-    if _is_cuda(config) and torch.cuda.device_count() < shard.n_ranks:
+    if is_cuda(config) and torch.cuda.device_count() < shard.n_ranks:
         raise ModelError(
             f"tensor_parallel is {shard.n_ranks}, and torch finds {torch.cuda.device_count()} GPUs"
         )
@@ -103,70 +102,59 @@ def load_part(
     shard = WHOLE if member is None else member.shard
     device = device_of(config, rank=shard.rank)
     kernels = _kernels(config, device=device)
-    is_narrow = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
-    dtype = torch.bfloat16 if is_narrow else torch.float32
-    max_len = config.effective_max_model_len(
-        model_config.context_length, sliding_window=model_config.sliding_window
+    plan = DevicePlan(
+        config=config,
+        model_config=model_config,
+        shard=shard,
+        dtype=dtype_on(config, device=device),
+        max_len=config.effective_max_model_len(
+            model_config.context_length, sliding_window=model_config.sliding_window
+        ),
     )
-    max_blocks = -(-max_len // config.block_size)
-    max_rows = config.max_sequences
-    # Each sequence may have guesses, which are drawn for, too.
-    max_draws = config.max_batched_tokens
-    kv_dtype = _kv_dtype(config, dtype)
     attention = attention_of(
         config,
         kernels,
-        model_config=shard.of(model_config),
-        max_len=max_len,
-        dtype=dtype,
-        kv_dtype=kv_dtype,
+        model_config=plan.local_config,
+        max_len=plan.max_len,
+        dtype=plan.dtype,
+        kv_dtype=plan.kv_dtype,
         device=device,
     )
-    model = DeviceModel(
-        load_model(
+    compiles = device.type == "cuda" and config.kernels != "torch"
+    with compiling_ahead(plan, kernels=kernels) if compiles else nullcontext():
+        decoder = load_model(
             config.model_dir,
             config=model_config,
-            max_model_len=max_len,
-            dtype=dtype,
+            max_model_len=plan.max_len,
+            dtype=plan.dtype,
             device=device,
             shard=shard,
             quantization=config.quantization,
-        ),
+        )
+    model = plan.model(
+        decoder,
         kernels=kernels,
         device=device,
-        eps=model_config.rms_norm_eps,
-        max_rows=max_rows,
-        max_draws=max_draws,
-        max_blocks=max_blocks,
         reduce=None if member is None else member.collectives.reduce,
         gather=None if member is None else member.collectives.gather,
-        is_quantized=config.quantization != "none",
         attention=attention,
     )
     sampler = DeviceSampler(kernels, device=device)
-    n_blocks = _make_pool(
-        model,
-        sampler,
-        config=config,
-        model_config=model_config,
-        dtype=kv_dtype,
-        member=member,
-        leaving=leaving,
-    )
+    n_blocks = _make_pool(model, sampler, plan=plan, member=member, leaving=leaving)
     graphs = None
     if device.type == "cuda":
-        _warm_up(model, sampler, config=config)
+        warm_up(model, sampler, max_batched_tokens=config.max_batched_tokens)
         with torch.inference_mode():
             graphs = DecodeGraphs(
                 model.decode_and_draw,
-                sizes=graph_sizes(max_rows),
+                sizes=graph_sizes(config.max_sequences),
                 device=device,
                 api=CudaGraphApi(),
             )
     steps = DeviceSteps(
         model,
         graphs=graphs,
-        max_numbers=_most_numbers(config, max_blocks=max_blocks),
+        max_numbers=_most_numbers(config, max_blocks=plan.max_blocks),
         collectives=None if member is None else member.collectives,
     )
     assert model.pool is not None
@@ -176,19 +164,10 @@ def load_part(
         sampler=sampler,
         graphs=graphs,
         tiers=make_tiers(config, pool=BlockPool(model.pool.tensor, dim=2)),
-        dtype=dtype,
+        dtype=plan.dtype,
         n_blocks=n_blocks,
-        max_len=max_len,
+        max_len=plan.max_len,
     )
-
-
-def device_of(config: EngineConfig, *, rank: int = 0) -> torch.device:
-    """Return a rank's device, from now on the one that this process uses."""
-    if not _is_cuda(config):
-        return _CPU
-    device = torch.device("cuda", rank)
-    torch.cuda.set_device(device)
-    return device
 
 
 def _loaded(
@@ -233,10 +212,6 @@ def _most_numbers(config: EngineConfig, *, max_blocks: int) -> int:
     return 4 * config.max_batched_tokens + config.max_sequences * per_row + 64
 
 
-def _is_cuda(config: EngineConfig) -> bool:
-    return config.device != "cpu" and torch.cuda.is_available()
-
-
 def _kernels(config: EngineConfig, *, device: torch.device) -> DeviceKernels:
     if config.kernels == "torch":
         return TorchKernels()
@@ -249,39 +224,21 @@ def _kernels(config: EngineConfig, *, device: torch.device) -> DeviceKernels:
     return TritonKernels()
 
 
-def _kv_dtype(config: EngineConfig, dtype: torch.dtype) -> torch.dtype:
-    return torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
-
-
 def _make_pool(
     model: DeviceModel,
     sampler: DeviceSampler,
     *,
-    config: EngineConfig,
-    model_config: ModelConfig,
-    dtype: torch.dtype,
+    plan: DevicePlan,
     member: Member | None,
     leaving: Room,
 ) -> int:
     """Give the model its KV pool; return how many blocks it has."""
-    if member is not None:
-        model_config = member.shard.of(model_config)
-
-    def pool(n_blocks: int) -> KVPool:
-        shape = PoolShape(
-            n_layers=model_config.n_layers,
-            n_blocks=n_blocks,
-            block_size=config.block_size,
-            n_kv_heads=model_config.n_kv_heads,
-            head_dim=model_config.head_dim,
-        )
-        return KVPool(shape, dtype=dtype, device=model.device)
-
+    config = plan.config
     n_blocks = config.n_blocks
     if model.device.type == "cuda":
-        model.pool = pool(1)
-        step_bytes = _trial(model, sampler, config=config)
-        block_bytes = model.pool.shape.n_numbers_per_block * dtype.itemsize
+        model.pool = plan.pool(1, device=model.device)
+        step_bytes = largest_step(model, sampler, config=config)
+        block_bytes = model.pool.shape.n_numbers_per_block * plan.kv_dtype.itemsize
         model.pool = None
         gc.collect()
         torch.cuda.empty_cache()
@@ -291,7 +248,7 @@ def _make_pool(
     if member is not None:
         n_blocks = member.agree(n_blocks)
     try:
-        model.pool = pool(n_blocks)
+        model.pool = plan.pool(n_blocks, device=model.device)
     except torch.OutOfMemoryError as error:
         raise ModelError("the KV pool does not fit: lower kv_cache_tokens") from error
     return n_blocks
@@ -316,64 +273,3 @@ def _n_blocks(config: EngineConfig, *, block_bytes: int, step_bytes: int, leavin
         step_bytes / 2**30,
     )
     return wanted
-
-
-@torch.inference_mode()
-def _trial(model: DeviceModel, sampler: DeviceSampler, *, config: EngineConfig) -> int:
-    """Compute the largest step there can be; return how many bytes that took at most."""
-    max_len, n_tokens = model.max_len, config.max_batched_tokens
-    lengths = [max_len] * (n_tokens // max_len)
-    if n_tokens % max_len:
-        lengths.append(n_tokens % max_len)
-    _compute(model, sampler, lengths=lengths, n_logits=config.max_sequences)
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    _compute(model, sampler, lengths=lengths, n_logits=config.max_sequences)
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-@torch.inference_mode()
-def _warm_up(model: DeviceModel, sampler: DeviceSampler, *, config: EngineConfig) -> None:
-    """Have the kernels compiled that steps will need: no request waits for that."""
-    for length, n_rows in product(_WARM_LENGTHS, _WARM_ROWS):
-        if n_rows * (length + 1) <= config.max_batched_tokens and length <= model.max_len:
-            _compute(model, sampler, lengths=[1] * n_rows + [length] * n_rows, n_logits=n_rows)
-
-
-def _compute(
-    model: DeviceModel, sampler: DeviceSampler, *, lengths: SequenceOf[int], n_logits: int
-) -> None:
-    step = _trial_step(lengths, n_logits=n_logits)
-    numbers = torch.frombuffer(step.numbers, dtype=torch.int32).to(model.device)
-    sampler.draw_trial(model.logits(model.forward(step, numbers=numbers)))
-
-
-def _trial_step(lengths: SequenceOf[int], *, n_logits: int) -> PackedStep:
-    """Return prompts of these lengths, single tokens first, that store nothing and read the first
-    block."""
-    n_tokens, n_rows = sum(lengths), len(lengths)
-    sections: list[SequenceOf[int]] = [
-        [0] * n_tokens,
-        [place for length in lengths for place in range(length)],
-        [-1] * n_tokens,
-        [-1] * n_rows,
-        [0] * n_rows,
-        lengths,
-        [0, *accumulate(lengths)],
-        [place % n_tokens for place in range(n_logits)],
-    ]
-    return PackedStep(
-        n_tokens=n_tokens,
-        n_rows=n_rows,
-        n_single=sum(length == 1 for length in lengths),
-        n_logits=n_logits,
-        n_updates=0,
-        max_query_len=max(lengths),
-        max_context_len=max(lengths),
-        is_decode=False,
-        draws_plainly=False,
-        numbers=joined(sections),
-    )

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine_service.kernels.device import DeviceKernels, SamplingTensors
+from engine_service.kernels.device import AdjustmentTensors, DeviceKernels, SamplingTensors
 from engine_service.runner.device_sampling import build_draws
 from engine_service.runner.sample_row import SampleRow
+from engine_service.scheduling.token_mask import n_mask_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +37,9 @@ class DeviceSampler:
         return Drawn(token_ids=token_ids, careful=draws.careful, logits=kept)
 
     def draw_trial(self, logits: Tensor) -> None:
-        """Draw in every way there is, also in that which takes the most memory."""
+        """Adjust and draw in every way there is, also in that which takes the most memory."""
         n = len(logits)
+        self._kernels.adjust(logits, adjustments=self._trial_adjustments(logits))
         for filtered, drawn in ((False, False), (False, True), (True, True)):
             sampling = SamplingTensors(
                 temperature=torch.ones(n, device=self._device),
@@ -49,3 +51,28 @@ class DeviceSampler:
                 drawn=drawn,
             )
             self._kernels.sample(logits, sampling=sampling)
+
+    def _trial_adjustments(self, logits: Tensor) -> AdjustmentTensors:
+        """Return one of each kind, for the first row."""
+        n, vocab_size = logits.shape
+
+        def ints() -> Tensor:
+            return torch.zeros(1, dtype=torch.int32, device=self._device)
+
+        return AdjustmentTensors(
+            penalized_rows=ints(),
+            penalized_ids=ints(),
+            counts=torch.zeros(1, device=self._device),
+            repetition=torch.ones(n, device=self._device),
+            frequency=torch.zeros(n, device=self._device),
+            presence=torch.zeros(n, device=self._device),
+            biased_rows=ints(),
+            biased_ids=ints(),
+            bias=torch.zeros(1, device=self._device),
+            forbidden_rows=ints(),
+            forbidden_ids=ints(),
+            masked_rows=ints(),
+            masks=torch.full(
+                (1, n_mask_bytes(vocab_size)), 255, dtype=torch.uint8, device=self._device
+            ),
+        )

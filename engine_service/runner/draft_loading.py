@@ -6,6 +6,8 @@ from pathlib import Path
 
 from engine_service.config import EngineConfig, ModelConfig
 from engine_service.errors import ModelError
+from engine_service.models.manifest import read_manifest
+from engine_service.runner.device_choice import device_of, dtype_on
 from engine_service.runner.drafting import DraftingRunner, DraftModel
 from engine_service.runner.loading import LoadedModel, Room, load
 from engine_service.scheduling.drafting import StepCost
@@ -94,9 +96,10 @@ def _room(config: EngineConfig, *, model_config: ModelConfig) -> Room:
     """Return what a draft model needs of a GPU: its weights, of which a head that is tied to the
     embedding is none of its own, and K and V. Its steps take what the target's leave again."""
     assert config.draft_model_dir is not None
-    n_bytes = sum(path.stat().st_size for path in config.draft_model_dir.glob("*.safetensors"))
+    dtype = dtype_on(config, device=device_of(config))
+    n_bytes = read_manifest(config.draft_model_dir).n_parameters * dtype.itemsize
     n_numbers = 2 * model_config.n_layers * model_config.n_kv_heads * model_config.head_dim
-    width = 1 if config.kv_cache_dtype == "fp8" else 4 if config.dtype == "float32" else 2
+    width = 1 if config.kv_cache_dtype == "fp8" else dtype.itemsize
     return Room(n_bytes, config.block_size * n_numbers * width)
 
 

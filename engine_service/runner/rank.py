@@ -26,7 +26,8 @@ from engine_service.models.shard import Shard
 from engine_service.runner.collectives import Collectives, Member
 from engine_service.runner.common_memory import do_part
 from engine_service.runner.common_tiers import do_tier_part
-from engine_service.runner.device_loading import DevicePart, device_of, load_part
+from engine_service.runner.device_choice import device_of
+from engine_service.runner.device_loading import DevicePart, load_part
 from engine_service.runner.device_memory import DeviceMemory
 from engine_service.runner.rank_channel import Channel, frame
 from engine_service.runner.rank_messages import (

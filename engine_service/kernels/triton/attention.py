@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from math import e, log2
 
@@ -15,6 +15,7 @@ from triton.testing import do_bench
 
 from engine_service.kernels.device import PagedRows
 from engine_service.kernels.triton.attention_kernels import attend_kernel, combine_kernel
+from engine_service.kernels.triton.gpu import gpu_of
 
 # Of K, and as much of V: 64 tokens of 128 numbers of 2 bytes.
 _KV_TILE_BYTES = 16 * 1024
@@ -28,8 +29,6 @@ _MIN_ROWS = 16
 # one at a time, and parts of equal size hide that rows differ.
 _PROGRAMS_PER_PROCESSOR = 4
 _MAX_SPLITS = 32
-# Multiprocessors that Triton's interpreter is taken to have.
-_INTERPRETED_PROCESSORS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +115,12 @@ def default_tiling(q: Tensor, *, n_kv_heads: int, max_query_len: int = 1) -> Att
     wanted_rows = triton.next_power_of_2(max_query_len * group)
     least_rows = max(_MIN_ROWS, triton.next_power_of_2(group))
     query_rows = max(least_rows, min(wanted_rows, most_rows))
+    is_large = gpu_of(q.device).shared_bytes >= _LARGE_SHARED_BYTES
     return AttentionTiling(
         query_rows=query_rows,
         kv_tokens=min(max(tile_bytes // padded_bytes, 16), 128),
         n_warps=8 if query_rows >= 128 else 4,
-        n_stages=_n_stages(q.device),
+        n_stages=_STAGES if is_large else _STAGES_OF_SMALL_DEVICES,
     )
 
 
@@ -184,7 +184,7 @@ def _attend(
         n_splits = split_count(
             n_programs=n_programs * n_rows,
             n_kv_tiles=-(-max_blocks * block_size // tiling.kv_tokens),
-            n_processors=n_processors(q.device),
+            n_processors=gpu_of(q.device).n_processors,
         )
     is_split = n_splits > 1
     parts, log_sums = out, out
@@ -227,20 +227,3 @@ def _attend(
             MAX_SPLITS=triton.next_power_of_2(n_splits),
         )
     return out
-
-
-@cache
-def n_processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return _INTERPRETED_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@cache
-def _n_stages(device: torch.device) -> int:
-    if device.type != "cuda":
-        return _STAGES
-    properties = torch.cuda.get_device_properties(device)
-    # Torch's types leave it out.
-    shared_bytes: int = getattr(properties, "shared_memory_per_block_optin", 0)
-    return _STAGES if shared_bytes >= _LARGE_SHARED_BYTES else _STAGES_OF_SMALL_DEVICES

@@ -15,9 +15,9 @@ What every kernel that takes part keeps to, so that no other care is needed:
   older can be seen even before they wait, whichever of them starts first.
 """
 
-from functools import cache
-
 import torch
+
+from engine_service.kernels.triton.gpu import gpu_of
 
 # Off in benchmarks and tests that compare.
 IS_ON = True
@@ -25,9 +25,4 @@ IS_ON = True
 
 def is_dependent(device: torch.device) -> bool:
     """Return whether kernels there take part: on Hopper and newer, and not in the interpreter."""
-    return IS_ON and _is_capable(device)
-
-
-@cache
-def _is_capable(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return IS_ON and gpu_of(device).capability >= (9, 0)

@@ -17,8 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from engine_service.kernels.device import PagedRows
-from engine_service.kernels.triton.attention import n_processors, split_count
+from engine_service.kernels.triton.attention import split_count
 from engine_service.kernels.triton.dependent_launch import is_dependent
+from engine_service.kernels.triton.gpu import gpu_of
 
 MAX_GROUP = 16
 MAX_HEAD_DIM = 256
@@ -122,9 +123,11 @@ def default_tiling(qkv: Tensor, *, n_kv_heads: int, max_context: int) -> FewRows
     n_splits = split_count(
         n_programs=len(qkv) * n_kv_heads,
         n_kv_tiles=-(-max_context // kv_tokens),
-        n_processors=n_processors(qkv.device),
+        n_processors=gpu_of(qkv.device).n_processors,
     )
-    return FewRowsTiling(kv_tokens=kv_tokens, n_splits=n_splits)
+    # What of float32 is at hand and under way does not fit the registers of fewer.
+    n_warps = 8 if qkv.element_size() > 2 else 4
+    return FewRowsTiling(kv_tokens=kv_tokens, n_splits=n_splits, n_warps=n_warps)
 
 
 # Row pointers begin anywhere in a step's rows: their alignment must not compile a kernel anew.

@@ -59,7 +59,8 @@ def rotate_and_store(
     return qkv[:, :n_heads]
 
 
-@triton.jit
+# Numbers of tokens begin anywhere in a step's: their alignment must not compile a kernel anew.
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _rotate_kernel(
     qkv,
     qkv_stride,
