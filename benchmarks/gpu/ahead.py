@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +24,7 @@ from typing import Final
 import torch
 import triton
 
-from benchmarks.gpu.compiler import GPUS, compiling
+from benchmarks.gpu.compiler import GPUS, Compiled, compiling
 from engine_service.config import (
     DTypeName,
     EngineConfig,
@@ -106,18 +106,17 @@ class Engine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """over: kernels that need more shared memory than there is. refused: why the engine says that
-    it cannot be on this GPU. fault: why a kernel cannot be compiled."""
+    """stack_bytes: of each kernel whose registers did not suffice, what its worst variant keeps
+    elsewhere. over: kernels that need more shared memory than there is. refused: why the
+    engine says that it cannot be on this GPU. fault: why a kernel cannot be compiled."""
 
     gpu: str
     engine: str
     n_kernels: int
-    took_s: float
     most_registers: int
     most_shared_bytes: int
     stack_bytes: dict[str, int]
-    over: dict[str, int]
-    slowest: dict[str, float]
+    over: list[str]
     refused: str | None
     fault: str | None
 
@@ -189,21 +188,18 @@ def compile_engine(gpu: str, engine: str) -> Report:
         gpu=gpu,
         engine=engine,
         n_kernels=len(found),
-        took_s=round(sum(each.took_s for each in found), 1),
         most_registers=max((each.n_registers for each in found), default=0),
         most_shared_bytes=max((each.shared_bytes for each in found), default=0),
-        stack_bytes={each.name: each.n_stack_bytes for each in found if each.n_stack_bytes},
-        over={
-            each.name: each.shared_bytes
-            for each in found
-            if each.shared_bytes > GPUS[gpu].shared_bytes
-        },
-        slowest={
-            each.name: each.took_s for each in sorted(found, key=lambda each: -each.took_s)[:3]
-        },
+        stack_bytes=_most(each for each in found if each.n_stack_bytes),
+        over=sorted({each.name for each in found if each.shared_bytes > GPUS[gpu].shared_bytes}),
         refused=refused,
         fault=fault,
     )
+
+
+def _most(kernels: Iterable[Compiled]) -> dict[str, int]:
+    ordered = sorted(kernels, key=lambda each: each.n_stack_bytes)
+    return {each.name: each.n_stack_bytes for each in ordered}
 
 
 def compile_all(pairs: SequenceOf[tuple[str, str]], *, n_processes: int) -> Iterator[Report]:
@@ -216,9 +212,9 @@ def _row(report: Report) -> str:
     stack = ", ".join(f"{name} {n}" for name, n in report.stack_bytes.items())
     verdict = report.fault or report.refused or "fits"
     if report.over:
-        verdict = f"too much shared memory: {report.over}"
+        verdict = f"too much shared memory: {', '.join(report.over)}"
     return (
-        f"{report.gpu:9} {report.engine:24} {report.n_kernels:4} {report.took_s:7.1f} "
+        f"{report.gpu:9} {report.engine:24} {report.n_kernels:4} "
         f"{report.most_registers:5} {report.most_shared_bytes / 1024:6.0f}  {verdict}"
         + (f"; on the stack: {stack}" if stack else "")
     )
@@ -230,7 +226,7 @@ def main() -> int:
     parser.add_argument("--gpus", nargs="+", choices=GPUS, default=list(GPUS))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     options = parser.parse_args()
-    print(f"{'GPU':9} {'engine':24} {'n':>4} {'seconds':>7} {'regs':>5} {'KiB':>6}")
+    print(f"{'GPU':9} {'engine':24} {'n':>4} {'regs':>5} {'KiB':>6}")
     reports = []
     pairs = list(product(options.gpus, options.engines))
     for report in compile_all(pairs, n_processes=os.cpu_count() or 1):

@@ -4,7 +4,6 @@ instead, by Triton and NVIDIA's assembler, and nothing runs."""
 import re
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
 from engine_service.kernels.triton.compiling import launching_nothing
 from engine_service.kernels.triton.gpu import Gpu, assuming
@@ -41,7 +41,6 @@ class Compiled:
     shared_bytes: of a program."""
 
     name: str
-    took_s: float
     n_warps: int
     n_registers: int
     n_stack_bytes: int
@@ -78,12 +77,10 @@ class Compiler:
         self._seen: dict[int, Any] = {}
 
     def around(self, name: str, compiled: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
         kernel = compiled()
         if id(kernel) not in self._seen:
-            took_s = time.perf_counter() - start
             self._seen[id(kernel)] = kernel
-            self.kernels.append(_described(name, kernel, took_s=took_s))
+            self.kernels.append(_described(name, kernel))
         return kernel
 
 
@@ -93,6 +90,24 @@ def compiling(gpu: Gpu) -> Iterator[Compiler]:
     compiler = Compiler()
     with driving(gpu), launching_nothing(compiler.around):
         yield compiler
+
+
+@contextmanager
+def noting(gpu: Gpu) -> Iterator[set[tuple[str, str]]]:
+    """Neither launch nor compile: note the name of each kernel, and the key by which Triton tells
+    its variants apart."""
+    noted: set[tuple[str, str]] = set()
+    compile_one = JITFunction._do_compile
+
+    def note(function: Any, key: str, *_: Any) -> None:
+        noted.add((function.fn.__name__, key))
+
+    JITFunction._do_compile = note
+    try:
+        with driving(gpu), launching_nothing():
+            yield noted
+    finally:
+        JITFunction._do_compile = compile_one
 
 
 @contextmanager
@@ -107,7 +122,7 @@ def driving(gpu: Gpu) -> Iterator[None]:
         driver._active = active
 
 
-def _described(name: str, kernel: Any, *, took_s: float) -> Compiled:
+def _described(name: str, kernel: Any) -> Compiled:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -120,7 +135,6 @@ def _described(name: str, kernel: Any, *, took_s: float) -> Compiled:
     n_registers, n_stack_bytes, _, n_local_bytes = map(int, usage.groups())
     return Compiled(
         name=name,
-        took_s=round(took_s, 3),
         n_warps=kernel.metadata.num_warps,
         n_registers=n_registers,
         n_stack_bytes=n_stack_bytes + n_local_bytes,

@@ -143,7 +143,7 @@ def load_part(
     n_blocks = _make_pool(model, sampler, plan=plan, member=member, leaving=leaving)
     graphs = None
     if device.type == "cuda":
-        warm_up(model, sampler, max_batched_tokens=config.max_batched_tokens)
+        warm_up(model, sampler, config=config)
         with torch.inference_mode():
             graphs = DecodeGraphs(
                 model.decode_and_draw,

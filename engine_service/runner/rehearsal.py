@@ -41,34 +41,11 @@ class ShapesOnly(WeightReader):
         return whole if whole.dim() == 1 else whole[:, columns]
 
 
-def rehearse(plan: DevicePlan, *, kernels: DeviceKernels) -> None:
-    """Have ``kernels`` called for every step that is computed while an engine starts: of one layer,
-    since all are alike."""
+def shapes_only(plan: DevicePlan, *, kernels: DeviceKernels) -> DeviceModel:
+    """Return a model and its KV pool without numbers, of one layer, since all are alike."""
     plan = dataclasses.replace(
         plan, model_config=dataclasses.replace(plan.model_config, n_layers=1)
     )
-    model = _model(plan, kernels=kernels)
-    sampler = DeviceSampler(kernels, device=META)
-    warm_up(model, sampler, max_batched_tokens=plan.config.max_batched_tokens)
-    with torch.inference_mode():
-        for n_rows in graph_sizes(plan.config.max_sequences):
-            numbers = torch.zeros(decode_length(n_rows), dtype=torch.int32, device=META)
-            model.decode_and_draw(n_rows, numbers=numbers)
-
-
-@contextmanager
-def compiling_ahead(plan: DevicePlan, *, kernels: DeviceKernels) -> Iterator[None]:
-    """Rehearse, and have Triton's kernels compiled while the context is at it; leaving it waits for
-    them. What cannot be compiled fails where it is launched."""
-    from engine_service.kernels.triton.compiling import compiling_in_threads, launching_nothing
-
-    with compiling_in_threads():
-        with launching_nothing():
-            rehearse(plan, kernels=kernels)
-        yield
-
-
-def _model(plan: DevicePlan, *, kernels: DeviceKernels) -> DeviceModel:
     read = MODELS[plan.model_config.architecture]
     with ShapesOnly(plan) as weights:
         decoder = read(
@@ -85,3 +62,26 @@ def _model(plan: DevicePlan, *, kernels: DeviceKernels) -> DeviceModel:
     )
     model.pool = plan.pool(1, device=META)
     return model
+
+
+def rehearse(plan: DevicePlan, *, kernels: DeviceKernels) -> None:
+    """Have ``kernels`` called for every step that is computed while an engine starts."""
+    model = shapes_only(plan, kernels=kernels)
+    sampler = DeviceSampler(kernels, device=META)
+    warm_up(model, sampler, config=plan.config)
+    with torch.inference_mode():
+        for n_rows in graph_sizes(plan.config.max_sequences):
+            numbers = torch.zeros(decode_length(n_rows), dtype=torch.int32, device=META)
+            model.decode_and_draw(n_rows, numbers=numbers)
+
+
+@contextmanager
+def compiling_ahead(plan: DevicePlan, *, kernels: DeviceKernels) -> Iterator[None]:
+    """Rehearse, and have Triton's kernels compiled while the context is at it; leaving it waits for
+    them. What cannot be compiled fails where it is launched."""
+    from engine_service.kernels.triton.compiling import compiling_in_threads, launching_nothing
+
+    with compiling_in_threads():
+        with launching_nothing():
+            rehearse(plan, kernels=kernels)
+        yield

@@ -23,6 +23,7 @@ from engine_service.kernels.quantization import (
     MAX_SPLIT_TILES,
     QuantizedWeight,
 )
+from engine_service.kernels.triton.gpu import Gpu, gpu_of
 
 # From here on multiplying out into a scratch is taken to be the faster way.
 _MAX_FUSED_ROWS: Final = 256
@@ -35,6 +36,8 @@ _ENOUGH_PROGRAMS: Final = MAX_SPLIT_TILES
 _MAX_PARTS: Final = 8
 _PART_REGISTERS: Final = 64
 _UNPACK_BLOCK_OUT: Final = 64
+# Of the largest tile, three stages take up to 132 KiB.
+_LARGE_SHARED_BYTES: Final = 160 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def quantized_linear(x: Tensor, *, weight: QuantizedWeight, bias: Tensor | None)
     return out
 
 
-def _tile(n_rows: int, *, dtype: torch.dtype) -> _Tile:
+def _tile(n_rows: int, *, dtype: torch.dtype, gpu: Gpu) -> _Tile:
     """Return what fits registers and shared memory; float32 takes the double of both."""
     if n_rows <= 16:
         return _Tile(rows=16, outs=64, n_warps=4, n_stages=4)
@@ -82,7 +85,8 @@ def _tile(n_rows: int, *, dtype: torch.dtype) -> _Tile:
         return _Tile(rows=32, outs=64, n_warps=4, n_stages=3)
     if n_rows <= 64:
         return _Tile(rows=64, outs=64, n_warps=4, n_stages=3)
-    return _Tile(rows=128, outs=128, n_warps=8, n_stages=3)
+    n_stages = 3 if gpu.shared_bytes >= _LARGE_SHARED_BYTES else 2
+    return _Tile(rows=128, outs=128, n_warps=8, n_stages=n_stages)
 
 
 def _n_parts(n_tiles: int, *, n_padded: int) -> int:
@@ -95,7 +99,7 @@ def _n_parts(n_tiles: int, *, n_padded: int) -> int:
 def _multiply(x: Tensor, *, weight: QuantizedWeight, bias: Tensor | None, out: Tensor) -> None:
     n_rows, n_out = out.shape
     n_padded = weight.values.shape[1]
-    tile = _tile(n_rows, dtype=x.dtype)
+    tile = _tile(n_rows, dtype=x.dtype, gpu=gpu_of(x.device))
     n_tiles = (triton.cdiv(n_rows, tile.rows), triton.cdiv(n_out, tile.outs))
     n_parts = _n_parts(n_tiles[0] * n_tiles[1], n_padded=n_padded)
     sums = out

@@ -92,7 +92,7 @@ def make_ready(config: EngineConfig) -> NativeBackend:
     backend = NativeBackend(config)
     runner: Any = backend._runner
     model = runner._model
-    warm_up(model, runner._sampler, max_batched_tokens=config.max_batched_tokens)
+    warm_up(model, runner._sampler, config=config)
     sizes = graph_sizes(backend.info.max_sequences)
     runner._graphs = runner._steps._graphs = DecodeGraphs(
         model.decode_and_draw, sizes=sizes, device=model.device, api=FakeGraphs()
