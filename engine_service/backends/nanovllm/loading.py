@@ -28,6 +28,7 @@ _FIXED: Final[Mapping[str, object]] = {
     "attention": "auto",
     "instruction_set": None,
     "quantization": "none",
+    "kv_cache_dtype": "auto",
     "target_itl_s": None,
     "host_kv_cache_bytes": 0,
     "sleep_after_s": None,

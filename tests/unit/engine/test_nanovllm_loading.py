@@ -59,6 +59,7 @@ def is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     ("settings", "model", "said"),
     [
         ({"quantization": "int8"}, {}, "quantization=int8 is not supported by the nanovllm"),
+        ({"kv_cache_dtype": "fp8"}, {}, "kv_cache_dtype=fp8 is not supported by the nanovllm"),
         ({"kernels": "reference"}, {}, "kernels=reference is not supported by the nanovllm"),
         ({"tensor_parallel": 2}, {}, "tensor_parallel=2 is not supported by the nanovllm"),
         ({"host_kv_cache_bytes": 9}, {}, "host_kv_cache_bytes=9 is not supported by the nanovllm"),
