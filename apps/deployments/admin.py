@@ -136,19 +136,22 @@ class DeploymentAdmin(ObjectScoped, ServiceModelAdmin):
                 "fields": (
                     ("backend", "device_class"),
                     ("dtype", "quantization"),
-                    ("kv_cache_tokens", "max_sequences", "max_batched_tokens"),
+                    ("kv_cache_tokens", "kv_cache_dtype"),
+                    ("max_sequences", "max_batched_tokens"),
                 ),
             },
         ),
         (
-            "Draft model, several devices, sleep, and caches below the GPU",
+            "Guesses, attention, several devices, sleep, and caches below the GPU",
             {
                 "classes": ("collapse",),
-                "description": "Most do without; all but the draft model are for GPUs. A change of "
-                "these replaces the running engines.",
+                "description": "Most leave these as they are; all but guesses and the draft model "
+                "are for GPUs. A change of these replaces the running engines.",
                 # One a line: only so is the section open where one is wrong.
                 "fields": (
+                    "speculation",
                     "draft_version",
+                    "attention",
                     "tensor_parallel",
                     "sleep_after_s",
                     "host_kv_cache_bytes",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 NONE_OR_ANOTHER: Final = Q(draft_version__isnull=True) | (
     Q(remote__isnull=True, backend="native") & ~Q(draft_version=F("model_version"))
 )
+# Guesses come from one thing.
+NONE_OR_ALONE: Final = Q(draft_version__isnull=True) | Q(speculation="auto")
 
 
 def wrong_draft(deployment: "Deployment") -> dict[str, str]:

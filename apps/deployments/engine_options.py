@@ -1,10 +1,11 @@
-"""What an engine refuses of several devices, sleep and memory tiers, and what nano-vllm refuses at
-all, said by field before it is started. The rules are those of ``engine_service``:
-``models/shard.py``, ``config.py``, and what the processor's kernels, embedding models and the other
-backend do not have."""
+"""What an engine refuses of how it stores keys and values, guesses and attends, of several devices,
+sleep and memory tiers, and what nano-vllm refuses at all, said by field before it is started. The
+rules are those of ``engine_service``: ``models/shard.py``, ``config.py``,
+``kernels/libraries/flash_attention.py``, and what the processor's kernels, embedding models and the
+other backend do not have."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from django.template.defaultfilters import filesizeformat
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 _BLOCK_TOKENS: Final = 16
 _INT8_GROUP: Final = 32
 _SEAL_BYTES: Final = 16  # of each part of a block on disk
+_FLASH_ATTN_HEADS: Final = 8  # in two bytes a number, it reads 16 at once
+# What an engine has on any device.
+_ANYWHERE: Final = frozenset({"tensor_parallel", "speculation"})
+_WORDS: Final = ("kv_cache_dtype", "speculation", "attention")
+_SPECULATION_SAID: Final = {"off": "guesses nothing", "ngram": "guesses by prompt lookup"}
+_ATTENTION_SAID: Final = {"triton": "our kernels", "flashinfer": "FlashInfer"}
 _NOBODY_KNOWS: Final = "Nobody knows the sizes of this version's parts: import it again."
 
 
@@ -38,10 +45,17 @@ def wrong_options(deployment: "Deployment") -> dict[str, str]:
     if "tensor_parallel" in chosen:
         errors |= _wrong_parts(deployment, shape)
     if deployment.device_class != "cuda":
-        others = chosen.keys() - {"tensor_parallel"}
+        others = chosen.keys() - _ANYWHERE
         errors |= dict.fromkeys(others, "This needs a GPU: let it run on one.")
-    elif "host_kv_cache_bytes" in chosen:
-        errors |= _wrong_tiers(deployment, shape)
+    else:
+        if "host_kv_cache_bytes" in chosen:
+            errors |= _wrong_tiers(deployment, shape)
+        if text := _unfit_attention(deployment):
+            errors["attention"] = text
+    if "speculation" in chosen and deployment.draft_version is not None:
+        errors["speculation"] = (
+            "The draft model guesses: leave this as it was, or take the draft model away."
+        )
     if deployment.disk_kv_cache_bytes and not deployment.host_kv_cache_bytes:
         errors["disk_kv_cache_bytes"] = (
             "What goes to disk goes through host memory: give it some of that, too."
@@ -85,7 +99,10 @@ def wrong_sizes(deployment: "Deployment") -> dict[str, str]:
 
 def options_said(deployment: "Deployment") -> str:
     """Say to a person which of them are chosen, and who guesses."""
-    said = {
+    said: dict[str, Callable[[Any], str]] = {
+        "kv_cache_dtype": lambda name: f"keys and values in {name}",
+        "speculation": lambda name: _SPECULATION_SAID[name],
+        "attention": lambda name: f"attention by {_ATTENTION_SAID.get(name, name)}",
         "tensor_parallel": lambda n: f"{n} processes hold the model together",
         "sleep_after_s": lambda n: f"sleeps after {n} s without work",
         "host_kv_cache_bytes": lambda n: f"{filesizeformat(n)} of host memory for its cache",
@@ -97,18 +114,23 @@ def options_said(deployment: "Deployment") -> str:
     return ", ".join(words)
 
 
-def _block_bytes(shape: "ModelShape", *, dtype: str, n_parts: int) -> int:
+def _block_bytes(shape: "ModelShape", deployment: "Deployment") -> int:
     """Return what one block of the KV cache takes, all its parts on their GPUs together: each has a
     K/V head at least."""
-    width = 4 if dtype == "float32" else 2
+    n_parts = deployment.tensor_parallel
+    width = 4 if deployment.dtype == "float32" else 2
+    if deployment.kv_cache_dtype == "fp8":
+        width = 1
     n_heads = n_parts * max(1, shape.n_kv_heads // n_parts)
     n_values = 2 * shape.n_layers * n_heads * shape.head_dim
     return n_values * _BLOCK_TOKENS * width
 
 
-def _chosen(deployment: "Deployment") -> Mapping[str, int]:
+def _chosen(deployment: "Deployment") -> Mapping[str, int | str]:
+    words = {name: getattr(deployment, name) for name in _WORDS}
     n = deployment.tensor_parallel
-    given = {
+    given: dict[str, int | str | None] = {
+        **{name: None if word == "auto" else word for name, word in words.items()},
         "tensor_parallel": n if n and n > 1 else None,
         "sleep_after_s": deployment.sleep_after_s,
         "host_kv_cache_bytes": deployment.host_kv_cache_bytes,
@@ -152,11 +174,30 @@ def _uncut(shape: "ModelShape", n: int, quantization: str) -> str:
 def _wrong_tiers(deployment: "Deployment", shape: "ModelShape | None") -> dict[str, str]:
     if shape is None:
         return {"host_kv_cache_bytes": _NOBODY_KNOWS}
-    n = deployment.tensor_parallel
-    least = _block_bytes(shape, dtype=deployment.dtype, n_parts=n)
-    least_of = {"host_kv_cache_bytes": least, "disk_kv_cache_bytes": least + n * _SEAL_BYTES}
+    least = _block_bytes(shape, deployment)
+    on_disk = least + deployment.tensor_parallel * _SEAL_BYTES
+    least_of = {"host_kv_cache_bytes": least, "disk_kv_cache_bytes": on_disk}
     return {
-        name: f"At least {least_of[name]:,}: one block of the cache takes so much."
-        for name, value in _chosen(deployment).items()
-        if value < least_of.get(name, 0)
+        name: f"At least {n_bytes:,}: one block of the cache takes so much."
+        for name, n_bytes in least_of.items()
+        if (given := getattr(deployment, name)) is not None and given < n_bytes
     }
+
+
+def _unfit_attention(deployment: "Deployment") -> str:
+    """Say why none of a library's versions takes the model; empty where one may. What depends on
+    the GPU and on what is installed only its engine knows."""
+    if deployment.attention != "flash-attn":
+        return ""
+    if deployment.dtype == "float32":
+        return "flash-attn computes in numbers of 16 bits, not in float32."
+    if deployment.kv_cache_dtype == "fp8":
+        return "flash-attn does not read keys and values in fp8: leave them as they are computed."
+    for version in (deployment.model_version, deployment.draft_version):
+        shape = None if version is None else model_shape(version)
+        if shape is not None and shape.head_dim % _FLASH_ATTN_HEADS:
+            return (
+                f"flash-attn takes heads of a multiple of {_FLASH_ATTN_HEADS} values, and those of "
+                f"{version} have {shape.head_dim}."
+            )
+    return ""

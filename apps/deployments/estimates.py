@@ -22,6 +22,8 @@ _GIVEN_BACK_FROM_BYTES: Final = 32 * 2**20
 _DTYPE_BYTES: Final = {"float32": 4.0, "bfloat16": 2.0}
 # int8 has a float32 scale for 32 of them; that of fp8, one for an output, is next to nothing.
 _QUANTIZED_BYTES: Final = {"int8": 1 + 4 / 32, "fp8": 1.0}
+# Cast as they are, without a scale.
+_KV_CACHE_BYTES: Final = {"fp8": 1.0}
 _FLOAT32_BYTES: Final = 4
 # Logits, what sampling makes of them, and a copy to sort.
 _LOGIT_COPIES: Final = 4
@@ -32,14 +34,15 @@ _GATHERED_COPIES: Final = 2
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSizes:
     """What an engine is told that its memory depends on. dtype: ``auto`` counts as the widest that
-    it may become. n_parts: that hold the model together, each on a device of its own. is_on_gpu: it
-    is on no other device."""
+    it may become. kv_cache_dtype: ``auto`` is that type. n_parts: that hold the model together,
+    each on a device of its own. is_on_gpu: it is on no other device."""
 
     dtype: str
     quantization: str
     kv_cache_tokens: int
     max_sequences: int
     max_batched_tokens: int
+    kv_cache_dtype: str = "auto"
     n_parts: int = 1
     is_on_gpu: bool = False
 
@@ -109,12 +112,11 @@ def estimate(
     small = [n * width for n in products if n * width < _GIVEN_BACK_FROM_BYTES]
     as_read = (shape.n_layers * sum(products) + head) * width
     n_logits = sizes.max_sequences * shape.vocab_size
+    n_kept = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * sizes.kv_cache_tokens
     gathered = _GATHERED_COPIES * width if sizes.n_parts > 1 else 0
     return Estimate(
         weights=round(weights),
-        kv_cache=round(
-            2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * width * sizes.kv_cache_tokens
-        ),
+        kv_cache=round(n_kept * _KV_CACHE_BYTES.get(sizes.kv_cache_dtype, width)),
         loading=round(max(shape.n_layers * sum(small), as_read - weights)),
         steps=_FLOAT32_BYTES * (sizes.max_batched_tokens * _row(shape) + n_logits * _LOGIT_COPIES)
         + round(n_logits * gathered),

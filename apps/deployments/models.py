@@ -10,20 +10,19 @@ from guardian.models import UserObjectPermissionBase
 
 from apps.core.models import TimestampedModel
 from apps.core.outbound import MAX_URL_CHARS, UnsafeUrl, url_check
-from apps.deployments.draft_models import NONE_OR_ANOTHER, wrong_draft
+from apps.deployments.draft_models import NONE_OR_ALONE, NONE_OR_ANOTHER, wrong_draft
 from apps.deployments.engine_options import (
     options_said,
     wrong_nanovllm,
     wrong_options,
     wrong_sizes,
 )
-from apps.deployments.estimates import GPU_ASLEEP_AMONG_SEVERAL_BYTES, GPU_ASLEEP_BYTES
+from apps.deployments.option_fields import EngineOptions
 from apps.engines.types import EMBEDDING_DEVICES
 from apps.registry.types import Task as RegistryTask
 
 _SECONDS = [MinValueValidator(1), MaxValueValidator(3600)]
 _REPLICAS = [MinValueValidator(1), MaxValueValidator(16)]
-_TIER_BYTES = [MinValueValidator(1), MaxValueValidator(2**50)]
 
 
 class RemoteServer(TimestampedModel):
@@ -78,7 +77,7 @@ class RemoteServer(TimestampedModel):
             raise ValidationError({"ca_file": "There is no such file; give its whole path."})
 
 
-class Deployment(TimestampedModel):
+class Deployment(EngineOptions, TimestampedModel):
     """Desired state of one model: a version on this node, or what a remote server has."""
 
     class DesiredState(models.TextChoices):
@@ -193,48 +192,6 @@ class Deployment(TimestampedModel):
         help_text="Prompt and answer together at most. Empty: what the model allows, which of a "
         "remote one nobody here knows.",
     )
-    tensor_parallel = models.PositiveSmallIntegerField(
-        "devices of a replica",
-        default=1,
-        db_default=1,
-        validators=[MinValueValidator(1), MaxValueValidator(8)],
-        help_text="GPUs of one machine that hold the model together, each its part of every layer. "
-        "For what is too large for one, or must answer faster.",
-    )
-    sleep_after_s = models.PositiveIntegerField(
-        "sleeps after, seconds",
-        null=True,
-        blank=True,
-        validators=[MinValueValidator(1), MaxValueValidator(604_800)],
-        help_text="Without work for so long, an engine gives its GPU's memory back until the next "
-        "request, which others that sleep may use meanwhile. Empty: never.",
-    )
-    host_kv_cache_bytes = models.PositiveBigIntegerField(
-        "host memory for the cache, bytes",
-        null=True,
-        blank=True,
-        validators=_TIER_BYTES,
-        help_text="Of each replica, for prompts' beginnings that find no room on the GPU any more "
-        "and for requests that are put off. Empty: none.",
-    )
-    disk_kv_cache_bytes = models.PositiveBigIntegerField(
-        "disk for the cache, bytes",
-        null=True,
-        blank=True,
-        validators=_TIER_BYTES,
-        help_text="Of each replica, encrypted, for what finds no room in that host memory. "
-        "Empty: none.",
-    )
-    draft_version = models.ForeignKey(
-        "registry.ModelVersion",
-        on_delete=models.PROTECT,
-        related_name="+",
-        null=True,
-        blank=True,
-        verbose_name="draft model",
-        help_text="A much smaller model with the same tokenizer, whose guesses this one checks "
-        "several at a time: the same answers, sooner. Empty: none.",
-    )
     generation = models.PositiveIntegerField(
         default=1,
         editable=False,
@@ -268,6 +225,7 @@ class Deployment(TimestampedModel):
                 name="deployment_disk_below_host",
             ),
             models.CheckConstraint(condition=NONE_OR_ANOTHER, name="deployment_draft_another"),
+            models.CheckConstraint(condition=NONE_OR_ALONE, name="deployment_draft_guesses"),
         ]
 
     def __str__(self) -> str:
@@ -293,14 +251,6 @@ class Deployment(TimestampedModel):
         if self.model_version is not None:
             return self.max_model_len or self.model_version.context_length
         return self.max_model_len or 0
-
-    @property
-    def asleep_bytes(self) -> int | None:
-        """What a replica that sleeps keeps of each of its GPUs; the rest of what it needs is shared
-        with others that sleep there. None: it never sleeps, and shares nothing."""
-        if self.sleep_after_s is None:
-            return None
-        return GPU_ASLEEP_AMONG_SEVERAL_BYTES if self.tensor_parallel > 1 else GPU_ASLEEP_BYTES
 
     def clean(self) -> None:
         """Refuse what an engine would refuse at its start, while somebody is there to read it."""

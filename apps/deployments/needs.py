@@ -25,6 +25,7 @@ def replica_estimate(
     sizes = EngineSizes(
         dtype=_dtype(deployment, devices=devices, replica=replica),
         quantization=deployment.quantization,
+        kv_cache_dtype=deployment.kv_cache_dtype,
         kv_cache_tokens=deployment.kv_cache_tokens,
         max_sequences=deployment.max_sequences,
         max_batched_tokens=deployment.max_batched_tokens,

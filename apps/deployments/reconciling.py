@@ -261,6 +261,7 @@ def _engine_spec(replica: Replica) -> EngineSpec:
         "--max-batched-tokens": deployment.max_batched_tokens,
         "--max-model-len": deployment.max_model_len,
         "--threads": replica.n_threads,
+        **_chosen_words(deployment),
         "--tensor-parallel": n_processes if n_processes > 1 else None,
         # The processor's own kernels know nothing of it.
         "--kernels": "torch" if n_processes_each(deployment) > 1 else None,
@@ -282,6 +283,16 @@ def _engine_spec(replica: Replica) -> EngineSpec:
         environment=_environment(replica.devices.all()),
         artifacts=tuple(each for each in (artifact, draft_artifact) if each is not None),
     )
+
+
+def _chosen_words(deployment: Deployment) -> dict[str, str | None]:
+    """Return what is not left to the engine."""
+    words = {
+        "--kv-cache-dtype": deployment.kv_cache_dtype,
+        "--speculation": deployment.speculation,
+        "--attention": deployment.attention,
+    }
+    return {option: None if word == "auto" else word for option, word in words.items()}
 
 
 def _files_of(version: "ModelVersion") -> tuple[Path, Artifact | None]:

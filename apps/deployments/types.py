@@ -117,6 +117,9 @@ class DeploymentFields(TypedDict, total=False):
     max_sequences: int
     max_batched_tokens: int
     max_model_len: int | None
+    kv_cache_dtype: str
+    speculation: str
+    attention: str
     tensor_parallel: int
     sleep_after_s: int | None
     host_kv_cache_bytes: int | None

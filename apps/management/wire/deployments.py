@@ -29,6 +29,28 @@ Backend = Literal["native", "nanovllm"]
 Dtype = Literal["auto", "bfloat16", "float32"]
 Quantization = Literal["none", "int8", "fp8"]
 RemoteTask = Literal["generate", "embed"]
+KVCacheDtype = Annotated[
+    Literal["auto", "fp8"],
+    Meta(
+        description="What the KV cache holds. In fp8 as many tokens take half the memory; it needs "
+        "a GPU. auto: as they are computed."
+    ),
+]
+Speculation = Annotated[
+    Literal["auto", "off", "ngram"],
+    Meta(
+        description="Guesses of the next tokens, which change no answer: none, or by what a text "
+        "repeats. auto: by the draft model where there is one, else ngram on a processor and off "
+        "on a GPU."
+    ),
+]
+Attention = Annotated[
+    Literal["auto", "triton", "flash-attn", "flashinfer"],
+    Meta(
+        description="Of a GPU: our kernels, or a library, which has to be there and to fit. auto: "
+        "the fastest, as measured at each start."
+    ),
+]
 Parts = Annotated[
     int, Meta(ge=1, le=8, description="GPUs of one machine that hold a replica together.")
 ]
@@ -83,6 +105,9 @@ class DeploymentChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     max_sequences: Count | UnsetType = UNSET
     max_batched_tokens: Annotated[int, Meta(ge=16, le=MAX_INT)] | UnsetType = UNSET
     max_model_len: Annotated[int, Meta(ge=16, le=MAX_INT)] | UnsetType | None = UNSET
+    kv_cache_dtype: KVCacheDtype | UnsetType = UNSET
+    speculation: Speculation | UnsetType = UNSET
+    attention: Attention | UnsetType = UNSET
     tensor_parallel: Parts | UnsetType = UNSET
     sleep_after_s: SleepAfter | UnsetType | None = UNSET
     host_kv_cache_bytes: HostBytes | UnsetType | None = UNSET
@@ -113,6 +138,9 @@ class DesiredDeployment(msgspec.Struct, kw_only=True):
     max_sequences: int
     max_batched_tokens: int
     max_model_len: int | None
+    kv_cache_dtype: str
+    speculation: str
+    attention: str
     tensor_parallel: int
     sleep_after_s: int | None
     host_kv_cache_bytes: int | None
@@ -198,6 +226,9 @@ def desired(row: "Deployment") -> DesiredDeployment:
         max_sequences=row.max_sequences,
         max_batched_tokens=row.max_batched_tokens,
         max_model_len=row.max_model_len,
+        kv_cache_dtype=row.kv_cache_dtype,
+        speculation=row.speculation,
+        attention=row.attention,
         tensor_parallel=row.tensor_parallel,
         sleep_after_s=row.sleep_after_s,
         host_kv_cache_bytes=row.host_kv_cache_bytes,

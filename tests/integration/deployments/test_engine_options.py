@@ -327,8 +327,9 @@ def test_the_command_sets_and_takes_away(machine: Device, capsys: Any) -> None:
     both = ("--sleep-after-s", "300", "--host-kv-cache-bytes", str(2 * GIB))
     call_command("deploy", "set", "chat", *both)
     assert capsys.readouterr().out == (
-        "chat: tensor_parallel 1, sleep_after_s 300, host_kv_cache_bytes 2147483648, "
-        "disk_kv_cache_bytes none, draft_version none.\n"
+        "chat: kv_cache_dtype auto, speculation auto, attention auto, tensor_parallel 1, "
+        "sleep_after_s 300, host_kv_cache_bytes 2147483648, disk_kv_cache_bytes none, "
+        "draft_version none.\n"
     )
     neither = ("--sleep-after-s", "none", "--host-kv-cache-bytes", "none")
     call_command("deploy", "set", "chat", *neither)
@@ -343,7 +344,7 @@ def test_the_command_sets_and_takes_away(machine: Device, capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "give one of --tensor-parallel"),
+        ((), "give one of --kv-cache-dtype"),
         (("--tensor-parallel", "3"), "tensor_parallel: .* cannot be divided by 3"),
         (("--tensor-parallel", "none"), "tensor_parallel: "),
         (("--tensor-parallel", "two"), "invalid"),

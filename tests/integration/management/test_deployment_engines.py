@@ -1,5 +1,5 @@
-"""Draft model, several devices, sleep and memory tiers of a deployment through the management
-API."""
+"""Cache, guesses, attention, draft model, several devices, sleep and memory tiers of a deployment
+through the management API."""
 
 from typing import Any
 
@@ -74,11 +74,15 @@ async def test_how_its_engines_run_is_set_and_taken_away(api: httpx.AsyncClient)
         "host_kv_cache_bytes": 2**33,
         "disk_kv_cache_bytes": 2**34,
         "tensor_parallel": 1,
+        "kv_cache_dtype": "fp8",
+        "speculation": "off",
+        "attention": "flashinfer",
     }
     changed = await api.patch("/deployments/chat", json=options)
     assert changed.status_code == 200, changed.text
     assert {name: changed.json()["desired"][name] for name in options} == options
-    nothing = dict.fromkeys(options, None) | {"tensor_parallel": 8}
+    words = dict.fromkeys(("kv_cache_dtype", "speculation", "attention"), "auto")
+    nothing = dict.fromkeys(options, None) | {"tensor_parallel": 8} | words
     again = await api.patch("/deployments/chat", json=nothing)
     assert {name: again.json()["desired"][name] for name in options} == nothing
     row = await database_hop(stored)
@@ -92,6 +96,19 @@ async def test_how_its_engines_run_is_set_and_taken_away(api: httpx.AsyncClient)
 @pytest.mark.parametrize(
     ("change", "status", "code", "param"),
     [
+        ({"kv_cache_dtype": "int8"}, 400, "invalid_value", "kv_cache_dtype"),
+        ({"kv_cache_dtype": None}, 400, "invalid_type", "kv_cache_dtype"),
+        ({"kv_cache_dtype": "fp8"}, 400, "invalid_value", "kv_cache_dtype"),
+        ({"speculation": "on"}, 400, "invalid_value", "speculation"),
+        ({"speculation": True}, 400, "invalid_type", "speculation"),
+        ({"attention": "flash"}, 400, "invalid_value", "attention"),
+        ({"attention": "triton"}, 400, "invalid_value", "attention"),
+        (
+            {"device_class": "cuda", "attention": "flash-attn", "dtype": "float32"},
+            400,
+            "invalid_value",
+            "attention",
+        ),
         ({"tensor_parallel": 9}, 400, "invalid_value", "tensor_parallel"),
         ({"tensor_parallel": None}, 400, "invalid_type", "tensor_parallel"),
         ({"tensor_parallel": 2}, 400, "invalid_value", "tensor_parallel"),
@@ -140,6 +157,8 @@ async def test_a_draft_model_is_set_shown_and_taken_away(api: httpx.AsyncClient)
     ):
         answer = await api.patch("/deployments/chat", json={"draft_version": wrong})
         assert error_of(answer) == (status, code, "draft_version"), answer.text
+    guess = await api.patch("/deployments/chat", json={"speculation": "off"})
+    assert error_of(guess) == (400, "invalid_value", "speculation")
     assert (await database_hop(stored)).generation == 2
     taken = await api.patch("/deployments/chat", json={"draft_version": None})
     assert taken.json()["desired"]["draft_version"] is None

@@ -1,6 +1,7 @@
 """What a replica is reckoned to need, part by part."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,14 @@ def test_what_the_type_and_the_quantization_change() -> None:
     assert int8.weights == round((PRODUCTS + ENDS) * 1.125) + 2 * ENDS
     assert int8.kv_cache == narrow.kv_cache
     assert of(quantization="fp8").weights == PRODUCTS + ENDS + 2 * ENDS
+
+
+def test_keys_and_values_in_fp8_take_a_byte_each_and_change_nothing_else() -> None:
+    for dtype in ("bfloat16", "float32"):
+        found = of(dtype=dtype, kv_cache_dtype="fp8")
+        assert found.kv_cache == 2 * 30 * 3 * 64 * 8192
+        assert found == replace(of(dtype=dtype), kv_cache=found.kv_cache)
+    assert of(LARGE, n_parts=4, kv_cache_dtype="fp8").kv_cache == 2 * 32 * 2 * 128 * 8192
 
 
 def test_a_large_model_gives_its_weights_back_one_by_one() -> None:

@@ -28,6 +28,11 @@ _SERVICES = {
     "stop": (deployment_stop, "stops."),
     "restart": (deployment_restart, "gets new engines."),
 }
+_CHOICES: Final = {
+    "kv_cache_dtype": (Deployment.KVCacheDtype, "what the KV cache holds; fp8 needs a GPU"),
+    "speculation": (Deployment.Speculation, "what guesses the next tokens"),
+    "attention": (Deployment.Attention, "what attends on a GPU"),
+}
 _ENGINE_OPTIONS: Final = {
     "tensor_parallel": ("N", "GPUs of one machine that hold a replica together, 1 to 8"),
     "sleep_after_s": ("SECONDS", "without work until the GPU's memory is given back, or none"),
@@ -58,10 +63,10 @@ class Command(BaseCommand):
 
         engine = verbs.add_parser("set", help="set how its engines run, which starts them anew")
         engine.add_argument("name")
+        for field, (known, said) in _CHOICES.items():
+            engine.add_argument(_option(field), choices=known.values, help=said)
         for field, (metavar, text) in _ENGINE_OPTIONS.items():
-            engine.add_argument(
-                f"--{field.replace('_', '-')}", type=_number, metavar=metavar, help=text
-            )
+            engine.add_argument(_option(field), type=_number, metavar=metavar, help=text)
         engine.add_argument(
             "--draft-version",
             metavar="NAME:NUMBER",
@@ -120,10 +125,10 @@ class Command(BaseCommand):
         )
 
     def _set(self, deployment: Deployment, options: dict[str, Any]) -> None:
-        names = (*_ENGINE_OPTIONS, _DRAFT)
+        names = (*_CHOICES, *_ENGINE_OPTIONS, _DRAFT)
         given = {name: options[name] for name in names if options[name] is not None}
         if not given:
-            known = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+            known = ", ".join(map(_option, names))
             raise CommandError(f"give one of {known}")
         fields = {name: None if value == _NONE else value for name, value in given.items()}
         if fields.get(_DRAFT) is not None:
@@ -134,6 +139,10 @@ class Command(BaseCommand):
             for name in names
         )
         self.stdout.write(f"{found}: {said}.")
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
 
 
 def _number(text: str) -> int | str:
