@@ -16,6 +16,8 @@ GPU_ASLEEP_BYTES: Final = 512 * 2**20
 # Of each of several that hold a model together all of it: NCCL's buffers, which nobody has measured
 # here, stay too.
 GPU_ASLEEP_AMONG_SEVERAL_BYTES: Final = GPU_RUNTIME_BYTES
+# What FlashInfer works in, of each model that it attends for, asleep too.
+FLASHINFER_BYTES: Final = 280 * 2**20
 # The C library gives back blocks from this size on; of smaller ones it may keep what was freed,
 # until the engine has loaded and tells it not to.
 _GIVEN_BACK_FROM_BYTES: Final = 32 * 2**20
@@ -34,8 +36,9 @@ _GATHERED_COPIES: Final = 2
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSizes:
     """What an engine is told that its memory depends on. dtype: ``auto`` counts as the widest that
-    it may become. kv_cache_dtype: ``auto`` is that type. n_parts: that hold the model together,
-    each on a device of its own. is_on_gpu: it is on no other device."""
+    it may become. kv_cache_dtype: ``auto`` is that type. attention: what ``auto`` will be nobody
+    knows, and counts as nothing. n_parts: that hold the model together, each on a device of its
+    own. is_on_gpu: it is on no other device."""
 
     dtype: str
     quantization: str
@@ -43,6 +46,7 @@ class EngineSizes:
     max_sequences: int
     max_batched_tokens: int
     kv_cache_dtype: str = "auto"
+    attention: str = "auto"
     n_parts: int = 1
     is_on_gpu: bool = False
 
@@ -50,14 +54,16 @@ class EngineSizes:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """In bytes, of each of its parts. loading: beside the rest until it is ready, of the weights as
-    they are read. steps: what one step needs. runtime: reserved for the process itself. draft: of
-    its draft model, beside all these; None where it has none."""
+    they are read. steps: what one step needs. runtime: reserved for the process itself.
+    workspace: what a library attends in. draft: of its draft model, beside all these; None where it
+    has none."""
 
     weights: int
     kv_cache: int
     loading: int
     steps: int
     runtime: int = RUNTIME_BYTES
+    workspace: int = 0
     draft: "Estimate | None" = None
 
     def all_weights(self, *, n_parts: int) -> int:
@@ -74,14 +80,14 @@ class Estimate:
     @property
     def ready(self) -> int:
         """What it needs once it is ready."""
-        own = self.weights + self.kv_cache + self.steps + self.runtime
+        own = self.weights + self.kv_cache + self.steps + self.runtime + self.workspace
         return own if self.draft is None else own + self.draft.ready
 
     @property
     def total(self) -> int:
         """The most that it needs, while it loads."""
-        own = self.weights + self.kv_cache + self.steps + self.runtime + self.loading
-        return own if self.draft is None else own + self.draft.total
+        most = self.ready + self.loading
+        return most if self.draft is None else most + self.draft.loading
 
     def with_draft(self, draft: "Estimate") -> "Estimate":
         """Return it with a draft model, which the same process computes."""
@@ -121,6 +127,7 @@ def estimate(
         steps=_FLOAT32_BYTES * (sizes.max_batched_tokens * _row(shape) + n_logits * _LOGIT_COPIES)
         + round(n_logits * gathered),
         runtime=runtime,
+        workspace=FLASHINFER_BYTES if sizes.attention == "flashinfer" else 0,
     )
 
 

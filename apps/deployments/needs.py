@@ -26,6 +26,7 @@ def replica_estimate(
         dtype=_dtype(deployment, devices=devices, replica=replica),
         quantization=deployment.quantization,
         kv_cache_dtype=deployment.kv_cache_dtype,
+        attention=deployment.attention,
         kv_cache_tokens=deployment.kv_cache_tokens,
         max_sequences=deployment.max_sequences,
         max_batched_tokens=deployment.max_batched_tokens,

@@ -5,7 +5,11 @@ together."""
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 
-from apps.deployments.estimates import GPU_ASLEEP_AMONG_SEVERAL_BYTES, GPU_ASLEEP_BYTES
+from apps.deployments.estimates import (
+    FLASHINFER_BYTES,
+    GPU_ASLEEP_AMONG_SEVERAL_BYTES,
+    GPU_ASLEEP_BYTES,
+)
 
 _TIER_BYTES = [MinValueValidator(1), MaxValueValidator(2**50)]
 
@@ -105,4 +109,7 @@ class EngineOptions(models.Model):
         with others that sleep there. None: it never sleeps, and shares nothing."""
         if self.sleep_after_s is None:
             return None
-        return GPU_ASLEEP_AMONG_SEVERAL_BYTES if self.tensor_parallel > 1 else GPU_ASLEEP_BYTES
+        kept = GPU_ASLEEP_AMONG_SEVERAL_BYTES if self.tensor_parallel > 1 else GPU_ASLEEP_BYTES
+        if self.attention == self.Attention.FLASHINFER:
+            kept += FLASHINFER_BYTES * (1 if self.draft_version_id is None else 2)
+        return kept

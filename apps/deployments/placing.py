@@ -211,9 +211,9 @@ def _needs_text(deployment: Deployment, *, devices: Iterable["Device"]) -> str:
         f"{filesizeformat(parts.total)}{_on_each(deployment.tensor_parallel)}: "
         f"{filesizeformat(parts.weights)} of weights, "
         f"{filesizeformat(parts.kv_cache)} of KV cache, {filesizeformat(parts.steps)} for steps, "
-        f"{filesizeformat(parts.runtime)} for the process, {filesizeformat(parts.loading)} while "
-        f"it loads{_draft_text(parts.draft)}{_asleep_text(deployment)}"
-        f"{_beside_text(beside(deployment, devices=devices))}."
+        f"{filesizeformat(parts.runtime)} for the process{_workspace_text(parts)}, "
+        f"{filesizeformat(parts.loading)} while it loads{_draft_text(parts.draft)}"
+        f"{_asleep_text(deployment)}{_beside_text(beside(deployment, devices=devices))}."
     )
 
 
@@ -223,9 +223,13 @@ def _draft_text(parts: Estimate | None) -> str:
     return (
         f", and for its draft model {filesizeformat(parts.total)}: "
         f"{filesizeformat(parts.weights)} of weights, "
-        f"{filesizeformat(parts.kv_cache)} of KV cache, {filesizeformat(parts.steps)} for steps, "
-        f"{filesizeformat(parts.loading)} while it loads"
+        f"{filesizeformat(parts.kv_cache)} of KV cache, {filesizeformat(parts.steps)} for steps"
+        f"{_workspace_text(parts)}, {filesizeformat(parts.loading)} while it loads"
     )
+
+
+def _workspace_text(parts: Estimate) -> str:
+    return f", {filesizeformat(parts.workspace)} for what attends" if parts.workspace else ""
 
 
 def _on_each(n_devices: int) -> str:

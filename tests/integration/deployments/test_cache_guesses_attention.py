@@ -10,11 +10,13 @@ import pytest
 import torch
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connection, transaction
+from django.utils import timezone
 
 from apps.audit.types import Actor
 from apps.deployments.engine_options import wrong_options
 from apps.deployments.models import Deployment, Replica
 from apps.deployments.needs import replica_estimate
+from apps.deployments.placing import needs_text
 from apps.deployments.services import deployment_create, deployment_update
 from apps.engines.models import Device
 from apps.registry.models import ModelVersion
@@ -35,6 +37,8 @@ from tests.factories import DeploymentFactory, RemoteServerFactory
 from tests.integration.deployments.guessing import WORDS, draft, small, target
 from tests.integration.deployments.machine import (
     BLOCK,
+    MIB,
+    SLEEP,
     TIERS,
     TWO,
     machine,
@@ -311,6 +315,27 @@ def test_in_fp8_fits_what_did_not(machine: Device, actor: Actor) -> None:
     nothing_changed()
     deployment_create(actor=actor, name="chat", kv_cache_dtype="fp8", **fields, **sizes)
     assert len(reconcile(machine).specs) == 1
+
+
+def test_flashinfer_keeps_its_workspace_while_an_engine_sleeps(
+    machine: Device, target: ModelVersion, draft: ModelVersion, actor: Actor
+) -> None:
+    fields = {"model_version": target, **SLEEP}
+    deployment = deployment_create(actor=actor, name="chat", attention="triton", **fields)
+    for option, n in (
+        ({}, 0),
+        ({"attention": "flashinfer"}, 1),
+        ({"draft_version": draft}, 2),
+        (TWO, 2),
+    ):
+        deployment = deployment_update(deployment=deployment, actor=actor, **option)
+        parts = replica_estimate(deployment, devices=Device.objects.all())
+        guessing = 0 if parts.draft is None else parts.draft.workspace
+        assert parts.workspace + guessing == n * 280 * MIB
+        kept = (512 if deployment.tensor_parallel == 1 else 1024) * MIB
+        assert deployment.asleep_bytes == kept + n * 280 * MIB
+        said = needs_text(deployment, now=timezone.now()).replace("\xa0", " ")
+        assert said.count("280.0 MB for what attends") == n
 
 
 def test_rows_that_an_older_server_writes_leave_all_to_the_engine() -> None:

@@ -76,6 +76,21 @@ def test_keys_and_values_in_fp8_take_a_byte_each_and_change_nothing_else() -> No
     assert of(LARGE, n_parts=4, kv_cache_dtype="fp8").kv_cache == 2 * 32 * 2 * 128 * 8192
 
 
+def test_flashinfer_works_in_memory_of_its_own_for_each_model() -> None:
+    plain, found = of(is_on_gpu=True), of(is_on_gpu=True, attention="flashinfer")
+    assert found == replace(plain, workspace=280 * MIB)
+    assert found.lasting == plain.lasting
+    assert found.with_draft(found).total - plain.with_draft(plain).total == 2 * 280 * MIB
+    assert found.with_draft(found).ready - plain.with_draft(plain).ready == 2 * 280 * MIB
+
+
+def test_with_a_draft_model_both_are_in_the_sum() -> None:
+    found = of().with_draft(of(quantization="int8"))
+    assert found.draft is not None
+    assert found.ready == of().ready + of(quantization="int8").ready - 320 * MIB
+    assert found.total == of().total + of(quantization="int8").total - 320 * MIB
+
+
 def test_a_large_model_gives_its_weights_back_one_by_one() -> None:
     found = of(LARGE)
     # Queries with keys and values, and what goes out: 48 and 32 MiB. All are given back.
