@@ -57,6 +57,7 @@ class EngineInfo:
     task: Task
     embedding_size: int | None
     quantization: Literal["none", "int8", "fp8"]
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,4 +160,6 @@ def interrupted(fault: BaseException | None, interruption: AppError | None) -> B
 def fingerprint(model_version_id: int, info: EngineInfo) -> str:
     """Name all that decides which tokens a seed gives: the model, and what computes it."""
     parts = [info.backend, info.dtype, info.quantization, info.kernels.replace(" ", "-").lower()]
+    if info.kv_cache_dtype != "auto":
+        parts.append(f"kv-{info.kv_cache_dtype}")
     return "_".join(["fp", str(model_version_id), *parts])

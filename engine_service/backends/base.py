@@ -7,7 +7,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from engine_service.config import QuantizationName
+from engine_service.config import KVCacheDTypeName, QuantizationName
 from engine_service.errors import EngineError, EngineLost
 from engine_service.protocol import (
     NO_STANDING,
@@ -83,7 +83,7 @@ class ModelInfo:
     """What a loaded model can take; ``max_model_len`` is bounded by context and KV pool.
 
     kernels: what computes its steps, such as "compiled AVX2" or "reference". quantization: what its
-    weights became when they were loaded.
+    weights became when they were loaded. kv_cache_dtype: what K and V are stored in.
     max_model_len: of an embedding model, most tokens of one input. embedding_size: numbers in a
     vector; None for a model that generates.
     unsupported: fields of ``SamplingParams`` that the backend knows only the default of.
@@ -105,6 +105,7 @@ class ModelInfo:
     task: Task = "generate"
     embedding_size: int | None = None
     quantization: QuantizationName = "none"
+    kv_cache_dtype: KVCacheDTypeName = "auto"
     unsupported: frozenset[str] = frozenset()
     takes_masks: bool = True
 

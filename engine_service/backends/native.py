@@ -60,6 +60,7 @@ class NativeBackend:
             device=loaded.device,
             kernels=loaded.kernels,
             quantization=config.quantization,
+            kv_cache_dtype=config.kv_cache_dtype,
             backend="native",
             vocab_size=model_config.vocab_size,
             max_model_len=loaded.max_model_len,

@@ -8,6 +8,7 @@ FinishReason = Literal["stop", "length", "abort"]
 ErrorKind = Literal["request", "overloaded", "engine"]
 Task = Literal["generate", "embed"]
 Quantization = Literal["none", "int8", "fp8"]
+KVCacheDType = Literal["auto", "fp8"]
 
 
 class Welcome(Message, frozen=True):
@@ -17,7 +18,8 @@ class Welcome(Message, frozen=True):
     max_model_len: most tokens of prompt and answer together, already bounded by the KV pool; where
     the task is ``embed``, of one input. embedding_size: numbers in a vector, None unless it is.
     kernels: what computes its steps, such as "compiled AVX2" or "reference". quantization: what the
-    weights became when they were loaded.
+    weights became when they were loaded. kv_cache_dtype: what K and V are stored in; ``auto`` is
+    what they are computed in.
     """
 
     protocol_version: int
@@ -37,6 +39,7 @@ class Welcome(Message, frozen=True):
     task: Task = "generate"
     embedding_size: int | None = None
     quantization: Quantization = "none"
+    kv_cache_dtype: KVCacheDType = "auto"
 
 
 class Prepared(Message, frozen=True):

@@ -184,6 +184,7 @@ class EngineService:
             task=info.task,
             embedding_size=info.embedding_size,
             quantization=info.quantization,
+            kv_cache_dtype=info.kv_cache_dtype,
         )
 
     # -- requests ----------------------------------------------------------------------------

@@ -125,3 +125,10 @@ def test_a_cut_through_groups_is_refused(
         two_ranks(model_dir, quantization="int8"),
     ):
         pass
+
+
+def test_it_says_what_keys_and_values_are_stored_in(tmp_path: Path) -> None:
+    model_dir = random_llama_dir(tmp_path)
+    plain, narrow = config_of(model_dir), config_of(model_dir, kv_cache_dtype="fp8")
+    assert [NativeBackend(each).info.kv_cache_dtype for each in (plain, narrow)] == ["auto", "fp8"]
+    assert answers(narrow) != answers(plain), "else nobody need say so"

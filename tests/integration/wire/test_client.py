@@ -29,6 +29,7 @@ async def test_welcome_tells_who_is_here(tmp_path: Path) -> None:
         assert (client.info.epoch, client.info.model) == (EPOCH, "tiny")
         assert (client.info.backend, client.info.max_model_len) == ("echo", 100_000)
         assert (client.info.kernels, client.info.quantization) == ("none", "int8")
+        assert client.info.kv_cache_dtype == "fp8"
         assert not client.is_closed
         await client.close()
         assert client.is_closed

@@ -93,6 +93,7 @@ def model_info(
         device="cpu",
         kernels="none",
         quantization="int8",
+        kv_cache_dtype="fp8",
         backend="echo",
         vocab_size=byte_level().get_vocab_size(),
         max_model_len=max_model_len,
