@@ -14,16 +14,6 @@ from tests.serve import RunningProduct
 pytestmark = pytest.mark.e2e
 
 ANSWER_TIMEOUT_MS = 60_000
-# Keeps every text that the last answer shows on its way.
-WATCH_TEXTS = """() => {
-  window.shownTexts = [];
-  new MutationObserver(() => {
-    const body = [...document.querySelectorAll(".pg-body")].at(-1);
-    if (body && body.textContent !== window.shownTexts.at(-1)) {
-      window.shownTexts.push(body.textContent);
-    }
-  }).observe(document.getElementById("pg-turns"), {subtree: true, childList: true});
-}"""
 
 
 @pytest.fixture
@@ -66,8 +56,7 @@ def test_the_index_shows_the_deployment_healthy(product: RunningProduct, admin: 
     picture(product, admin.page, "index")
 
 
-def test_a_chat_streams_sense_and_tells_its_figures(product: RunningProduct, chat: Page) -> None:
-    chat.evaluate(WATCH_TEXTS)
+def test_a_chat_makes_sense_and_tells_its_figures(product: RunningProduct, chat: Page) -> None:
     ask(chat, "What is the capital of France?")
     figures = chat.locator(".pg-figures").first
     expect(figures).to_contain_text("Complete", timeout=ANSWER_TIMEOUT_MS)
@@ -77,8 +66,6 @@ def test_a_chat_streams_sense_and_tells_its_figures(product: RunningProduct, cha
     assert re.search(r"\b\d+\.\d tokens/s\b", said)
     assert re.search(r"first token \d", said)
     assert re.search(r"prompt \d+, \d+ cached", said)
-    texts: list[str] = chat.evaluate("window.shownTexts")
-    assert len([text for text in texts if text]) >= 3, f"not streamed: {texts}"
 
     ask(chat, "And of Italy?")
     expect(chat.locator(".pg-figures").nth(1)).to_contain_text(
@@ -101,6 +88,7 @@ def test_stop_ends_a_long_answer_here_and_in_the_engine(
     n_aborted = product.usage_outcomes()["aborted"]
     chat.get_by_label("Max tokens").fill("4000")
     ask(chat, "Write a very long story about a dragon and a small boat.")
+    # Long before the last of 4,000 tokens: it is shown as it comes.
     expect(chat.locator(".pg-body")).to_contain_text(re.compile(".{20}"), timeout=ANSWER_TIMEOUT_MS)
     chat.get_by_role("button", name="Stop").click()
     expect(chat.locator(".pg-figures")).to_contain_text("Stopped by you")
