@@ -39,7 +39,7 @@ def compiled(tmp_path: Path, **settings: Any) -> dict[str, Any]:
 
 def check(found: dict[str, Any]) -> None:
     assert found["n_answers"] == 140
-    assert len(found["rehearsed"]) > 30
+    assert len(found["rehearsed"]) > 25  # weights of eight bits have fewer
     assert found["compiled_when_made_ready"] == []
     assert found["compiled_when_serving"] == []
     assert found["too_large"] == []
