@@ -11,6 +11,7 @@ import msgspec
 from apps.batches import storage
 from apps.batches.models import BatchItem
 from apps.batches.types import Ending, StoredOutput
+from apps.core.json_lines import one_line
 
 
 class _Error(msgspec.Struct, frozen=True):
@@ -40,7 +41,7 @@ class _Draft:
         self._n_lines = 0
 
     def add(self, line: bytes) -> None:
-        self._handle.write(line + b"\n")
+        self._handle.write(one_line(line) + b"\n")
         self._n_lines += 1
 
     def keep(self, file_id: str) -> StoredOutput:

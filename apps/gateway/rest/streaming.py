@@ -7,6 +7,7 @@ import msgspec
 from django.http import StreamingHttpResponse
 
 from apps.core.exceptions import AppError
+from apps.core.json_lines import one_line
 from apps.engines.types import AnswerDelta, GenerationResult
 from apps.gateway.merging import Stream
 
@@ -43,7 +44,7 @@ class Recorder(Protocol):
 
 
 def event(data: object) -> bytes:
-    return b"data: " + _encode(data) + b"\n\n"
+    return b"data: " + one_line(_encode(data)) + b"\n\n"
 
 
 def named_event(name: str, data: object) -> bytes:
